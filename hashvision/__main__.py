@@ -1,0 +1,193 @@
+"""The verbs: `python -m hashvision VERB`; each imports its room only when called."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hashvision import __version__
+from hashvision.errors import UserError
+
+
+def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _nothing_more(rest)
+    from hashvision.prepare import drawn
+
+    drawn.write(arguments.output, arguments.posts, arguments.test_per_class, seed=arguments.seed)
+    sheet = os.path.join(arguments.output, "contact_sheet.png")
+    drawn.contact_sheet(sheet, seed=arguments.seed)
+    print(f"{arguments.posts:,} drawn posts lie in {arguments.output}; {sheet} shows them.")
+
+
+def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from hashvision.prepare import pipeline
+
+    manifest = pipeline.prepare(
+        arguments.posts,
+        arguments.output,
+        images=arguments.images,
+        wordnet=arguments.wordnet,
+        minimum_count=arguments.minimum_count,
+        short_side=arguments.short_side,
+        beam_options=rest,
+    )
+    posts = manifest["posts"]
+    dropped = ", ".join(f"{drop['count']:,} {why}" for why, drop in posts["dropped"].items())
+    print(
+        f"{posts['kept']:,} of {posts['read']:,} posts kept ({dropped});"
+        f" {manifest['classes']:,} classes; the dataset lies in {arguments.output}."
+    )
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from hashvision.training import loop
+
+    loop.train(_config(arguments.config, rest), arguments.workdir)
+    print(f"The run lies in {arguments.workdir}.")
+
+
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _nothing_more(rest)
+    from hashvision.evaluation import encoder, protocols
+
+    network = encoder.load(arguments.workdir, arguments.untrained)
+    protocols.evaluate(
+        network, arguments.dataset, arguments.protocol, arguments.workdir, arguments.untrained
+    )
+
+
+def _nothing_more(rest: list[str]) -> None:
+    if rest:
+        raise UserError(f"There is no option {rest[0]}; `--help` lists them.")
+
+
+def _config(file: str, overrides: list[str]) -> Any:
+    """The config of `file` (FILE.py or FILE.py:VARIANT) with --config.KEY=VALUE applied, locked."""
+    import ast
+    import difflib
+    import importlib.util
+
+    path, _, variant = file.partition(":")
+    if not os.path.exists(path):
+        raise UserError(f"The config {path} does not exist; configs/ holds those of this project.")
+    # A recipe imports its neighbours (`import base`), as a script would.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    spec = importlib.util.spec_from_file_location("hashvision_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"The config {path} is no Python file; configs/base.py shows the form.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+    config.lock()
+
+    keys = list(_keys(config))
+    for override in overrides:
+        key, equals, text = override.removeprefix("--config.").partition("=")
+        if not (override.startswith("--config.") and equals):
+            raise UserError(f"There is no option {override}; settings are --config.KEY=VALUE.")
+        if key not in keys:
+            same = [name for name in keys if name.split(".")[-1] == key.split(".")[-1]]
+            near = difflib.get_close_matches(key, keys, 1) or same
+            hint = f"the nearest is {near[0]}" if near else "configs/base.py lists them all"
+            raise UserError(f"The config {path} has no key {key}; {hint}.")
+        try:
+            value = {"true": True, "false": False}.get(text.lower()) if text else ""
+            value = ast.literal_eval(text) if value is None else value
+        except (ValueError, SyntaxError):
+            value = text
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError):
+            group, _, name = key.rpartition(".")
+            holder = _at(config, group) if group else config
+            kind = holder.get_type(name).__name__
+            raise UserError(
+                f"--config.{key}={text} does not fit: {path} gives {key} the type {kind}."
+            ) from None
+    return config
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of a config's settings."""
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hashvision",
+        description="Posts in, a tested vision model out.",
+        epilog="`hashvision VERB --help` tells more.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = verbs.add_parser("drawn", help="draw the embedded posts: everything runs with no download")
+    verb.add_argument("--output", required=True, help="folder for posts.jsonl, images/ and test sets")
+    verb.add_argument("--posts", type=int, default=3000)
+    verb.add_argument("--test_per_class", type=int, default=20)
+    verb.add_argument("--seed", type=int, default=0)
+    verb.set_defaults(run=_drawn)
+
+    verb = verbs.add_parser(
+        "prepare",
+        help="posts -> dataset folder",
+        description="Posts to a dataset folder. Options not listed go to Apache Beam (--runner, ...).",
+    )
+    verb.add_argument("--posts", required=True, help="a JSONL dump, one post a line")
+    verb.add_argument("--output", required=True, help="the dataset folder to make")
+    verb.add_argument("--images", help="folder of the image paths; that of the posts by default")
+    verb.add_argument("--wordnet", help="WordNet as WN-LMF (.xml, .xml.xz), to merge synonyms")
+    verb.add_argument("--minimum_count", type=int, default=10, help="posts a class needs")
+    verb.add_argument("--short_side", type=int, default=256, help="pixels; photos are only shrunk")
+    verb.set_defaults(run=_prepare)
+
+    verb = verbs.add_parser(
+        "train",
+        help="dataset folder -> workdir",
+        description="Trains, or goes on. --config.KEY=VALUE sets any key of configs/base.py."
+        " Configs are Python code: run only those you trust.",
+    )
+    verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
+    verb.add_argument("--workdir", required=True, help="checkpoints, metrics and config go here")
+    verb.set_defaults(run=_train)
+
+    verb = verbs.add_parser("evaluate", help="workdir and labelled photos -> numbers")
+    verb.add_argument("--workdir", required=True)
+    verb.add_argument(
+        "--dataset", required=True, help="folders by class, a labels.jsonl, or a dataset folder"
+    )
+    verb.add_argument("--protocol", required=True, choices=("knn", "linear", "multilabel"))
+    verb.add_argument(
+        "--untrained", action="store_true", help="the same network, freshly initialised"
+    )
+    verb.set_defaults(run=_evaluate)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, or 2 after one sentence on what the user can mend."""
+    # TensorFlow only decodes here; its start-up notes tell nothing.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        arguments.run(arguments, rest)
+    except UserError as error:
+        print(f"hashvision: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Weighted nearest neighbours on frozen features: the protocol that trains nothing."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_CHUNK_SIMILARITIES = 2**24  # similarities held at once: 64 MB
+
+
+def normalize(features: np.ndarray) -> np.ndarray:
+    """Features float32 (N, D) at unit length; a row of zeros stays zeros."""
+    features = np.asarray(features, np.float32)
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(length > 0, length, 1)
+
+
+def nearest(similarities: np.ndarray, k: int) -> np.ndarray:
+    """Column numbers of the k largest entries of each row, in rising column order.
+
+    Ties at the k-th place go to the lower column, so that the neighbours are the same wherever
+    they are computed (np.argpartition would leave that to its pivots).
+
+    Args:
+      similarities: float (M, N).
+      k: at most N.
+
+    Returns:
+      int64 (M, k).
+    """
+    columns = similarities.shape[1]
+    threshold = np.partition(similarities, columns - k, axis=1)[:, columns - k, None]
+    above = similarities > threshold
+    tied = similarities == threshold
+    room = k - above.sum(axis=1, keepdims=True)
+    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    return np.nonzero(chosen)[1].reshape(len(similarities), k)
+
+
+def _votes(
+    train: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray,
+    classes: int,
+    k: int,
+    temperature: float,
+) -> Iterator[np.ndarray]:
+    k = min(k, len(train))
+    chunk = max(1, _CHUNK_SIMILARITIES // len(train))
+    for start in range(0, len(test), chunk):
+        similarities = test[start : start + chunk] @ train.T
+        neighbours = nearest(similarities, k)
+        weights = np.exp(
+            np.take_along_axis(similarities, neighbours, axis=1).astype(np.float64) / temperature
+        )
+        rows = np.arange(len(neighbours))[:, None] * classes
+        cells = (rows + labels[neighbours]).ravel()
+        votes = np.bincount(cells, weights.ravel(), minlength=len(neighbours) * classes)
+        yield votes.reshape(-1, classes)
+
+
+def predict(
+    train: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray,
+    classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> np.ndarray:
+    """Classifies each test photo by its k nearest training photos.
+
+    Wu et al. 2018 (arXiv 1805.01978), section 3.4: with cosine similarity s_i to neighbour i,
+    class c gets the votes w_c = sum over neighbours of class c of exp(s_i / temperature), and the
+    class with most votes wins (the lower class number on a tie).
+
+    Args:
+      train: float (N, D), training features; any scale, they are brought to unit length.
+      labels: int (N,), class numbers in [0, classes).
+      test: float (M, D), test features.
+      classes: C, the number of classes.
+      k: how many neighbours vote; all N of them if there are fewer.
+      temperature: of the votes, above 0.
+
+    Returns:
+      int64 (M,), predicted class numbers.
+    """
+    votes = _votes(normalize(train), np.asarray(labels), normalize(test), classes, k, temperature)
+    return np.concatenate([np.argmax(chunk, axis=1) for chunk in votes])

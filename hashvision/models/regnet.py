@@ -1,0 +1,116 @@
+"""RegNetY (Radosavovic et al. 2020, arXiv 2003.13678), from 200MF to the 10B of SEER."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hashvision.models import layers
+from hashvision.models.stages import Stage
+
+STEM_WIDTH = 32
+SQUEEZE_RATIO = 0.25  # of the block's input width
+
+
+class RegNetParameters(NamedTuple):
+    """The five numbers that generate a RegNet (section 3.3): widths are w0 + wa * block index."""
+
+    depth: int
+    w0: int
+    wa: float
+    wm: float
+    group: int
+
+
+# The paper's table 7 up to 32GF; 64GF and above from SEER and SWAG (RECIPES part 2).
+PARAMETERS = {
+    "regnety_200mf": RegNetParameters(13, 24, 36.44, 2.49, 8),
+    "regnety_400mf": RegNetParameters(16, 48, 27.89, 2.09, 8),
+    "regnety_800mf": RegNetParameters(14, 56, 38.84, 2.4, 16),
+    "regnety_1.6gf": RegNetParameters(27, 48, 20.71, 2.65, 24),
+    "regnety_3.2gf": RegNetParameters(21, 80, 42.63, 2.66, 24),
+    "regnety_8gf": RegNetParameters(17, 192, 76.82, 2.19, 56),
+    "regnety_16gf": RegNetParameters(18, 200, 106.23, 2.48, 112),
+    "regnety_32gf": RegNetParameters(20, 232, 115.89, 2.53, 232),
+    "regnety_64gf": RegNetParameters(20, 352, 147.48, 2.4, 328),
+    "regnety_128gf": RegNetParameters(27, 456, 160.83, 2.52, 264),
+    "regnety_256gf": RegNetParameters(27, 640, 230.83, 2.53, 373),
+    "regnety_10b": RegNetParameters(27, 1744, 620.83, 2.52, 1010),
+}
+
+
+def stage_shapes(parameters: RegNetParameters) -> list[tuple[int, int, int]]:
+    """(width, depth, group width) of each stage.
+
+    Section 3.3, equations 2 to 4: block j's width u_j = w0 + wa * j is quantised to
+    w0 * wm^round(s_j) with s_j = log_wm(u_j / w0), rounded to a multiple of 8; equal neighbours
+    form a stage, whose width is then rounded to whole groups.
+    """
+    depth, w0, wa, wm, group = parameters
+    exponents = np.round(np.log((w0 + wa * np.arange(depth)) / w0) / np.log(wm))
+    widths = (np.round(w0 * wm**exponents / 8) * 8).astype(int)
+    shapes = []
+    for width in np.unique(widths):
+        stage_group = min(group, int(width))
+        whole = int(round(width / stage_group)) * stage_group
+        shapes.append((whole, int(np.sum(widths == width)), stage_group))
+    return shapes
+
+
+class Block(nn.Module):
+    """The Y block: 1x1, grouped 3x3, squeeze-and-excitation, 1x1, with a bottleneck ratio of 1."""
+
+    stride: int
+    width: int
+    group: int
+    norm: Any
+    conv: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H / stride, W / stride, width)."""
+        y = self.conv(self.width, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train))
+        groups = self.width // self.group
+        y = self.conv(self.width, 3, self.stride, groups, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm2")(y, train))
+        hidden = round(SQUEEZE_RATIO * x.shape[-1])
+        y = layers.SqueezeExcite(hidden, self.dtype, name="squeeze_excite")(y)
+        y = self.conv(self.width, 1, name="conv3")(y)
+        y = self.norm(name="norm3")(y, train)
+        if x.shape != y.shape:
+            x = self.conv(self.width, 1, self.stride, name="shortcut_conv")(x)
+            x = self.norm(name="shortcut_norm")(x, train)
+        return nn.relu(x + y)
+
+
+class RegNetY(nn.Module):
+    """Photos to features: stem, four stages, global average."""
+
+    parameters: RegNetParameters
+    group_conv: str = "blocks"
+    norm_groups: int = 1
+    remat: tuple[bool, ...] = (False,) * 4
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Maps normalised images (B, H, W, 3) to features, float32 (B, width of the last stage)."""
+        conv = functools.partial(layers.GroupConv, form=self.group_conv, dtype=self.dtype)
+        norm = functools.partial(layers.BatchNorm, self.norm_groups, dtype=self.dtype)
+        x = conv(STEM_WIDTH, 3, 2, name="stem_conv")(images)
+        x = nn.relu(norm(name="stem_norm")(x, train))
+        for index, (width, depth, group) in enumerate(stage_shapes(self.parameters)):
+            block = functools.partial(
+                Block, width=width, group=group, norm=norm, conv=conv, dtype=self.dtype
+            )
+            stage = Stage(
+                block, depth, 2, self.remat[index], self.unroll, name=f"stage{index + 1}"
+            )
+            x = stage(x, train)
+        return jnp.mean(x, (1, 2), dtype=jnp.float32)

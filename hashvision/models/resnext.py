@@ -1,0 +1,92 @@
+"""ResNeXt (Xie et al. 2017, arXiv 1611.05431), 50 and 101 layers deep, as WSL trained them."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hashvision.models import layers
+from hashvision.models.stages import Stage
+
+STEM_WIDTH = 64
+EXPANSION = 4
+
+
+class ResNeXtParameters(NamedTuple):
+    """Blocks of each stage, groups (cardinality), and channels a group in the first stage."""
+
+    depths: tuple[int, int, int, int]
+    groups: int
+    group: int
+
+
+PARAMETERS = {
+    "resnext50_32x4d": ResNeXtParameters((3, 4, 6, 3), 32, 4),
+    "resnext101_32x8d": ResNeXtParameters((3, 4, 23, 3), 32, 8),
+    "resnext101_32x16d": ResNeXtParameters((3, 4, 23, 3), 32, 16),
+    "resnext101_32x32d": ResNeXtParameters((3, 4, 23, 3), 32, 32),
+    "resnext101_32x48d": ResNeXtParameters((3, 4, 23, 3), 32, 48),
+}
+
+
+class Block(nn.Module):
+    """The bottleneck: 1x1, grouped 3x3, 1x1; the last BatchNorm's scale starts at 0 (WSL)."""
+
+    stride: int
+    inner: int
+    width: int
+    groups: int
+    norm: Any
+    conv: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H / stride, W / stride, width)."""
+        y = self.conv(self.inner, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train))
+        y = self.conv(self.inner, 3, self.stride, self.groups, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm2")(y, train))
+        y = self.conv(self.width, 1, name="conv3")(y)
+        y = self.norm(scale_init=nn.initializers.zeros, name="norm3")(y, train)
+        if x.shape != y.shape:
+            x = self.conv(self.width, 1, self.stride, name="shortcut_conv")(x)
+            x = self.norm(name="shortcut_norm")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNeXt(nn.Module):
+    """Photos to features: 7x7 stem, maximum pooling, four stages, global average."""
+
+    parameters: ResNeXtParameters
+    group_conv: str = "blocks"
+    norm_groups: int = 1
+    remat: tuple[bool, ...] = (False,) * 4
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Maps normalised images (B, H, W, 3) to features, float32 (B, 2048)."""
+        conv = functools.partial(layers.GroupConv, form=self.group_conv, dtype=self.dtype)
+        norm = functools.partial(layers.BatchNorm, self.norm_groups, dtype=self.dtype)
+        depths, groups, group = self.parameters
+        x = conv(STEM_WIDTH, 7, 2, name="stem_conv")(images)
+        x = nn.relu(norm(name="stem_norm")(x, train))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for index, depth in enumerate(depths):
+            block = functools.partial(
+                Block,
+                inner=groups * group * 2**index,
+                width=STEM_WIDTH * EXPANSION * 2**index,
+                groups=groups,
+                norm=norm,
+                conv=conv,
+            )
+            stride = 1 if index == 0 else 2
+            stage = Stage(
+                block, depth, stride, self.remat[index], self.unroll, name=f"stage{index + 1}"
+            )
+            x = stage(x, train)
+        return jnp.mean(x, (1, 2), dtype=jnp.float32)

@@ -1,0 +1,30 @@
+"""What a network is trained for. An objective is four pure functions over plain arrays."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any  # a nested dict of arrays
+Batch = dict[str, jax.Array]
+
+
+class Objective(NamedTuple):
+    """All that the training loop and the evaluations need to know of what is being learnt.
+
+    Attributes:
+      init: (rng, batch) -> (params, extra); `extra` holds what is updated without gradients
+        (BatchNorm statistics, queues).
+      loss: (params, extra, batch, rng, step) -> (loss, (extra, metrics)), with float32 scalars.
+      after_update: params -> params, once after every optimiser step (normalised prototypes, say).
+      predict: (params, extra, images) -> (features, scores) of uint8 photos (B, H, W, 3): float32
+        (B, D) and (B, K), a score per class that ranks photos and classes alike.
+    """
+
+    init: Callable[[jax.Array, Batch], tuple[Tree, Tree]]
+    loss: Callable[
+        [Tree, Tree, Batch, jax.Array, jax.Array],
+        tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]],
+    ]
+    after_update: Callable[[Tree], Tree]
+    predict: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, jax.Array]]

@@ -1,0 +1,124 @@
+"""Learning to predict a photo's hashtags: WSL and SWAG's softmax, and sigmoids to compare with."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hashvision import augment
+from hashvision.errors import UserError
+from hashvision.objectives import Batch, Objective, Tree
+
+LOSSES = ("softmax", "sigmoid")
+
+# A class no photo of the batch carries; label vectors are padded with it.
+NO_LABEL = -1
+
+
+def softmax_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of the softmax against a target of 1/k on each of a photo's k tags.
+
+    Mahajan et al. 2018, section 2.3. With smoothing e the target becomes (1 - e)/k on the tags plus
+    e/K on all K classes (Szegedy et al. 2016, section 7).
+
+    Args:
+      logits: float32 (B, K).
+      labels: int32 (B, T), class numbers, padded with NO_LABEL; at least one a photo.
+      smoothing: e, in [0, 1).
+
+    Returns:
+      float32 (B,).
+    """
+    present = labels != NO_LABEL
+    count = jnp.sum(present, axis=1)
+    tagged = jnp.take_along_axis(logits, jnp.where(present, labels, 0), axis=1)
+    tagged = jnp.sum(jnp.where(present, tagged, 0.0), axis=1) / count
+    target = (1 - smoothing) * tagged + smoothing * jnp.mean(logits, axis=1)
+    return jax.nn.logsumexp(logits, axis=1) - target
+
+
+def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Binary cross-entropy of each class by itself, summed over the classes.
+
+    The comparison of Mahajan et al. 2018, section 2.3, which the softmax beat. With smoothing e the
+    targets 0 and 1 become e/2 and 1 - e/2.
+
+    Args:
+      logits: float32 (B, K).
+      labels: int32 (B, T), class numbers without repetition, padded with NO_LABEL.
+      smoothing: e, in [0, 1).
+
+    Returns:
+      float32 (B,).
+    """
+    present = labels != NO_LABEL
+    tagged = jnp.take_along_axis(logits, jnp.where(present, labels, 0), axis=1)
+    # -log sigmoid(x) = softplus(x) - x, so a target y costs softplus(x) - y x.
+    positive = jnp.sum(jnp.where(present, tagged, 0.0), axis=1)
+    target = (1 - smoothing) * positive + smoothing / 2 * jnp.sum(logits, axis=1)
+    return jnp.sum(jax.nn.softplus(logits), axis=1) - target
+
+
+def objective(
+    model: Any, classes: int, loss: str = "softmax", smoothing: float = 0.0
+) -> Objective:
+    """The hashtag objective over `model`: a trunk, and a linear head of `classes` outputs.
+
+    Batches hold image uint8 (B, H, W, 3), labels int32 (B, T) and key uint32 (B, 2).
+
+    Args:
+      model: a module of (images, train) that returns features float32 (B, D).
+      classes: K.
+      loss: one of LOSSES.
+      smoothing: label smoothing.
+
+    Raises:
+      UserError: `loss` is none of LOSSES.
+    """
+    if loss not in LOSSES:
+        raise UserError(f"objective.loss={loss!r} is none of {', '.join(LOSSES)}")
+    loss_of = softmax_loss if loss == "softmax" else sigmoid_loss
+
+    def init(rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        trunk_rng, head_rng = jax.random.split(rng)
+        images = augment.normalize(batch["image"])
+        variables = model.init(trunk_rng, images, train=False)
+        features = jax.eval_shape(lambda: model.apply(variables, images, train=False))
+        kernel = 0.01 * jax.random.normal(head_rng, (features.shape[-1], classes), jnp.float32)
+        # Sigmoids start at the prior of one tag in K, softmax at none: either way at a loss that
+        # does not shake the trunk (focal loss, Lin et al. 2017, section 3.3).
+        prior = 0.0 if loss == "softmax" else -math.log(max(classes - 1, 1))
+        head = {"kernel": kernel, "bias": jnp.full((classes,), prior, jnp.float32)}
+        return (
+            {"trunk": variables["params"], "head": head},
+            {"batch_stats": variables["batch_stats"]},
+        )
+
+    def loss_fn(
+        params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
+        del rng, step  # every draw of this objective is keyed by the record
+        images = augment.normalize(augment.flip(batch["image"], batch["key"]))
+        variables = {"params": params["trunk"], "batch_stats": extra["batch_stats"]}
+        features, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        logits = head_logits(params["head"], features)
+        value = jnp.mean(loss_of(logits, batch["labels"], smoothing))
+        top = jnp.argmax(logits, axis=1)[:, None] == batch["labels"]
+        metrics = {"precision_at_1": jnp.mean(jnp.any(top, axis=1).astype(jnp.float32))}
+        return value, ({"batch_stats": updated["batch_stats"]}, metrics)
+
+    def predict(params: Tree, extra: Tree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        variables = {"params": params["trunk"], "batch_stats": extra["batch_stats"]}
+        features = model.apply(variables, augment.normalize(images), train=False)
+        logits = head_logits(params["head"], features)
+        score = jax.nn.log_softmax if loss == "softmax" else jax.nn.log_sigmoid
+        return features, score(logits)
+
+    return Objective(init, loss_fn, lambda params: params, predict)
+
+
+def head_logits(head: Tree, features: jax.Array) -> jax.Array:
+    """Logits float32 (B, K) of features float32 (B, D): in float32 whatever the trunk computes in."""
+    product = jnp.dot(features, head["kernel"], precision=jax.lax.Precision.HIGHEST)
+    return product + head["bias"]

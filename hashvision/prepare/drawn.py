@@ -1,0 +1,447 @@
+"""Writes drawn posts, the embedded default, so that everything runs with no download.
+
+They imitate a real dump in all that prepare must cope with: tags in synonyms and spellings, spam,
+missing and wrong tags, a long tail of kinds and owners, private posts, reposts and broken files.
+Every draw is keyed by (seed, stream, number): post 7 is the same whether 20 or 3,000 are written,
+but for the three posts whose files are spoilt.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hashvision.errors import UserError
+from hashvision.prepare import scenes
+
+FEWEST_POSTS = 20
+SMALLEST_SIZE = 32
+POSTS_PER_CLEAN_SCENE = 15  # 3,000 posts bring 200 multi-label scenes
+OWNERS = 400
+
+# Rates that the tests hold the posts to.
+UNTAGGED = 0.15  # of the objects
+WRONG = 0.05  # of the tagged objects carry another kind's tag instead
+PRIVATE = 0.04  # of the posts
+REPOSTED = 0.03  # of the posts
+OBJECT_COUNTS = (0.5, 0.35, 0.15)  # scenes of one, two and three objects
+
+# Streams of random numbers; see _rng.
+_PLAN, _SCENE, _TEXT, _FILE, _TRANSFER, _MULTILABEL, _SPOILT, _SHEET = range(8)
+
+
+class Words(NamedTuple):
+    """What people call a kind of object.
+
+    Attributes:
+        phrases: the kind in a sentence, article included.
+        lemmas: what it is tagged by: lemmas of one WordNet synset, the most used first.
+        weights: how often each of these is chosen.
+    """
+
+    phrases: tuple[str, ...]
+    lemmas: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+# All lemmas of a kind share a noun synset of Open English WordNet 2025 (synset in the comment).
+WORDS = {
+    "dog": Words(  # oewn-02086723-n
+        ("a dog", "a good dog"),
+        ("dog", "domestic dog", "Canis familiaris"),
+        (0.76, 0.1, 0.14),
+    ),
+    "car": Words(  # oewn-02961779-n
+        ("a car", "an automobile", "an old car"),
+        ("car", "automobile", "auto", "motorcar"),
+        (0.68, 0.16, 0.1, 0.06),
+    ),
+    "tree": Words(("a tree", "a lone tree"), ("tree",), (1.0,)),  # oewn-13124818-n
+    "fish": Words(("a fish", "a big fish"), ("fish",), (1.0,)),  # oewn-02514684-n
+    "bicycle": Words(  # oewn-02837983-n
+        ("a bicycle", "a bike", "an old bicycle"),
+        ("bicycle", "bike"),
+        (0.7, 0.3),
+    ),
+    "butterfly": Words(("a butterfly",), ("butterfly",), (1.0,)),  # oewn-02276911-n
+    "airplane": Words(  # oewn-02694015-n
+        ("an airplane", "a plane", "an aeroplane"),
+        ("airplane", "aeroplane", "plane"),
+        (0.55, 0.2, 0.25),
+    ),
+    "owl": Words(  # oewn-01623768-n
+        ("an owl", "a wise owl"),
+        ("owl", "bird of night", "bird of Minerva"),
+        (0.82, 0.1, 0.08),
+    ),
+    "sailboat": Words(  # oewn-04135600-n
+        ("a sailboat", "a sailing boat"),
+        ("sailboat", "sailing boat"),
+        (0.65, 0.35),
+    ),
+    "snake": Words(  # oewn-01729333-n
+        ("a snake", "a serpent"),
+        ("snake", "serpent", "ophidian"),
+        (0.68, 0.22, 0.1),
+    ),
+    "eyeglasses": Words(  # oewn-04279164-n
+        ("a pair of glasses", "a pair of eyeglasses", "my spectacles"),
+        ("eyeglasses", "spectacles", "glasses", "specs"),
+        (0.4, 0.2, 0.28, 0.12),
+    ),
+    "giraffe": Words(  # oewn-02441664-n
+        ("a giraffe", "a tall giraffe"),
+        ("giraffe", "Giraffa camelopardalis", "camelopard"),
+        (0.74, 0.16, 0.1),
+    ),
+}
+KINDS = scenes.KINDS  # the most frequent first
+
+# Chosen without replacement within a post, which flattens the tail: the weights fall by a factor
+# of 9 so that the objects drawn fall by about 8.
+_FREQUENCY = 9.0 ** -np.linspace(0, 1, len(KINDS))
+_FREQUENCY /= _FREQUENCY.sum()
+
+SPAM = (
+    "love instagood photooftheday tbt beautiful happy cute picoftheday follow nofilter art "
+    "instadaily like4like fun amazing style bestoftheday throwback weekend vsco mood smile "
+    "goodvibes memories nature life instapic family throwbackthursday l4l 2019 yolo"
+).split()
+_SPAM_FREQUENCY = 1 / np.arange(1, len(SPAM) + 1)
+_SPAM_FREQUENCY /= _SPAM_FREQUENCY.sum()
+
+_EMOJI = ("❤️", "😍", "📸", "🔥", "✨", "😂", "🌊", "👍🏽", "👨‍👩‍👧")
+_ACCENTS = str.maketrans("aeiou", "áéíóú")
+_CAPTIONS = (
+    "{} on the way home",
+    "Look, {}!",
+    "{} in the afternoon light",
+    "Found {} again",
+    "Nothing but {} today",
+    "Here is {}, what else",
+    "I could look at {} all day",
+    "Not every day one meets {}",
+)
+
+
+class Post(NamedTuple):
+    """One drawn post, before its picture is drawn.
+
+    Attributes:
+        number: its place in the dump, from 0.
+        source: the number of the post whose scene it shows: its own, or a reposted one's.
+        kinds: what the scene holds, as it is: the truth, not the tags.
+        caption: the sentence that names it.
+        tags: the hashtags as typed, joined.
+        owner: the owner's name.
+        private: whether only the owner's friends may see it.
+        created_at: ISO 8601, UTC.
+    """
+
+    number: int
+    source: int
+    kinds: tuple[str, ...]
+    caption: str
+    tags: str
+    owner: str
+    private: bool
+    created_at: str
+
+    @property
+    def id(self) -> str:
+        """The post's id."""
+        return f"p{self.number:06d}"
+
+    def json(self) -> str:
+        """The post as one line of posts.jsonl."""
+        fields = {
+            "id": self.id,
+            "image": f"images/{self.id}.jpg",
+            "text": f"{self.caption} {self.tags}".strip(),
+            "owner": self.owner,
+            "visibility": "private" if self.private else "public",
+            "created_at": self.created_at,
+            "lang": "en",
+        }
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def _rng(seed: int, stream: int, *number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, stream, *number])
+
+
+def _choose(rng: np.random.Generator, options: Sequence[str], weights=None) -> str:
+    return options[int(rng.choice(len(options), p=weights))]
+
+
+def _owner_and_source(seed: int, number: int) -> tuple[int, int]:
+    """A post's owner and the number of the post whose scene it shows."""
+    rng = _rng(seed, _PLAN, number)
+    owner = int(OWNERS * rng.random() ** 2.5)  # few own many posts
+    if number == 0 or rng.random() >= REPOSTED:
+        return owner, number
+    other, source = _owner_and_source(seed, int(rng.integers(number)))
+    first, _ = _owner_and_source(seed, source)
+    while owner in (other, first):
+        owner = (owner + 1) % OWNERS
+    return owner, source
+
+
+def _kinds_of(seed: int, number: int) -> tuple[str, ...]:
+    """The kinds in the scene first posted as that number."""
+    rng = _rng(seed, _SCENE, number, 0)
+    count = 1 + int(rng.choice(3, p=OBJECT_COUNTS))
+    chosen = rng.choice(len(KINDS), count, replace=False, p=_FREQUENCY)
+    return tuple(KINDS[index] for index in chosen)
+
+
+def _plural(lemma: str) -> str:
+    if lemma[0].isupper() or " of " in lemma or lemma.endswith("s"):
+        return lemma
+    if lemma.endswith("y"):
+        return lemma[:-1] + "ies"
+    return lemma + ("es" if lemma.endswith("sh") else "s")
+
+
+def _spell(rng: np.random.Generator, lemma: str) -> str:
+    """A lemma as somebody types it for a hashtag, without the sign."""
+    words = lemma.split()
+    style = rng.random()
+    if style < 0.16:
+        return _plural(lemma).replace(" ", "").lower()
+    if style < 0.32:
+        return "".join(word.capitalize() for word in words)
+    if style < 0.37:
+        return "".join(words).upper()
+    if style < 0.39:
+        return "".join(words).lower().translate(_ACCENTS)
+    if style < 0.39 + 0.2 * (len(words) > 1):
+        return "_".join(words).lower()
+    return "".join(words).lower()
+
+
+def _write_tags(rng: np.random.Generator, kinds: Sequence[str]) -> str:
+    """Hashtags for a scene, truthful at the module's rates, as one string."""
+    tags = []
+    for kind in kinds:
+        if rng.random() < UNTAGGED:
+            continue
+        if rng.random() < WRONG:
+            kind = _choose(rng, [other for other in KINDS if other not in kinds])
+        words = WORDS[kind]
+        for _ in range(1 + int(rng.random() < 0.2)):
+            tags.append(_spell(rng, _choose(rng, words.lemmas, words.weights)))
+    for _ in range(min(12, int(rng.geometric(0.35)) - 1)):
+        tags.append(_choose(rng, SPAM, _SPAM_FREQUENCY))
+    text = ""
+    for tag in dict.fromkeys(tags):
+        sign = "＃" if rng.random() < 0.02 else "#"
+        before = " " if rng.random() < 0.85 else ""
+        after = _choose(rng, _EMOJI) if rng.random() < 0.06 else ""
+        text += before + sign + tag + after
+    return text.strip()
+
+
+def _write_caption(rng: np.random.Generator, kinds: Sequence[str]) -> str:
+    """One sentence that names what is in the scene."""
+    phrases = [_choose(rng, WORDS[kind].phrases) for kind in kinds]
+    things = " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
+    caption = _choose(rng, _CAPTIONS).format(things)
+    caption = caption[0].upper() + caption[1:]
+    return f"{caption} {_choose(rng, _EMOJI)}" if rng.random() < 0.25 else caption
+
+
+def plan_post(seed: int, number: int) -> Post:
+    """Decides all of a post but its pixels.
+
+    Args:
+        seed: of the whole dump, from 0.
+        number: of the post, from 0.
+    """
+    owner, source = _owner_and_source(seed, number)
+    kinds = _kinds_of(seed, source)
+    rng = _rng(seed, _TEXT, number)
+    caption, tags = _write_caption(rng, kinds), _write_tags(rng, kinds)
+    created = datetime(2016, 1, 1) + timedelta(minutes=int(rng.integers(3 * 365 * 24 * 60)))
+    return Post(
+        number=number,
+        source=source,
+        kinds=kinds,
+        caption=caption,
+        tags=tags,
+        owner=f"u{owner:04d}",
+        private=bool(rng.random() < PRIVATE),
+        created_at=f"{created.isoformat()}Z",
+    )
+
+
+def _jpeg(picture: np.ndarray | Image.Image, quality: int) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _quality(rng: np.random.Generator) -> int:
+    return int(rng.integers(60, 95))
+
+
+def draw_post(seed: int, post: Post, size: int) -> bytes:
+    """Draws a post's picture.
+
+    A repost is the same bytes as its source's or, as often, these encoded once more.
+
+    Args:
+        seed: the one the post was planned with.
+        post: of plan_post.
+        size: pixels across and down.
+
+    Returns:
+        JPEG bytes.
+    """
+    rng = _rng(seed, _SCENE, post.source, 1)
+    photo = _jpeg(scenes.draw_scene(rng, post.kinds, size), _quality(rng))
+    rng = _rng(seed, _FILE, post.number)
+    if post.source != post.number and rng.random() < 0.5:
+        return _jpeg(Image.open(io.BytesIO(photo)), int(rng.integers(45, 60)))
+    return photo
+
+
+def _write_posts(folder: Path, posts: int, size: int, seed: int) -> None:
+    planned = [plan_post(seed, number) for number in range(posts)]
+    # One post for each way in which a file fails; a private one's would never be opened.
+    rng = _rng(seed, _SPOILT, 0)
+    public = [post.number for post in planned if not post.private]
+    missing, empty, cut = rng.choice(public, 3, replace=False)
+    (folder / "images").mkdir()
+    for post in planned:
+        if post.number == missing:
+            continue
+        photo = b"" if post.number == empty else draw_post(seed, post, size)
+        if post.number == cut:
+            photo = photo[: len(photo) // 2]
+        (folder / "images" / f"{post.id}.jpg").write_bytes(photo)
+    lines = [post.json() for post in planned]
+    lines.insert(int(rng.integers(1, posts)), '{"id": "broken", "image": ')
+    (folder / "posts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_transfer(folder: Path, per_class: int, size: int, seed: int) -> None:
+    for split, name in enumerate(("train", "test")):
+        for index, kind in enumerate(KINDS):
+            place = folder / name / kind
+            place.mkdir(parents=True)
+            for number in range(per_class):
+                rng = _rng(seed, _TRANSFER, split, index, number)
+                picture = scenes.draw_scene(rng, [kind], size, smallest=0.5)
+                (place / f"{number:03d}.jpg").write_bytes(_jpeg(picture, _quality(rng)))
+
+
+def _write_multilabel(folder: Path, count: int, size: int, seed: int) -> None:
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        rng = _rng(seed, _MULTILABEL, number)
+        chosen = rng.choice(len(KINDS), 1 + int(rng.integers(3)), replace=False)
+        kinds = sorted(KINDS[index] for index in chosen)
+        image = f"images/m{number:04d}.jpg"
+        picture = scenes.draw_scene(rng, kinds, size)
+        (folder / image).write_bytes(_jpeg(picture, _quality(rng)))
+        lines.append(json.dumps({"image": image, "labels": kinds}))
+    (folder / "labels.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write(
+    output: str | Path,
+    posts: int = 3000,
+    test_per_class: int = 20,
+    size: int = 96,
+    seed: int = 0,
+) -> None:
+    """Writes the drawn posts and two clean evaluation sets, the same bytes for the same arguments.
+
+    OUTPUT/posts.jsonl and OUTPUT/images hold the posts (one line more than posts: a broken one);
+    OUTPUT/transfer/{train,test}/KIND one object a picture, as many of each kind;
+    OUTPUT/multilabel/labels.jsonl and its images one to three objects, all named. The folder is
+    drawn beside its place and moved there when whole.
+
+    Args:
+        output: a folder that does not exist yet or is empty.
+        posts: how many, at least FEWEST_POSTS.
+        test_per_class: pictures of each kind in each of transfer/train and transfer/test.
+        size: pixels across and down, at least SMALLEST_SIZE.
+        seed: of all randomness, from 0.
+
+    Raises:
+        UserError: if the output has content, or a number is too small.
+    """
+    output = Path(output)
+    for name, number, least in (
+        ("posts", posts, FEWEST_POSTS),
+        ("test_per_class", test_per_class, 1),
+        ("size", size, SMALLEST_SIZE),
+        ("seed", seed, 0),
+    ):
+        if number < least:
+            raise UserError(f"drawn posts: {name} is {number}; make it {least} or more.")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(
+            f"drawn posts: {output} already exists; delete it or name another output folder."
+        )
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
+    partial.mkdir(parents=True)
+    _write_posts(partial, posts, size, seed)
+    _write_transfer(partial / "transfer", test_per_class, size, seed)
+    _write_multilabel(partial / "multilabel", max(1, posts // POSTS_PER_CLEAN_SCENE), size, seed)
+    if output.exists():
+        output.rmdir()
+    os.rename(partial, output)
+
+
+def contact_sheet(path: str | Path, columns: int = 6, size: int = 96, seed: int = 0) -> None:
+    """Draws samples of every kind, a row each, and below them posts with several objects.
+
+    Args:
+        path: of the PNG file to write.
+        columns: samples a row.
+        size: pixels of a sample.
+        seed: as in write; the posts at the bottom are posts of that dump.
+    """
+    margin, gap, words = 76, 4, 92
+    font = ImageFont.load_default(10)
+    cell = size + gap
+    rows = len(KINDS)
+    sheet = Image.new("RGB", (margin + columns * cell, rows * cell + cell + words), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, kind in enumerate(KINDS):
+        draw.text((gap, row * cell + size // 2), kind, "black", font)
+        for column in range(columns):
+            picture = scenes.draw_scene(_rng(seed, _SHEET, row, column), [kind], size)
+            sheet.paste(Image.fromarray(picture), (margin + column * cell, row * cell))
+    draw.text((gap, rows * cell + size // 2), "posts", "black", font)
+    several, number = [], 0
+    while len(several) < columns:
+        post = plan_post(seed, number)
+        number += 1
+        if len(post.kinds) > 1:
+            several.append(post)
+    for column, post in enumerate(several):
+        corner = (margin + column * cell, rows * cell)
+        sheet.paste(Image.open(io.BytesIO(draw_post(seed, post, size))), corner)
+        text = f"{post.caption} {post.tags}".encode("ascii", "ignore").decode()
+        lines = textwrap.wrap(text, max(8, size // 6))[:7]
+        draw.multiline_text(
+            (corner[0], corner[1] + size), "\n".join(lines), "black", font, spacing=1
+        )
+    sheet.save(Path(path), "PNG")

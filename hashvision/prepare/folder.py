@@ -1,0 +1,221 @@
+"""The dataset folder as `prepare` leaves it: shards, metadata and manifest, whole or not at all."""
+
+import hashlib
+import json
+import os
+import typing
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+import hashvision
+from hashvision.data import records, sampling
+from hashvision.errors import UserError
+from hashvision.prepare.posts import REASONS
+
+SUMMARY = "summary.json"
+VOCABULARY = "vocabulary.json"
+MANIFEST = "manifest.json"
+
+
+def gfile() -> typing.Any:
+    """TensorFlow's file system, which knows gs:// too; imported only where something is written."""
+    import tensorflow as tf
+
+    return tf.io.gfile
+
+
+def write_json(path: str, content: typing.Any) -> None:
+    """Writes `content` as JSON, in ASCII."""
+    with gfile().GFile(path, "w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+
+
+def write_shard(
+    folder: str,
+    shard: int,
+    shards: int,
+    rows: Iterable[records.Record],
+    counts: np.ndarray,
+) -> dict[str, typing.Any]:
+    """Writes a shard and its index under temporary names and renames them when they are whole.
+
+    Returns:
+      What the manifest says of the shard: name, records, bytes, sha256.
+    """
+    files = gfile()
+    path = f"{folder}/{records.shard_name(shard, shards)}"
+    index_path = f"{folder}/{records.index_name(shard, shards)}"
+    suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
+    index = records.write_shard(path + suffix, rows, counts)
+    with files.GFile(index_path + suffix, "wb") as file:
+        np.save(file, index)
+    digest, size = hashlib.sha256(), 0
+    with files.GFile(path + suffix, "rb") as file:
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+            size += len(chunk)
+    for name in (index_path, path):
+        files.rename(name + suffix, name, overwrite=True)
+    return {
+        "name": os.path.basename(path),
+        "records": len(index),
+        "bytes": size,
+        "sha256": digest.hexdigest(),
+    }
+
+
+class Summary(typing.NamedTuple):
+    """What the graph hands to the driver; of it only the list of shards grows with the dump."""
+
+    dropped: Mapping[str, tuple[int, list[str]]]  # reason -> count, examples
+    vocabulary: Mapping[str, typing.Any]
+    labels: Mapping[int, int]  # classes of a photo -> photos
+    shards: Sequence[Mapping[str, typing.Any]]
+    shard_count: int
+
+
+def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """Adds vocabulary, TFDS metadata and, last, the manifest to the shards of a run.
+
+    Args:
+      folder: where the graph has written the shards and its Summary.
+      settings: the run's options, as the manifest repeats them.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: no post was kept.
+    """
+    files = gfile()
+    with files.GFile(f"{folder}/{SUMMARY}") as file:
+        summary = Summary(**json.load(file))
+    files.remove(f"{folder}/{SUMMARY}")
+    dropped = {reason: {"count": 0, "examples": []} for reason in REASONS}
+    for reason, (count, examples) in summary.dropped.items():
+        dropped[reason] = {"count": count, "examples": examples}
+    kept = sum(shard["records"] for shard in summary.shards)
+    if not kept:
+        counts = ", ".join(f"{d['count']} {reason}" for reason, d in dropped.items())
+        raise UserError(
+            f"no post of {settings['posts']} came through ({counts}); look at the file, at "
+            "--images and, for no_tag, at --minimum_count"
+        )
+    classes = summary.vocabulary["classes"]
+    class_counts = np.array([entry["count"] for entry in classes], np.int64)
+    shards = _all_shards(folder, summary, class_counts)
+    write_json(f"{folder}/{VOCABULARY}", {"posts": kept, **summary.vocabulary})
+    _write_tfds_metadata(folder, [entry["name"] for entry in classes], shards)
+    threshold = sampling.default_threshold(class_counts, kept)
+    labels = {int(number): photos for number, photos in summary.labels.items()}
+    manifest = {
+        "hashvision": hashvision.__version__,
+        "options": dict(settings),
+        "wordnet": summary.vocabulary["wordnet"],
+        "merged_by": "WordNet" if summary.vocabulary["wordnet"] else "spelling only",
+        "posts": {
+            "read": kept + sum(d["count"] for d in dropped.values()),
+            "kept": kept,
+            "dropped": dropped,
+        },
+        "images": kept,
+        "classes": len(classes),
+        "labels_per_image": {
+            "mean": round(sum(n * photos for n, photos in labels.items()) / kept, 3),
+            "largest": max(labels),
+            "images": {str(number): labels[number] for number in sorted(labels)},
+        },
+        "sampling_threshold": threshold,
+        "epoch": sampling.epoch_summary(_rarest(folder, len(shards)), kept, threshold),
+        "shards": shards,
+    }
+    write_json(f"{folder}/{MANIFEST}", manifest)
+    return manifest
+
+
+def _all_shards(
+    folder: str, summary: Summary, class_counts: np.ndarray
+) -> list[Mapping[str, typing.Any]]:
+    """The shards in order; one to which no id fell, however unlikely, is written empty for TFDS."""
+    written = {shard["name"]: shard for shard in summary.shards}
+    ordered = []
+    for shard in range(summary.shard_count):
+        found = written.get(records.shard_name(shard, summary.shard_count))
+        ordered.append(found or write_shard(folder, shard, summary.shard_count, [], class_counts))
+    return ordered
+
+
+def _rarest(folder: str, shards: int) -> np.ndarray:
+    columns = []
+    for shard in range(shards):
+        with gfile().GFile(f"{folder}/{records.index_name(shard, shards)}", "rb") as file:
+            columns.append(np.load(file)["rarest"])
+    return np.concatenate(columns)
+
+
+def _write_tfds_metadata(
+    folder: str, names: Sequence[str], shards: Sequence[Mapping[str, typing.Any]]
+) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=records.features(names),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=records.SPLIT,
+                shard_lengths=[shard["records"] for shard in shards],
+                num_bytes=sum(shard["bytes"] for shard in shards),
+            )
+        ],
+        check_data=False,
+    )
+
+
+def make_staging(output: str) -> str:
+    """Makes an empty folder beside the output, in which the dataset is made.
+
+    Raises:
+      UserError: the output holds other things than a dataset, or cannot be written.
+    """
+    import tensorflow as tf
+
+    files = gfile()
+    staging = f"{output}.preparing-{uuid.uuid4().hex[:8]}"
+    try:
+        if files.exists(output) and not files.isdir(output):
+            raise UserError(f"the output {output} is a file; give a folder")
+        if files.exists(output) and not files.exists(f"{output}/{MANIFEST}"):
+            if files.listdir(output):
+                raise UserError(
+                    f"the output {output} holds other things than a dataset; give a new folder"
+                )
+        files.makedirs(staging)
+    except (OSError, tf.errors.OpError):
+        raise UserError(f"the output {output} cannot be written; give another folder") from None
+    return staging
+
+
+def discard(staging: str) -> None:
+    """Removes what a run that did not end well has left."""
+    if gfile().exists(staging):
+        gfile().rmtree(staging)
+
+
+def replace(staging: str, output: str) -> None:
+    """Puts the finished folder in the output's place; what lay there goes when it stands."""
+    files = gfile()
+    former = f"{staging}-former"
+    had_former = files.exists(output)
+    if had_former:
+        files.rename(output, former)
+    try:
+        files.rename(staging, output)
+    except BaseException:
+        if had_former:
+            files.rename(former, output)
+        raise
+    if had_former:
+        files.rmtree(former)

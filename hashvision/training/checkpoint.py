@@ -1,0 +1,104 @@
+"""Saving and restoring the training state; the only place that imports Orbax."""
+
+import os
+import typing
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from hashvision.errors import UserError
+
+State = typing.TypeVar("State")
+
+
+class Checkpoints:
+    """The checkpoints of a workdir: saved asynchronously, the newest few and the best kept."""
+
+    def __init__(self, workdir: str, keep: int = 3, best: str = "loss") -> None:
+        """Opens or makes WORKDIR/checkpoints.
+
+        Args:
+          workdir: of the run.
+          keep: how many of the newest to keep.
+          best: the metric whose lowest value marks the checkpoint that is kept besides.
+        """
+        self.path = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        policies = [
+            preservation_policy.LatestN(keep),
+            preservation_policy.BestN(
+                get_metric_fn=lambda metrics: metrics[best],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.path,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the lowest metric, or None."""
+        return self._manager.best_step()
+
+    def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
+        """Copies the state off the devices and writes it in the background."""
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+
+    def restore(self, abstract: State, step: int | None = None) -> State:
+        """Reads a state, onto the shardings of `abstract` whatever mesh wrote it.
+
+        Args:
+          abstract: shapes, dtypes and shardings.
+          step: the newest if None.
+
+        Raises:
+          UserError: there is none, or its arrays have other names or shapes.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise UserError(
+                f"{self.path} holds no checkpoint; train first with `python -m hashvision train`."
+            )
+        found = self._manager.item_metadata(step)
+        _check(found, abstract, os.path.join(self.path, str(step)))
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go of the folder."""
+        self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    def name(path: tuple[Any, ...]) -> str:
+        return "/".join(
+            str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+        )
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _check(found: Any, abstract: Any, path: str) -> None:
+    """Says in one sentence what does not fit, where Orbax would raise a page."""
+    there, wanted = _shapes(found), _shapes(abstract)
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            raise UserError(
+                f"The checkpoint {path} does not fit this config: {name} is"
+                f" {there.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; use the"
+                " config it was trained with, or another --workdir."
+            )

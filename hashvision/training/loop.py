@@ -1,0 +1,225 @@
+"""The one training loop: from the last checkpoint to the last step, whatever is being learnt."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from hashvision.data import crops, dataset, stream
+from hashvision.errors import UserError
+from hashvision.training import program as programs
+from hashvision.training import workdir as workdirs
+from hashvision.training.checkpoint import Checkpoints
+from hashvision.training.metrics import Writer, duration
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Trains to the config's last step, going on from the newest checkpoint in `workdir`.
+
+    SIGTERM saves and returns. All that the run says of itself is in WORKDIR/metrics.jsonl.
+
+    Args:
+      config: the schema of configs/base.py.
+      workdir: made if absent.
+
+    Raises:
+      UserError: something does not fit, or the loss is no longer finite.
+    """
+    if not config.dataset:
+        raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
+    source = dataset.load(config.dataset)
+    photos = stream.Stream(
+        source,
+        batch_size=config.batch_size,
+        lanes=config.data.lanes,
+        seed=config.seed,
+        method=config.data.sampling,
+        threshold=config.data.sampling_threshold,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+    program = programs.build(config, len(source.class_counts), photos.epoch_length)
+    workdirs.claim(workdir, config, source.vocabulary, source.manifest)
+    # Compiled programs outlive the run: the next one on this machine starts at once.
+    cache = os.path.join(os.path.dirname(os.path.abspath(workdir)), ".compiled")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    try:
+        _run(config, workdir, program, photos, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def _run(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    program: programs.Program,
+    photos: stream.Stream,
+    checkpoints: Checkpoints,
+) -> None:
+    if checkpoints.latest_step() is None:
+        state = programs.initial_state(program, config.seed)
+    else:
+        state = checkpoints.restore(program.abstract)
+    start, total = int(state.step), program.total_steps
+    parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
+    print(
+        f"{config.model.name}, {parameters / 1e6:.1f}M parameters, on {program.mesh.devices.size}"
+        f" {program.mesh.devices.flat[0].platform} devices; {photos.epoch_length:,.0f} photos an"
+        f" epoch; steps {start:,} to {total:,}",
+        flush=True,
+    )
+    crop = crops.Crop(config.data.resolution, config.data.smallest_crop)
+    host_batches = photos.batches(crop, config.data.max_labels, start, config.data.threads)
+    batches = _on_devices(host_batches, program.abstract_batch)
+    log = _Log(workdir, config, start, total, checkpoints)
+    stopping = _Stopping()
+    with jax.set_mesh(program.mesh), stopping:
+        for step in range(start, total):
+            with log.waiting():
+                batch = next(batches)
+            state, metrics = program.step(state, batch)  # asynchronous; the state is donated
+            log.add(step + 1, metrics)
+            last = step + 1 == total or stopping.asked
+            if last or (step + 1) % config.checkpoint.every == 0:
+                checkpoints.save(step + 1, state, log.settle())
+            if stopping.asked:
+                print(f"Stopped at step {step + 1:,}, saved; the same command goes on.", flush=True)
+                break
+    log.close()
+
+
+def _on_devices(
+    batches: Iterator[dict[str, np.ndarray]], abstract: dict[str, jax.ShapeDtypeStruct]
+) -> Iterator[dict[str, jax.Array]]:
+    """Makes host batches global arrays, one batch ahead of the step that takes them."""
+
+    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {
+            name: jax.make_array_from_process_local_data(
+                abstract[name].sharding, value, abstract[name].shape
+            )
+            for name, value in batch.items()
+        }
+
+    ahead = put(next(batches))
+    for batch in batches:
+        ready, ahead = ahead, put(batch)
+        yield ready
+
+
+class _Stopping:
+    """Whether SIGTERM has come, while the loop is inside."""
+
+    asked = False
+
+    def __enter__(self) -> None:
+        def ask(*_: Any) -> None:
+            self.asked = True
+
+        self._before = signal.signal(signal.SIGTERM, ask)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+class _Log:
+    """Reads each step's metrics one step late, so that the host never waits for the devices."""
+
+    def __init__(
+        self,
+        workdir: str,
+        config: ml_collections.ConfigDict,
+        start: int,
+        total: int,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._writer = Writer(workdir, start) if jax.process_index() == 0 else None
+        self._config, self._start, self._total = config, start, total
+        self._checkpoints = checkpoints
+        self._previous: tuple[int, dict[str, jax.Array]] | None = None
+        self._since_log: list[dict[str, float]] = []
+        self._since_save: list[float] = []
+        self._waited = 0.0
+        self._time = time.perf_counter()
+
+    class _Waiting:
+        def __init__(self, log: "_Log") -> None:
+            self._log = log
+
+        def __enter__(self) -> None:
+            self._start = time.perf_counter()
+
+        def __exit__(self, *_: object) -> None:
+            self._log._waited += time.perf_counter() - self._start
+
+    def waiting(self) -> "_Log._Waiting":
+        """Counts the time inside as waiting for input."""
+        return self._Waiting(self)
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step just dispatched, and deals with those of the one before."""
+        self._deal()
+        self._previous = step, metrics
+
+    def settle(self) -> dict[str, float]:
+        """Deals with the last step too; the mean loss since the last save, for its checkpoint."""
+        self._deal()
+        loss = float(np.mean(self._since_save))
+        self._since_save = []
+        return {"loss": loss}
+
+    def _deal(self) -> None:
+        if self._previous is None:
+            return
+        step, metrics = self._previous
+        self._previous = None
+        scalars = {name: float(value) for name, value in metrics.items()}
+        if not all(math.isfinite(scalars[name]) for name in ("loss", "gradient_norm")):
+            good = self._checkpoints.latest_step()
+            where = f"{self._checkpoints.path}/{good}" if good is not None else "none yet"
+            raise UserError(
+                f"The loss is {scalars['loss']} and the gradient norm {scalars['gradient_norm']} at"
+                f" step {step:,} with learning rate {scalars['learning_rate']:.3g}; the last good"
+                f" checkpoint is {where}; lower --config.optimizer.learning_rate or set"
+                " --config.optimizer.clip=1.0 and train into a new --workdir."
+            )
+        self._since_log.append(scalars)
+        self._since_save.append(scalars["loss"])
+        first = step == self._start + 1  # shown at once, since it ends the wait for the compiler
+        if first or step % self._config.log_every == 0 or step == self._total:
+            self._write(step)
+
+    def _write(self, step: int) -> None:
+        now = time.perf_counter()
+        elapsed, steps = now - self._time, len(self._since_log)
+        means = {
+            name: float(np.mean([scalars[name] for scalars in self._since_log]))
+            for name in self._since_log[0]
+        }
+        means["learning_rate"] = self._since_log[-1]["learning_rate"]
+        speed = steps * self._config.batch_size / elapsed
+        waiting = self._waited / elapsed
+        if self._writer:
+            scalars = {**means, "images_per_second": speed, "input_wait": waiting}
+            self._writer.write(step, scalars)
+            left = duration((self._total - step) * elapsed / steps)
+            print(
+                f"step {step:,}/{self._total:,}  loss {means['loss']:.4f}"
+                f"  lr {means['learning_rate']:.3g}  {speed:.1f} images/s"
+                f"  waiting {waiting:.0%}  left {left}",
+                flush=True,
+            )
+        self._since_log, self._waited, self._time = [], 0.0, now
+
+    def close(self) -> None:
+        """Deals with the last step and closes the files."""
+        self._deal()
+        if self._writer:
+            self._writer.close()

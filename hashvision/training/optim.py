@@ -1,0 +1,124 @@
+"""Optimisers and schedules as the papers' tables state them: SGD with Nesterov momentum, LARC."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hashvision.errors import UserError
+
+SCHEDULES = ("cosine", "halving", "constant")
+
+Schedule = Callable[[Any], jax.Array]
+
+
+def schedule(
+    kind: str, peak: float, total_steps: int, warmup_steps: int, final: float = 0.0, halvings: int = 10
+) -> Schedule:
+    """Learning rate of each step: linear warm-up to `peak`, then one of SCHEDULES.
+
+    cosine falls to final * peak along half a cosine (SwAV, SWAG); halving halves `halvings` times at
+    even distances (WSL: 10 to 20 halvings); constant stays.
+
+    Args:
+      kind: one of SCHEDULES.
+      peak: the learning rate after warm-up, already scaled by the batch.
+      total_steps: steps of the whole run.
+      warmup_steps: steps of the warm-up; step 0 takes peak / warmup_steps.
+      final: the last learning rate as a share of the peak.
+      halvings: for halving only.
+
+    Returns:
+      step -> float32 scalar.
+    """
+    if kind not in SCHEDULES:
+        raise UserError(f"optimizer.schedule={kind!r} is none of {', '.join(SCHEDULES)}")
+
+    def rate(step: Any) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+        if kind == "cosine":
+            decay = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif kind == "halving":
+            decay = 0.5 ** jnp.floor(done * (halvings + 1)).clip(0, halvings)
+        else:
+            decay = jnp.ones(())
+        warmup = jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
+        return jnp.asarray(peak * warmup * decay, jnp.float32)
+
+    return rate
+
+
+def is_kernel(path: tuple[Any, ...]) -> bool:
+    """Whether the parameter at `path` is a kernel: neither a bias nor BatchNorm's scale."""
+    return path[-1].key == "kernel"
+
+
+def is_stacked(path: tuple[Any, ...]) -> bool:
+    """Whether the parameter at `path` holds one layer a row of its first axis (models/stages.py)."""
+    return any(getattr(key, "key", None) == "rest" for key in path)
+
+
+def kernels_only(params: Any) -> Any:
+    """The weight-decay mask that leaves out biases and BatchNorm, by name rather than by rank."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_kernel(path), params)
+
+
+def scale_by_larc(
+    weight_decay: float, trust: float = 0.001, epsilon: float = 1e-8
+) -> optax.GradientTransformation:
+    """LARC with clipping off, which SwAV and SEER call LARS, before momentum.
+
+    g' = trust |p| / (|g| + wd |p| + eps) (g + wd p), of every parameter, BatchNorm and biases too;
+    where |p| or |g| is 0, g' = g (NVIDIA apex's LARC, which the authors used). The learning rate
+    stays outside the momentum trace, unlike in `optax.lars`. Layers stacked for a scan each have
+    their own norms.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("LARC needs the parameters")
+
+        def leaf(path: tuple[Any, ...], g: jax.Array, p: jax.Array) -> jax.Array:
+            axes = tuple(range(1 if is_stacked(path) else 0, p.ndim))
+            p_norm = jnp.sqrt(jnp.sum(jnp.square(p), axes, keepdims=True))
+            g_norm = jnp.sqrt(jnp.sum(jnp.square(g), axes, keepdims=True))
+            rate = trust * p_norm / (g_norm + weight_decay * p_norm + epsilon)
+            return jnp.where((p_norm > 0) & (g_norm > 0), rate * (g + weight_decay * p), g)
+
+        return jax.tree_util.tree_map_with_path(leaf, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def build(
+    name: str,
+    rate: Schedule,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    clip: float = 0.0,
+    decay_all: bool = False,
+) -> optax.GradientTransformation:
+    """The optimiser: gradient clipping, weight decay, momentum, then the learning rate.
+
+    Args:
+      name: sgd or larc.
+      rate: step -> learning rate.
+      weight_decay: added to the gradient before momentum, as in PyTorch's SGD.
+      momentum: in [0, 1).
+      nesterov: for sgd.
+      clip: largest global norm of the gradients; 0 leaves them.
+      decay_all: decay biases and BatchNorm too; larc always does.
+    """
+    steps = [optax.clip_by_global_norm(clip)] if clip else []
+    if name == "sgd":
+        steps.append(optax.add_decayed_weights(weight_decay, None if decay_all else kernels_only))
+    elif name == "larc":
+        steps.append(scale_by_larc(weight_decay))
+        nesterov = False
+    else:
+        raise UserError(f"optimizer.name={name!r} is neither sgd nor larc")
+    return optax.chain(*steps, optax.sgd(rate, momentum, nesterov=nesterov))

@@ -1,0 +1,113 @@
+"""A config made into what runs: mesh, objective, optimiser, shapes of the state, the jitted step."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from hashvision import models
+from hashvision.errors import UserError
+from hashvision.models.layers import GROUP_CONV_FORMS
+from hashvision.objectives import Objective, hashtag
+from hashvision.training import mesh as meshes
+from hashvision.training import optim, state
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Program(NamedTuple):
+    """All of a run that needs no data and no memory yet."""
+
+    mesh: Mesh
+    objective: Objective
+    init: Callable[[jax.Array], state.State]
+    abstract: state.State  # shapes, dtypes and shardings
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    step: Any  # jitted (state, batch) -> (state, metrics)
+    total_steps: int
+
+
+def build_model(config: ml_collections.ConfigDict, platform: str) -> Any:
+    """The network of config.model, its grouped convolutions in the form that suits the platform."""
+    options = dict(config.model)
+    name, dtype, form = options.pop("name"), options.pop("dtype"), options.pop("group_conv")
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype={dtype!r} is none of {', '.join(DTYPES)}.")
+    if form == "auto":
+        form = GROUP_CONV_FORMS.get(platform, "native")
+    elif form not in GROUP_CONV_FORMS.values():
+        known = ", ".join(GROUP_CONV_FORMS.values())
+        raise UserError(f"model.group_conv={form!r} is none of auto, {known}.")
+    return models.build(name, dtype=DTYPES[dtype], group_conv=form, **options)
+
+
+def total_steps(config: ml_collections.ConfigDict, epoch_length: float) -> int:
+    """Steps of the whole run: config.steps, or as many as config.epochs take."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil(config.epochs * epoch_length / config.batch_size))
+
+
+def build(
+    config: ml_collections.ConfigDict, classes: int, epoch_length: float, devices: Any = None
+) -> Program:
+    """Makes the program of a config; compiles nothing and takes no memory.
+
+    Args:
+      config: the schema of configs/base.py.
+      classes: of the vocabulary.
+      epoch_length: photos of an epoch, repeats counted.
+      devices: a sequence of devices; all if None.
+
+    Raises:
+      UserError: a value that is not known, or numbers that do not divide.
+    """
+    mesh = meshes.make_mesh(config.mesh.fsdp, devices)
+    count = mesh.devices.size
+    if config.batch_size % count:
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide over {count} devices;"
+            " set --config.batch_size to a multiple."
+        )
+    if config.batch_size % config.model.norm_groups:
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide into model.norm_groups="
+            f"{config.model.norm_groups} parts; set either to fit."
+        )
+    model = build_model(config, mesh.devices.flat[0].platform)
+    if config.objective.name != "hashtag":
+        raise UserError(f"objective.name={config.objective.name!r} is not hashtag.")
+    objective = hashtag.objective(
+        model, classes, config.objective.loss, config.objective.label_smoothing
+    )
+    steps = total_steps(config, epoch_length)
+    settings = config.optimizer
+    rate = optim.schedule(
+        settings.schedule,
+        settings.learning_rate * config.batch_size / 256,
+        steps,
+        min(round(settings.warmup_epochs * epoch_length / config.batch_size), steps // 2),
+        settings.final,
+        settings.halvings,
+    )
+    tx = optim.build(
+        settings.name, rate, settings.weight_decay, settings.momentum, clip=settings.clip
+    )
+    batch = state.abstract_batch(
+        config.batch_size, config.data.resolution, config.data.max_labels, mesh
+    )
+    init = state.initializer(objective, tx, settings.average > 0, batch)
+    abstract = state.abstract_state(init, mesh)
+    step = state.train_step(objective, tx, rate, abstract, mesh, config.seed, settings.average)
+    return Program(mesh, objective, init, abstract, batch, step, steps)
+
+
+def initial_state(program: Program, seed: int) -> state.State:
+    """The state of step 0, on its devices."""
+    shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
+    with jax.set_mesh(program.mesh):
+        return jax.jit(program.init, out_shardings=shardings)(jax.random.key(seed))

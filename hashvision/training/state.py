@@ -1,0 +1,131 @@
+"""The training state, its initial value and the train step that every objective shares."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hashvision.objectives import Batch, Objective
+from hashvision.training import mesh as meshes
+from hashvision.training.optim import Schedule
+
+
+class State(NamedTuple):
+    """All that a checkpoint holds; everything else follows from it and the config."""
+
+    step: jax.Array  # int32, steps done; with the seed, the position in the data
+    params: Any
+    extra: Any  # BatchNorm statistics, queues
+    opt_state: Any
+    average: Any  # exponential moving average of params, or () without one
+
+
+def abstract_batch(
+    batch_size: int, resolution: int, max_labels: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a global batch, as `data.stream` yields it."""
+    sharding = meshes.batch_sharding(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct(
+            (batch_size, resolution, resolution, 3), jnp.uint8, sharding=sharding
+        ),
+        "labels": jax.ShapeDtypeStruct((batch_size, max_labels), jnp.int32, sharding=sharding),
+        "key": jax.ShapeDtypeStruct((batch_size, 2), jnp.uint32, sharding=sharding),
+    }
+
+
+def initializer(
+    objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any
+) -> Callable[[jax.Array], State]:
+    """rng -> the state of step 0, for `jax.jit` or `jax.eval_shape`; `batch` gives shapes only."""
+    # Parameters depend on the shape of an image, not on how many there are.
+    one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
+
+    def init(rng: jax.Array) -> State:
+        params, extra = objective.init(rng, one)
+        params = objective.after_update(params)
+        return State(
+            jnp.zeros((), jnp.int32),
+            params,
+            extra,
+            tx.init(params),
+            params if average else (),
+        )
+
+    return init
+
+
+def abstract_state(init: Callable[[jax.Array], State], mesh: Mesh) -> State:
+    """Shapes, dtypes and shardings of the state; takes no memory."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        meshes.state_shardings(shapes, mesh),
+    )
+
+
+def train_step(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    rate: Schedule,
+    abstract: State,
+    mesh: Mesh,
+    seed: int,
+    decay: float = 0.0,
+) -> Any:
+    """The jitted step: (state, batch) -> (state, metrics), with the state donated.
+
+    Args:
+      objective: what is learnt.
+      tx: the optimiser.
+      rate: its learning rate, for the metrics.
+      abstract: from `abstract_state`.
+      mesh: the mesh in force.
+      seed: of the run.
+      decay: of the moving average; the first steps average over what there is:
+        min(decay, (1 + step) / (10 + step)).
+
+    Returns:
+      A jitted function; metrics are replicated float32 scalars, `loss` and `learning_rate` among
+      them, of the step the state came with.
+    """
+
+    def step_fn(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+            return objective.loss(params, state.extra, batch, rng, state.step)
+
+        (loss, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = objective.after_update(optax.apply_updates(state.params, updates))
+        average = state.average
+        if decay:
+            d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
+        metrics = {
+            "loss": loss,
+            "learning_rate": rate(state.step),
+            "gradient_norm": optax.global_norm(grads),
+            **metrics,
+        }
+        return State(state.step + 1, params, extra, opt_state, average), metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    batch = meshes.batch_sharding(mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step_fn,
+        in_shardings=(shardings, batch),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+
+
+def evaluated(state: State) -> Any:
+    """The parameters to evaluate: the moving average where there is one."""
+    return state.params if state.average == () else state.average

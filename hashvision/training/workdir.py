@@ -1,0 +1,97 @@
+"""What lies in a workdir beside checkpoints: the frozen config, the vocabulary, the dataset seen."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from hashvision.errors import UserError
+
+# Keys that may differ when a run goes on: they change neither the model, nor what it is shown.
+_FREE = (
+    "dataset",
+    "epochs",
+    "steps",
+    "log_every",
+    "checkpoint",
+    "mesh",
+    "data.threads",
+    "model.remat",
+    "model.unroll",
+    "model.group_conv",
+)
+
+
+def _write(path: str, text: str) -> None:
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)
+
+
+def _read(workdir: str, name: str) -> Any:
+    path = os.path.join(workdir, name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing, so {workdir} is not the workdir of a run; give --workdir the"
+            " folder that `python -m hashvision train` wrote."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); train into a new --workdir.") from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def claim(
+    workdir: str,
+    config: ml_collections.ConfigDict,
+    vocabulary: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Makes `workdir` that of this run, or checks that it already is.
+
+    Raises:
+      UserError: the workdir holds a run of another vocabulary or with other settings.
+    """
+    frozen = json.loads(json.dumps(config.to_dict()))
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        if _read(workdir, "vocabulary.json")["classes"] != vocabulary["classes"]:
+            raise UserError(
+                f"The vocabulary of {config.dataset} is not the one that the checkpoints in"
+                f" {workdir} were trained with; train into a new --workdir, or on the old dataset."
+            )
+        before, now = _flat(_read(workdir, "config.json")), _flat(frozen)
+        for key in sorted(before.keys() | now.keys()):
+            free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
+            if before.get(key) != now.get(key) and not free:
+                raise UserError(
+                    f"{workdir} was trained with {key}={before.get(key)!r}, not {now.get(key)!r};"
+                    f" set --config.{key} back, or train into a new --workdir."
+                )
+    os.makedirs(workdir, exist_ok=True)
+    _write(os.path.join(workdir, "vocabulary.json"), json.dumps(vocabulary, ensure_ascii=False))
+    seen = {"dataset": os.path.abspath(config.dataset), "manifest": manifest}
+    _write(os.path.join(workdir, "dataset.json"), json.dumps(seen, ensure_ascii=False, indent=1))
+    # Last: a workdir with a config is whole.
+    _write(os.path.join(workdir, "config.json"), json.dumps(frozen, indent=1))
+
+
+def read(workdir: str) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+    """The frozen config and the vocabulary of a run.
+
+    Raises:
+      UserError: `workdir` is none.
+    """
+    config = ml_collections.ConfigDict(_read(workdir, "config.json"))
+    return config, _read(workdir, "vocabulary.json")

@@ -1,0 +1,22 @@
+"""What all tests share: 8 simulated devices, and the real data where it lies beside the repo."""
+
+import os
+import pathlib
+
+# Before anything imports JAX or TensorFlow.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def shared_data() -> pathlib.Path:
+    """The folder of real photos; the test is skipped where it is absent."""
+    path = REPO.parent / "shared" / "data"
+    if not path.exists():
+        pytest.skip("the real data (../shared/data) is not here")
+    return path

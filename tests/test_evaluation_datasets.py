@@ -1,0 +1,187 @@
+"""Tests of reading labelled photos: class folders, labels.jsonl, dataset folders."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hashvision.data import records
+from hashvision.errors import UserError
+from hashvision.evaluation import datasets
+
+
+def write_tree(root, photos):
+    """Files {relative path}, each holding its own path as bytes; nothing here decodes them."""
+    for name in photos:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def write_jsonl(root, rows):
+    root.mkdir(exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (root / "labels.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    return root
+
+
+def write_dataset_folder(root, labels):
+    """A dataset folder of two shards, as prepare lays it out."""
+    root.mkdir()
+    classes = ["dog", "cat", "bird"]
+    counts = np.array([30, 20, 10])
+    rows = [
+        records.Record(f"p{number}", "o", f"image {number}".encode(), tuple(row))
+        for number, row in enumerate(labels)
+    ]
+    half = len(rows) // 2
+    for shard, part in enumerate((rows[:half], rows[half:])):
+        records.write_shard(root / records.shard_name(shard, 2), part, counts)
+    vocabulary = {"classes": [{"name": name, "tags": {name: 1}, "lemmas": []} for name in classes]}
+    (root / "vocabulary.json").write_text(json.dumps(vocabulary))
+    (root / "manifest.json").write_text("{}")
+    return root
+
+
+def test_tree_with_train_and_test(tmp_path):
+    root = write_tree(
+        tmp_path / "pets",
+        [
+            "train/dog/1.jpg", "train/dog/deep/2.PNG", "train/dog/notes.txt", "train/cat/3.jpeg",
+            "train/.cache/4.jpg", "test/dog/5.jpg", "test/dog/.6.jpg", "test/cat/7.webp",
+        ],
+    )  # fmt: skip
+    dataset = datasets.read(root)
+    assert dataset.name == "pets"
+    assert dataset.test.names == ("test/cat/7.webp", "test/dog/5.jpg")
+    assert dataset.test.labels == (("cat",), ("dog",))
+    assert list(dataset.test.images()) == [b"test/cat/7.webp", b"test/dog/5.jpg"]
+    split = datasets.single_label(dataset)
+    assert split.classes == ("cat", "dog")
+    assert split.train.names == ("train/cat/3.jpeg", "train/dog/1.jpg", "train/dog/deep/2.PNG")
+    np.testing.assert_array_equal(split.train_labels, [0, 1, 1])
+    np.testing.assert_array_equal(split.test_labels, [0, 1])
+
+
+def test_validation_folder_serves_as_test(tmp_path):
+    names = [f"{part}/{kind}/1.jpg" for part in ("train", "val") for kind in "ab"]
+    assert datasets.read(write_tree(tmp_path / "x", names)).test.names == (
+        "val/a/1.jpg",
+        "val/b/1.jpg",
+    )
+
+
+def test_tree_without_parts_is_split_by_name(tmp_path):
+    names = [f"{kind}/{number}.jpg" for kind in ("dog", "train", "test") for number in range(12)]
+    root = write_tree(tmp_path / "things", [*names, "single/1.jpg"])
+    split = datasets.single_label(datasets.read(root))
+    assert split.classes == ("dog", "test", "train")  # a class may be called so
+    np.testing.assert_array_equal(np.bincount(split.train_labels), [9, 9, 9])
+    np.testing.assert_array_equal(np.bincount(split.test_labels), [3, 3, 3])
+    assert set(split.train.names) | set(split.test.names) == set(names)
+    assert [image.decode() for image in split.test.images()] == list(split.test.names)
+    assert [image.decode() for image in split.train.images()] == list(split.train.names)
+    assert "no train and test parts" in split.note and "left out 1 photos" in split.note
+    again = datasets.single_label(datasets.read(root))
+    assert again.test.names == split.test.names
+
+
+def test_split_by_name_ignores_where_the_tree_lies(tmp_path):
+    names = [f"{kind}/{number}.jpg" for kind in "ab" for number in range(20)]
+    here, there = write_tree(tmp_path / "x", names), write_tree(tmp_path / "y" / "z", names)
+    first = datasets.single_label(datasets.read(here))
+    assert first.test.names == datasets.single_label(datasets.read(there)).test.names
+
+
+def test_labels_jsonl(tmp_path):
+    rows = [
+        {"image": "images/1.jpg", "labels": ["dog", "snow", "dog"]},
+        {"image": "images/2.jpg", "labels": []},
+        {"image": "images/gone.jpg", "labels": ["line\u2028break"]},
+    ]
+    root = write_jsonl(tmp_path / "words", rows)
+    write_tree(root, ["images/1.jpg", "images/2.jpg"])
+    for path in (root, root / "labels.jsonl"):
+        dataset = datasets.read(path)
+        assert dataset.name == "words"
+        assert dataset.test.labels == (("dog", "snow"), (), ("line\u2028break",))
+        assert list(dataset.test.images()) == [b"images/1.jpg", b"images/2.jpg", b""]
+
+
+def test_labels_jsonl_with_one_label_a_photo_is_split(tmp_path):
+    rows = [{"image": f"{n}.jpg", "labels": ["dog" if n % 2 else "cat"]} for n in range(16)]
+    rows += [{"image": "both.jpg", "labels": ["dog", "cat"]}, {"image": "none.jpg", "labels": []}]
+    split = datasets.single_label(datasets.read(write_jsonl(tmp_path / "w", rows)))
+    assert (len(split.train.names), len(split.test.names)) == (12, 4)
+    assert "both.jpg" not in split.train.names + split.test.names
+    assert "left out 2 photos" in split.note
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "3", '{"image": "x.jpg"}', '{"image": 3, "labels": []}',
+     '{"image": "x.jpg", "labels": "dog"}', '{"image": "x.jpg", "labels": [1]}'],
+)  # fmt: skip
+def test_broken_labels_jsonl_names_the_line(tmp_path, line):
+    (tmp_path / "labels.jsonl").write_text('{"image": "x.jpg", "labels": []}\n' + line)
+    with pytest.raises(UserError, match=r"Line 2 of .*labels\.jsonl"):
+        datasets.read(tmp_path)
+
+
+def test_dataset_folder(tmp_path):
+    root = write_dataset_folder(tmp_path / "prepared", [(0,), (1,), (0, 2), (1,), (0,)])
+    dataset = datasets.read(root)
+    assert dataset.name == "prepared"
+    assert dataset.test.names == ("p0", "p1", "p2", "p3", "p4")
+    assert dataset.test.labels == (("dog",), ("cat",), ("dog", "bird"), ("cat",), ("dog",))
+    assert list(dataset.test.images()) == [f"image {number}".encode() for number in range(5)]
+    split = datasets.single_label(dataset)
+    assert split.classes == ("cat", "dog")
+    assert sorted(split.train.names + split.test.names) == ["p0", "p1", "p3", "p4"]
+    expected = [f"image {name[1:]}".encode() for name in split.train.names]
+    assert list(split.train.images()) == expected
+
+
+def test_dataset_folder_with_a_missing_or_damaged_shard(tmp_path):
+    root = write_dataset_folder(tmp_path / "prepared", [(0,), (1,)] * 4)
+    shard = root / records.shard_name(1, 2)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-5])
+    with pytest.raises(UserError, match="damaged"):
+        datasets.read(root)
+    shard.unlink()
+    with pytest.raises(UserError, match="posts-train.tfrecord-00001-of-00002"):
+        datasets.read(root)
+    (root / records.shard_name(0, 2)).unlink()
+    with pytest.raises(UserError, match="no TFRecord shards"):
+        datasets.read(root)
+    (root / "vocabulary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"vocabulary\.json"):
+        datasets.read(root)
+
+
+def test_errors_name_the_path(tmp_path):
+    with pytest.raises(UserError, match="no folder .*nowhere"):
+        datasets.read(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no images"):
+        datasets.read(tmp_path)
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match="no dataset"):
+        datasets.read(file)
+    (tmp_path / "labels.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="names no images"):
+        datasets.read(tmp_path)
+    (tmp_path / "labels.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="UTF-8"):
+        datasets.read(tmp_path)
+
+
+def test_single_label_errors(tmp_path):
+    tree = write_tree(tmp_path / "x", ["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"])
+    with pytest.raises(UserError, match=r"1 classes .* lacks \(c\)"):
+        datasets.single_label(datasets.read(tree))
+    rows = [{"image": f"{n}.jpg", "labels": ["dog", "cat"]} for n in range(4)]
+    with pytest.raises(UserError, match="--protocol=multilabel"):
+        datasets.single_label(datasets.read(write_jsonl(tmp_path / "w", rows)))

@@ -1,0 +1,119 @@
+"""Tests of mAP, precision@1, recall@5 and their baselines."""
+
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from hashvision.evaluation import bootstrap, multilabel
+
+
+def drawn(photos=60, classes=7, seed=0, decimals=None):
+    """Scores that know something of sparse positives; rounded, they tie."""
+    rng = np.random.default_rng(seed)
+    positives = rng.random((photos, classes)) < np.linspace(0.02, 0.5, classes)
+    positives[0] = True
+    scores = rng.normal(size=positives.shape) + positives
+    scores = scores if decimals is None else scores.round(decimals)
+    return scores.astype(np.float32), positives
+
+
+@pytest.mark.parametrize("decimals", [None, 0])
+def test_average_precision_is_scikit_learns(decimals):
+    scores, positives = drawn(decimals=decimals)
+    expected = [
+        average_precision_score(positives[:, c], scores[:, c]) for c in range(scores.shape[1])
+    ]
+    np.testing.assert_allclose(
+        multilabel.average_precision(scores, positives)[0], expected, rtol=1e-6
+    )
+
+
+def naive_weighted(scores, positives, counts):
+    """The docstring's equation for one class, photo by photo."""
+    total, weight = 0.0, 0
+    for i in range(len(scores)):
+        if not positives[i] or not counts[i]:
+            continue
+        found, seen = 1, 1  # photo i itself, once
+        for j in range(len(scores)):
+            if j != i and scores[j] >= scores[i]:
+                found += counts[j] * positives[j]
+                seen += counts[j]
+        total += counts[i] * found / seen
+        weight += counts[i]
+    return total / weight if weight else np.nan
+
+
+@pytest.mark.parametrize("decimals", [None, 0])
+def test_average_precision_of_resamples_against_the_equation(decimals):
+    scores, positives = drawn(30, 5, decimals=decimals)
+    counts = next(bootstrap.resamples(30, number=6))
+    expected = [
+        [naive_weighted(scores[:, c], positives[:, c], row.astype(int)) for c in range(5)]
+        for row in counts
+    ]
+    found = multilabel.average_precision(scores, positives, counts)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_average_precision_without_positives_is_undefined():
+    scores, positives = drawn()
+    positives[:, 2] = False
+    precision = multilabel.average_precision(scores, positives)[0]
+    assert np.isnan(precision[2]) and np.isnan(precision).sum() == 1
+    mean = multilabel.mean_average_precision(scores, positives)(np.ones((1, len(scores)), int))[0]
+    assert mean == pytest.approx(np.nanmean(precision))
+
+
+def test_interval_of_map_holds_its_value_where_classes_are_rare():
+    # Plain weighted AP would lift the resamples above the value: copies of a class's only photo.
+    rng = np.random.default_rng(1)
+    positives = rng.random((300, 60)) < 0.006
+    positives[0, 0] = True
+    scores = (rng.normal(size=positives.shape) + positives).astype(np.float32)
+    estimate = multilabel.estimates(scores, positives)["mAP"]
+    assert estimate.low < estimate.value < estimate.high
+
+
+def test_precision_and_recall_against_plain_loops():
+    scores, positives = drawn(40, 9, seed=2, decimals=0)
+    positives[3] = False
+    for i in range(40):
+        order = sorted(range(9), key=lambda c: (-scores[i, c], c))
+        own = {c for c in range(9) if positives[i, c]}
+        assert multilabel.precision_at_1(scores, positives)[i] == (order[0] in own)
+        recall = len(own & set(order[:5])) / len(own) if own else 0
+        assert multilabel.recall_at_k(scores, positives, 5)[i] == pytest.approx(recall)
+
+
+def test_estimates_leave_photos_without_a_class_out_of_precision_and_recall():
+    scores = np.array([[2.0, 1.0], [1.0, 2.0], [5.0, 4.0]])
+    positives = np.array([[True, False], [True, False], [False, False]])
+    estimates = multilabel.estimates(scores, positives)
+    assert estimates["precision_at_1"].value == 0.5
+    assert estimates["recall_at_5"].value == 1.0
+    assert estimates["mAP"].value == pytest.approx((1 / 2 + 2 / 3) / 2)  # photo 2 ranks first
+
+
+@pytest.mark.parametrize(("positives", "photos"), [(1, 6), (2, 6), (4, 6), (6, 6), (1, 1)])
+def test_random_average_precision_against_all_orders(positives, photos):
+    precisions = []
+    for places in itertools.combinations(range(photos), positives):
+        hits = np.isin(np.arange(photos), places)
+        precisions.append(np.mean([hits[: place + 1].sum() / (place + 1) for place in places]))
+    expected = multilabel.random_average_precision(positives, photos)
+    assert expected == pytest.approx(np.mean(precisions))
+
+
+def test_baselines():
+    positives = np.zeros((10, 4), bool)
+    positives[:6, 0] = positives[5:8, 1] = positives[8, 2] = True  # class 3 has none, photo 9 too
+    found = multilabel.baselines(positives)
+    assert found["prevalence"] == pytest.approx((0.6 + 0.3 + 0.1) / 3)
+    assert found["random_mAP"] == pytest.approx(
+        np.mean(multilabel.random_average_precision(np.array([6, 3, 1]), 10))
+    )
+    assert found["constant_precision_at_1"] == pytest.approx(6 / 9)
+    assert found["constant_recall_at_5"] == 1.0

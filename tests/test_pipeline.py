@@ -1,0 +1,317 @@
+"""Tests of `prepare` from a dump to a dataset folder, on dumps that the tests make."""
+
+import base64
+import io
+import json
+import os
+import pathlib
+import random
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashvision.data import records, sampling
+from hashvision.errors import UserError
+from hashvision.prepare import pipeline
+
+WORDNET = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE LexicalResource SYSTEM "http://globalwordnet.github.io/schemas/WN-LMF-1.1.dtd">
+<LexicalResource xmlns:dc="https://globalwordnet.github.io/schemas/dc/">
+<Lexicon id="small" label="Small" language="en" email="a@b.c" license="none" version="1">
+{}</Lexicon></LexicalResource>
+"""
+# Each topic: the tags in which it comes, and the words of its captions besides.
+TOPICS = {
+    "brown bear": (["brownbear", "BrownBears", "ursusarctos"], "river fish fur claws"),
+    "dog": (["dog", "Dogs", "dog"], "leash stick bark tail"),
+    "car": (["car", "motorcar", "cars"], "road wheel driver engine"),
+    "apple": (["apple", "Äpple", "apples"], "orchard peel pie core"),
+    "boat": (["boat", "boats", "boat"], "lake sail anchor rower"),
+    "mountain": (["mountain", "mountains", "mount"], "peak ridge climb summit"),
+}
+SYNSETS = [
+    ("animal", ["brown bear", "Ursus arctos", "bruin"]),
+    ("animal", ["dog"]),
+    ("artifact", ["car", "motorcar"]),
+    ("food", ["apple"]),
+    ("artifact", ["boat"]),
+    ("object", ["mountain", "mount"]),
+    ("feeling", ["love"]),
+    ("person", ["friend"]),
+]
+SPAM = ["love", "tbt", "friend", "photooftheday"]
+FILLER = "the a with on in and two young near old big sunny some this my".split()
+
+
+def jpeg(seed: int, size: tuple[int, int] = (24, 16)) -> bytes:
+    small = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize(size).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_wordnet(path: pathlib.Path) -> str:
+    entries, synsets = "", ""
+    for number, (kind, lemmas) in enumerate(SYNSETS):
+        synsets += f'<Synset id="s{number}" ili="" partOfSpeech="n" lexfile="noun.{kind}"/>\n'
+        for lemma in lemmas:
+            name = lemma.replace(" ", "_")
+            entries += (
+                f'<LexicalEntry id="{name}"><Lemma writtenForm="{lemma}" partOfSpeech="n"/>'
+                f'<Sense id="{name}-1" synset="s{number}"/></LexicalEntry>\n'
+            )
+    path.write_text(WORDNET.format(entries + synsets))
+    return str(path)
+
+
+def write_dump(folder: pathlib.Path) -> str:
+    """900 good posts on six topics with spam, and one or two of each kind that does not pass."""
+    generator = random.Random(0)
+    (folder / "images").mkdir(parents=True)
+    lines = []
+
+    def add(post_id: str, text: str, image: object = None, visibility: str = "public", **more):
+        if image is None:
+            image = f"images/{post_id}.jpg"
+            (folder / image).write_bytes(jpeg(len(lines)))
+        fields = {"id": post_id, "image": image, "text": text, "owner": f"u{len(lines) % 9}"}
+        lines.append(json.dumps({**fields, "visibility": visibility, "created_at": "2020", **more}))
+
+    for number in range(900):
+        tags, said = TOPICS[generator.choice(list(TOPICS))]
+        words = generator.sample(said.split(), 2) + generator.sample(FILLER, 5)
+        spam = [tag for tag in SPAM if generator.random() < 0.3]
+        text = " ".join(words) + " #" + "#".join([generator.choice(tags), *spam])
+        add(f"p{number:04d}", text)
+    lines.append('{"id": "broken", "image": ')
+    lines.append("")
+    lines.append('{"no": "id"}')
+    os.mkfifo(folder / "images" / "pipe")  # to open it would not return
+    add("private", "#dog", "images/pipe", "private")
+    add("nobody", "#dog", "images/pipe", "Public")
+    add("missing", "#dog", "images/absent.jpg")
+    add("outside", "#dog", "../posts.jsonl")
+    add("pathless", "#dog", 7)
+    (folder / "images" / "truncated.jpg").write_bytes(jpeg(0)[:-60])
+    add("undecodable", "#dog", "images/truncated.jpg")
+    add("untagged", "nothing at all")
+    add("spam", "a river #love #tbt")
+    add("rare", "#unheardof")
+    add("bytes", "#dog", image_bytes=base64.b64encode(jpeg(7, (90, 60))).decode())
+    add("twice", "#Dog and #dog")
+    add("twice", "#car")
+    (folder / "posts.jsonl").write_text("\n".join(lines) + "\n\n", "utf-8")
+    return str(folder / "posts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[pathlib.Path, dict, str]:
+    """A dataset made with WordNet: its folder, its manifest, the dump."""
+    folder = tmp_path_factory.mktemp("prepare")
+    dump = write_dump(folder / "dump")
+    output = folder / "dataset"
+    manifest = pipeline.prepare(
+        dump,
+        str(output),
+        wordnet=write_wordnet(folder / "wordnet.xml"),
+        short_side=16,
+        shard_bytes=300_000,
+    )
+    return output, manifest, dump
+
+
+def read_records(folder: pathlib.Path) -> list[Any]:
+    import tensorflow as tf
+
+    shards = sorted(str(path) for path in folder.glob("*.tfrecord-*"))
+    parsed = tf.data.TFRecordDataset(shards).map(records.parse)
+    return list(parsed.as_numpy_iterator())
+
+
+def vocabulary_of(folder: pathlib.Path) -> dict:
+    return json.loads((folder / "vocabulary.json").read_text())
+
+
+def test_every_post_is_accounted_for(made):
+    output, manifest, _ = made
+    assert json.loads((output / "manifest.json").read_text()) == manifest
+    posts = manifest["posts"]
+    assert (posts["read"], posts["kept"]) == (915 - 1, 903)
+    dropped = posts["dropped"]
+    assert list(dropped) == ["broken_line", "private", "missing_file", "undecodable", "no_tag"]
+    assert [entry["count"] for entry in dropped.values()] == [2, 2, 3, 1, 3]
+    assert all(example.startswith("byte ") for example in dropped["broken_line"]["examples"])
+    assert dropped["private"]["examples"] == ["nobody", "private"]
+    assert dropped["missing_file"]["examples"] == ["missing", "outside", "pathless"]
+    assert dropped["undecodable"]["examples"] == ["undecodable"]
+    assert dropped["no_tag"]["examples"] == ["rare", "spam", "untagged"]
+    assert manifest["images"] == 903
+
+
+def test_synonyms_merge_and_spam_is_out(made):
+    output, manifest, _ = made
+    vocabulary = vocabulary_of(output)
+    assert (vocabulary["posts"], vocabulary["wordnet"]) == (903, "small:1")
+    classes = {entry["name"]: entry for entry in vocabulary["classes"]}
+    merged = [set(entry["tags"]) for entry in classes.values()]
+    assert {"brownbear", "brownbears", "ursusarctos"} in merged
+    assert {"mountain", "mountains", "mount"} in merged
+    assert len(classes) == len(TOPICS) == manifest["classes"]
+    left_out = {entry["tag"]: entry["why"] for entry in vocabulary["left_out"]}
+    assert set(SPAM) <= left_out.keys()
+    assert "evenly" in left_out["friend"]
+    assert "names nothing visible" in left_out["love"]
+    order = [(-entry["count"], entry["name"]) for entry in vocabulary["classes"]]
+    assert order == sorted(order)
+
+
+def test_records_and_index_agree(made):
+    output, manifest, _ = made
+    vocabulary = vocabulary_of(output)
+    found = read_records(output)
+    assert len(manifest["shards"]) > 1
+    assert [shard["records"] for shard in manifest["shards"]] == [
+        len(np.load(path)) for path in sorted(output.glob("index-*.npy"))
+    ]
+    index = np.concatenate([np.load(path) for path in sorted(output.glob("index-*.npy"))])
+    assert index.dtype == records.INDEX_DTYPE
+    counts = np.zeros(len(vocabulary["classes"]), int)
+    for row, record in zip(index, found, strict=True):
+        assert row["id"] == records.id_hash(record["id"].decode())
+        np.add.at(counts, record["labels"], 1)
+    assert counts.tolist() == [entry["count"] for entry in vocabulary["classes"]]
+    rarest = [counts[record["labels"]].min() for record in found]
+    np.testing.assert_array_equal(index["rarest"], rarest)
+    summary = sampling.epoch_summary(index["rarest"], 903, manifest["sampling_threshold"])
+    assert manifest["epoch"] == summary
+    # In the order of hashes, so that every stretch of records is a random sample of the posts.
+    assert (np.diff(index["id"].astype(object)) >= 0).all()
+    number = {tag: n for n, entry in enumerate(vocabulary["classes"]) for tag in entry["tags"]}
+    labels = sorted((record["id"], *record["labels"]) for record in found)
+    assert (b"bytes", number["dog"]) in labels
+    assert {(b"twice", number["dog"]), (b"twice", number["car"])} <= set(labels)
+
+
+def test_photos_are_reduced_and_otherwise_untouched(made):
+    output, _, dump = made
+    photos = {record["id"].decode(): record["image"] for record in read_records(output)}
+    assert Image.open(io.BytesIO(photos["bytes"])).size == (24, 16)
+    stored = (pathlib.Path(dump).parent / "images" / "p0005.jpg").read_bytes()
+    assert photos["p0005"] == stored
+
+
+def test_tfds_opens_the_folder(made):
+    import tensorflow_datasets as tfds
+
+    output, manifest, _ = made
+    builder = cast(Any, tfds.builder_from_directory(str(output)))
+    assert builder.info.splits["train"].num_examples == 903
+    names = builder.info.features["labels"].feature.names
+    assert names == [entry["name"] for entry in vocabulary_of(output)["classes"]]
+    read = list(builder.as_dataset(split="train").take(3).as_numpy_iterator())
+    assert all(example["image"].shape == (16, 24, 3) for example in read)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_without_wordnet_it_says_so_and_replaces_what_lay_there(
+    made, tmp_path: pathlib.Path, capsys
+):
+    output, _, dump = made
+    again = tmp_path / "again"
+    images = os.path.dirname(dump)
+    again.mkdir()
+    (again / "manifest.json").write_text("{}")
+    (again / "stale").write_text("")
+    manifest = pipeline.prepare(dump, str(again), images=images, shard_bytes=300_000)
+    assert "spelling only" in capsys.readouterr().out
+    assert (manifest["wordnet"], manifest["merged_by"]) == (None, "spelling only")
+    assert not (again / "stale").exists() and os.listdir(tmp_path) == ["again"]
+    tags = {tag for entry in vocabulary_of(again)["classes"] for tag in entry["tags"]}
+    assert not set(SPAM) & tags
+    assert {"brownbear", "brownbears", "ursusarctos", "dog", "dogs", "mountain"} <= tags
+    merged = [set(entry["tags"]) for entry in vocabulary_of(again)["classes"]]
+    assert {"dog", "dogs"} in merged and {"ursusarctos"} in merged
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        (
+            "--runner=DirectRunner",
+            "--direct_num_workers=2",
+            "--direct_running_mode=multi_threading",
+        ),
+    ],
+)
+def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags):
+    output, manifest, dump = made
+    again = tmp_path / "again"
+    pipeline.prepare(
+        dump,
+        str(again),
+        wordnet=str(output.parent / "wordnet.xml"),
+        short_side=16,
+        shard_bytes=300_000,
+        beam_options=flags,
+    )
+    assert contents(again) == contents(output)
+
+
+def test_nothing_that_is_amiss_leaves_a_trace(made, tmp_path: pathlib.Path):
+    _, _, dump = made
+    output = tmp_path / "output"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    cases = [
+        ((str(tmp_path / "absent.jsonl"), str(output)), {}, "absent.jsonl cannot be read"),
+        ((str(tmp_path), str(output)), {}, "cannot be read"),
+        ((dump, str(output)), {"images": str(tmp_path / "absent")}, "does not exist"),
+        ((dump, str(output)), {"wordnet": str(tmp_path / "absent")}, "cannot be opened"),
+        ((dump, str(output)), {"minimum_count": 0}, "at least 1"),
+        ((dump, str(output)), {"beam_options": ["--minimum_cuont=3"]}, "minimum_cuont"),
+        ((dump, str(other)), {}, "holds other things"),
+        ((dump, str(other / "thesis.txt")), {}, "is a file"),
+        ((dump, str(other / "thesis.txt" / "x")), {}, "cannot be written"),
+        ((str(empty), str(output)), {}, "no post of empty.jsonl came through"),
+    ]
+    for arguments, options, message in cases:
+        with pytest.raises(UserError, match=message):
+            pipeline.prepare(*arguments, **options)
+    assert sorted(os.listdir(tmp_path)) == ["empty.jsonl", "other"]
+    assert os.listdir(other) == ["thesis.txt"]
+
+
+def test_shards_cut_the_hashes_evenly():
+    largest = 2**64 - 1
+    assert [pipeline.shard_of((h, 0), 4) for h in (0, largest // 2, largest)] == [0, 1, 3]
+    assert pipeline.count_shards((10_000, 1_000_000), 100_000) == 10
+    assert pipeline.count_shards((100, 1_000_000), 100_000) == 1
+    assert pipeline.count_shards((0, 0), 100_000) == 1
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
+    manifest = pipeline.prepare(
+        str(shared_data / "posts" / "posts.jsonl"),
+        str(tmp_path / "dataset"),
+        wordnet=str(shared_data / "wordnet" / "oewn-2025.xml.xz"),
+    )
+    posts = manifest["posts"]
+    assert posts["read"] == 6279
+    assert posts["read"] == posts["kept"] + sum(d["count"] for d in posts["dropped"].values())
+    assert all(entry["count"] for entry in posts["dropped"].values())
+    assert posts["dropped"]["broken_line"]["count"] == 2
+    assert posts["dropped"]["private"]["count"] == 335
+    assert posts["kept"] > 5000 and manifest["classes"] > 150
+    classes = {entry["name"]: entry for entry in vocabulary_of(tmp_path / "dataset")["classes"]}
+    assert set(classes["dog"]["tags"]) >= {"dog", "dogs", "canisfamiliaris", "domesticdog"}

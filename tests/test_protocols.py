@@ -1,0 +1,186 @@
+"""Tests of the evaluate verb's protocols, from files to the table and the JSON."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashvision.errors import UserError
+from hashvision.evaluation import features, protocols
+
+COLOURS = {"red apple": (200, 40, 40), "green leaf": (40, 200, 40), "blue sky": (40, 40, 200)}
+VOCABULARY = {
+    "classes": [
+        {"name": "sky", "tags": {"sky": 9, "bluesky": 2}, "lemmas": ["sky"]},
+        {"name": "dog", "tags": {"dog": 8}, "lemmas": []},
+        {"name": "apple", "tags": {"apple": 7, "redapples": 1}, "lemmas": ["apple"]},
+        {"name": "leaf", "tags": {"leaf": 6}, "lemmas": ["green leaf", "foliage"]},
+    ]
+}
+
+
+def encode(batch):
+    """Sees colours: features are their mean; class scores follow blue, nothing, red, green."""
+    mean = batch.mean(axis=(1, 2)) / 255
+    return mean, mean[:, [2, 0, 0, 1]] - [0, 9, 0, 0]
+
+
+ENCODER = features.Encoder(encode, 8, 17, VOCABULARY, batch_size=16)
+
+
+def save(path, colour, rng):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = rng.integers(-35, 36, (10, 12, 3))
+    Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Class folders of noisy colours, 16 for training and 8 for testing each."""
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        for number in range(24):
+            part = "train" if number < 16 else "test"
+            save(tmp_path / "colours" / part / name / f"{number}.png", colour, rng)
+    return tmp_path / "colours"
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_single_label_protocols(colours, tmp_path, capsys, protocol):
+    (colours / "train" / "red apple" / "0.png").write_bytes(b"broken")
+    workdir = tmp_path / "run"
+    report = protocols.evaluate(ENCODER, f"{colours}/", protocol, str(workdir))
+    path = workdir / "evaluations" / f"{protocol}-colours.json"
+    assert json.loads(path.read_text()) == report
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert (report["protocol"], report["dataset"], report["step"]) == (protocol, "colours", 17)
+    assert report["metrics"] == {"top1": {"value": 1.0, "low": 1.0, "high": 1.0}}
+    assert report["photos"] == {"train": 47, "test": 24}
+    assert report["baselines"] == {"commonest_class": pytest.approx(1 / 3)}
+    assert report["skipped"] == {"count": 1, "examples": ["train/red apple/0.png"]}
+    printed = capsys.readouterr().out
+    assert f"{protocol} on colours, step 17" in printed
+    assert "100.0% to 100.0%" in printed and "train/red apple/0.png" in printed
+    assert ("L2 chosen" in printed) == (protocol == "linear")
+
+
+def test_multilabel_on_class_folders_asks_for_the_folders_names(colours, tmp_path):
+    report = protocols.evaluate(ENCODER, str(colours), "multilabel", str(tmp_path / "run"))
+    expected = {"red apple": "apple", "green leaf": "leaf", "blue sky": "sky"}
+    assert report["matched"] == expected and report["unmatched"] == []
+    assert {name: metric["value"] for name, metric in report["metrics"].items()} == {
+        "mAP": 1.0, "precision_at_1": 1.0, "recall_at_5": 1.0,
+    }  # fmt: skip
+    assert report["photos"]["test"] == 24
+    assert report["baselines"]["prevalence"] == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def words(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(30):
+        colour = (220 if number % 2 else 30, 90, 220 if number % 3 else 30)
+        save(tmp_path / "words" / f"{number}.png", colour, rng)
+        labels = ["apple"] * (number % 2) + ["redapple"] * (number % 2) + ["sky"] * bool(number % 3)
+        rows.append({"image": f"{number}.png", "labels": [*labels, "person"]})
+    rows.append({"image": "gone.png", "labels": ["apple"]})
+    (tmp_path / "words" / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "words"
+
+
+def test_multilabel_of_a_labels_file(words, tmp_path, capsys):
+    report = protocols.evaluate(ENCODER, str(words), "multilabel", str(tmp_path), untrained=True)
+    assert (tmp_path / "evaluations" / "multilabel-words-untrained.json").is_file()
+    assert report["untrained"] and report["classes"] == 2
+    assert report["matched"] == {"sky": "sky", "apple": "apple", "redapple": "apple"}
+    assert report["unmatched"] == ["person"]
+    assert report["skipped"] == {"count": 1, "examples": ["gone.png"]}
+    assert report["photos"] == {"test": 30, "with_a_class": 25}
+    metrics = report["metrics"]
+    assert metrics["mAP"]["value"] == metrics["recall_at_5"]["value"] == 1.0
+    assert metrics["precision_at_1"]["value"] == 1.0
+    for metric in metrics.values():
+        assert metric["low"] <= metric["value"] <= metric["high"]
+    printed = capsys.readouterr().out
+    assert "untrained network" in printed and "3 of 4; not matched: person" in printed
+    assert "prevalence" in printed
+
+
+def test_the_table_prints_percent_aligned():
+    report = {
+        "protocol": "knn", "dataset": "flowers", "step": 1200, "untrained": False,
+        "metrics": {"top1": {"value": 0.5123, "low": 0.48, "high": 0.5451}},
+        "baselines": {"commonest_class": 0.2}, "photos": {"train": 2000, "test": 1000},
+        "classes": 5, "skipped": {"count": 0, "examples": []},
+    }  # fmt: skip
+    assert protocols.table(report).split("\n") == [
+        "knn on flowers, step 1,200",
+        "",
+        "                                 value        95% interval",
+        "top1                             51.2%      48.0% to 54.5%",
+        "commonest_class                  20.0%            baseline",
+        "",
+        "photos: 2,000 train, 1,000 test; 5 classes",
+    ]
+
+
+def test_errors(colours, words, tmp_path):
+    with pytest.raises(UserError, match="no protocol svm; choose one of knn, linear, multilabel"):
+        protocols.evaluate(ENCODER, str(colours), "svm", str(tmp_path))
+    other = ENCODER._replace(vocabulary={"classes": VOCABULARY["classes"][1:2]})
+    with pytest.raises(UserError, match="None of the 4 class names of words"):
+        protocols.evaluate(other, str(words), "multilabel", str(tmp_path))
+    with pytest.raises(UserError, match="--protocol=multilabel"):
+        protocols.evaluate(ENCODER, str(words), "knn", str(tmp_path))
+    for file in (colours / "train" / "blue sky").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="No training photo of blue sky"):
+        protocols.evaluate(ENCODER, str(colours), "knn", str(tmp_path))
+    assert not (tmp_path / "evaluations").exists()
+
+
+def pixels(batch):
+    """Trivial features: the photo at 8 x 8 pixels. Scores: their first four, meaningless."""
+    photos, side = batch.shape[0], batch.shape[1] // 8
+    small = batch.reshape(photos, 8, side, 8, side, 3).mean(axis=(2, 4))
+    return small.reshape(photos, -1), small.reshape(photos, -1)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("dataset", "protocol", "low", "high"),
+    [("flowers5", "knn", 0.30, 0.50), ("caltech97", "linear", 0.15, 0.35)],
+)
+def test_pixels_know_a_little_of_real_photos(shared_data, tmp_path, dataset, protocol, low, high):
+    encoder = features.Encoder(pixels, 64, 0, {"classes": []})
+    path = shared_data / "transfer" / dataset
+    report = protocols.evaluate(encoder, str(path), protocol, str(tmp_path))
+    top1 = report["metrics"]["top1"]
+    assert low < top1["low"] < top1["value"] < top1["high"] < high
+    assert report["skipped"]["count"] == 0
+
+
+@pytest.mark.realdata
+def test_meaningless_scores_are_at_the_random_baseline_on_real_photos(shared_data, tmp_path):
+    path = shared_data / "transfer" / "flickr8k_multilabel"
+    words = {
+        label
+        for line in (path / "labels.jsonl").read_text().splitlines()
+        for label in json.loads(line)["labels"]
+    }
+    classes = [{"name": word, "tags": {word: 1}, "lemmas": []} for word in sorted(words)]
+    rng = np.random.default_rng(0)
+
+    def guess(batch):
+        return batch[:, 0, 0], rng.random((len(batch), len(classes)))
+
+    encoder = features.Encoder(guess, 16, 0, {"classes": classes})
+    report = protocols.evaluate(encoder, str(path), "multilabel", str(tmp_path))
+    assert len(report["matched"]) == 297 and report["unmatched"] == []
+    assert report["photos"] == {"test": 919, "with_a_class": 919}
+    found, baselines = report["metrics"]["mAP"]["value"], report["baselines"]
+    assert math.isclose(found, baselines["random_mAP"], rel_tol=0.3)
+    assert baselines["prevalence"] < baselines["random_mAP"]
