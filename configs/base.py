@@ -1,12 +1,18 @@
 """The whole schema: every key a recipe may set, with its default and what it means."""
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
 
-def get_config() -> ml_collections.ConfigDict:
+def _group() -> Any:
+    return ml_collections.ConfigDict()
+
+
+def get_config() -> Any:
     """The defaults; recipes start from these."""
-    config = ml_collections.ConfigDict()
+    config = _group()
     config.seed = 0
 
     # The photos. Steps follow from epochs, or the other way round where `steps` is set.
@@ -15,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 30.0  # of the sampled dataset: an epoch's length counts repeats
     config.steps = config_dict.placeholder(int)
 
-    config.data = data = ml_collections.ConfigDict()
+    config.data = data = _group()
     data.lanes = 8  # at least as many as hosts; divides the batch. Changing it changes the order
     data.sampling = "square_root"  # natural, square_root or uniform (WSL, section 2.2)
     data.sampling_threshold = config_dict.placeholder(float)  # t; the mean class frequency if unset
@@ -24,21 +30,22 @@ def get_config() -> ml_collections.ConfigDict:
     data.smallest_crop = 0.08  # share of the photo's area
     data.threads = config_dict.placeholder(int)  # of the input pipeline; one a core if unset
 
-    config.model = model = ml_collections.ConfigDict()
+    config.model = model = _group()
     model.name = "resnext101_32x16d"
     model.dtype = "bfloat16"  # of compute; parameters, statistics and logits are float32
     model.norm_groups = 1  # into how many parts BatchNorm cuts the global batch
+    model.zero_scale = True  # each block's last BatchNorm starts at 0 (WSL), or at 1 (RegNet)
     model.remat = (False, False, False, False)  # by stage
     model.unroll = 1  # equal blocks per loop iteration; 0 unrolls: slow to compile, fast on CPU
     model.group_conv = "auto"  # blocks, packed or native; auto goes by the backend
 
-    config.objective = objective = ml_collections.ConfigDict()
+    config.objective = objective = _group()
     objective.name = "hashtag"
     objective.loss = "softmax"  # or sigmoid
     objective.label_smoothing = 0.0
 
-    config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.name = "sgd"  # or larc
+    config.optimizer = optimizer = _group()
+    optimizer.name = "sgd"  # or larc, adamw
     optimizer.learning_rate = 0.1  # per 256 photos; scaled by batch_size / 256
     optimizer.schedule = "cosine"  # halving, constant
     optimizer.warmup_epochs = 1.0
@@ -49,11 +56,11 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.clip = 0.0  # largest global norm of the gradients; 0: none
     optimizer.average = 0.0  # decay of the moving average of parameters; 0: none
 
-    config.mesh = mesh = ml_collections.ConfigDict()
+    config.mesh = mesh = _group()
     mesh.fsdp = 1  # devices the state is sharded over; the batch is sharded over all
 
     config.log_every = 50  # steps
-    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    config.checkpoint = checkpoint = _group()
     checkpoint.every = 1000  # steps
     checkpoint.keep = 3  # of the newest; the one with the lowest loss is kept besides
     return config

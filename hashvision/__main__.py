@@ -132,8 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    verb = verbs.add_parser("drawn", help="draw the embedded posts: everything runs with no download")
-    verb.add_argument("--output", required=True, help="folder for posts.jsonl, images/ and test sets")
+    verb = verbs.add_parser(
+        "drawn", help="draw the embedded posts: everything runs with no download"
+    )
+    verb.add_argument(
+        "--output", required=True, help="folder for posts.jsonl, images/ and test sets"
+    )
     verb.add_argument("--posts", type=int, default=3000)
     verb.add_argument("--test_per_class", type=int, default=20)
     verb.add_argument("--seed", type=int, default=0)
@@ -142,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         "prepare",
         help="posts -> dataset folder",
-        description="Posts to a dataset folder. Options not listed go to Apache Beam (--runner, ...).",
+        description="Options not listed here go to Apache Beam (--runner, ...).",
     )
     verb.add_argument("--posts", required=True, help="a JSONL dump, one post a line")
     verb.add_argument("--output", required=True, help="the dataset folder to make")

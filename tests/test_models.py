@@ -1,11 +1,11 @@
 """Tests of the networks: parity with PyTorch, published sizes, scanned and rematerialised stages.
 
-The goldens are made by `python tests/golden/make_models.py`, which says how.
+The goldens are made by `python tests/golden/make_models.py`, which says how. The networks are
+RegNetYs under both of PyTorch's namings and the smallest ResNeXt: all else differs in size alone.
 """
 
 import functools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ import pytest
 from golden import torch_names, weights_rule
 
 from hashvision import models
+from hashvision.errors import UserError
 from hashvision.models import layers, regnet, resnext
 from hashvision.models.stages import Stage
 
 GOLDEN = Path(__file__).parent / "golden"
-PEERS = {  # golden -> (our name, how its PyTorch tensors are named)
-    "timm_regnety_002": ("regnety_200mf", torch_names.TIMM_REGNET),
-    "timm_regnety_008": ("regnety_800mf", torch_names.TIMM_REGNET),
-    "torchvision_regnet_y_400mf": ("regnety_400mf", torch_names.TORCHVISION_REGNET),
-    "torchvision_resnext50_32x4d": ("resnext50_32x4d", torch_names.TORCHVISION_RESNEXT),
+PEERS = {  # golden -> (our name, how PyTorch names its tensors, form; `blocks` compiles longest)
+    "timm_regnety_002": ("regnety_200mf", torch_names.TIMM_REGNET, "blocks"),
+    "timm_regnety_008": ("regnety_800mf", torch_names.TIMM_REGNET, "packed"),
+    "torchvision_regnet_y_400mf": ("regnety_400mf", torch_names.TORCHVISION_REGNET, "native"),
+    "torchvision_resnext50_32x4d": ("resnext50_32x4d", torch_names.TORCHVISION_RESNEXT, "packed"),
 }
 EVAL_SHAPE = (2, 57, 70, 3)
-TRAIN_SHAPE = (4, 57, 70, 3)
+TRAIN_SHAPE = (4, 33, 38, 3)
 
 # Trunk, and with a 1000-way head: timm (RegNetY) and torchvision (ResNeXt), as
 # `make_models.py --counts` prints them; the 10B one from RECIPES part 2, in its digits.
@@ -64,17 +65,12 @@ RECIPES = {
 }
 
 
-def initialise(model: nn.Module, abstract: bool = True) -> Any:
-    """The variables of `model`; shapes alone if `abstract`."""
-    images = jnp.zeros((1, 32, 32, 3))
-    run = jax.eval_shape if abstract else lambda function, key: jax.jit(function)(key)
-    return run(lambda key: model.init(key, images, False), jax.random.key(0))
-
-
 @functools.cache
-def abstract_variables(name: str) -> Any:
-    """Shapes of the network called `name`."""
-    return initialise(models.build(name))
+def abstract(name: str) -> tuple[jax.ShapeDtypeStruct, Any]:
+    """Shapes of the features and of the variables of the network called `name`."""
+    images = jnp.zeros((1, 32, 32, 3))
+    model = models.build(name, group_conv="native")  # fastest to trace
+    return jax.eval_shape(lambda key: model.init_with_output(key, images, False), jax.random.key(0))
 
 
 def parameter_count(tree: Any) -> int:
@@ -96,24 +92,30 @@ def load(peer: str) -> tuple[dict[str, np.ndarray], Any]:
 
 
 def test_weights_rule_is_the_one_the_goldens_were_made_with():
-    # SplitMix or PCG would do as well; what matters is that these never change.
-    np.testing.assert_array_equal(
-        weights_rule.uniform("images", 4) * 2**31,
-        [0, 0, 0, 0],
-    )
+    drawn = weights_rule.uniform("images", 4) * 2**31
+    np.testing.assert_array_equal(drawn, [758833846, 1917268047, -990663865, 113399986])
 
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_naming_covers_every_variable(peer):
     _, variables = load(peer)
-    ours = abstract_variables(PEERS[peer][0])
+    _, ours = abstract(PEERS[peer][0])
     assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, ours)
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(
+    "peer",
+    [
+        "torchvision_regnet_y_400mf",
+        pytest.param("timm_regnety_002", marks=pytest.mark.slow),
+        pytest.param("timm_regnety_008", marks=pytest.mark.slow),
+        pytest.param("torchvision_resnext50_32x4d", marks=pytest.mark.slow),
+    ],
+)
 def test_features_equal_pytorch(peer):
     golden, variables = load(peer)
-    model = models.build(PEERS[peer][0])
+    name, _, form = PEERS[peer]
+    model = models.build(name, group_conv=form)
 
     @jax.jit
     def forward(variables: Any, images: jax.Array) -> Any:
@@ -143,8 +145,8 @@ def test_features_equal_pytorch(peer):
 def train_step() -> tuple[dict[str, np.ndarray], jax.Array, jax.Array, Any, Any]:
     """Golden, loss, features, statistics after and gradients of RegNetY-200MF in training mode."""
     golden, variables = load("timm_regnety_002")
-    model = models.build("regnety_200mf")
-    images = weights_rule.images("train images", TRAIN_SHAPE)
+    model = models.build("regnety_200mf", group_conv="native")
+    images = weights_rule.images(str(golden["train_key"]), TRAIN_SHAPE)
     shape = golden["train_features"].shape
     weights = weights_rule.uniform("loss", golden["train_features"].size).reshape(shape)
 
@@ -192,7 +194,7 @@ def test_training_step_equals_pytorch_in_gradients():
     norms = [
         np.linalg.norm(torch_names.find(torch_names.TIMM_REGNET, gradients, name)) for name in names
     ]
-    assert len(names) == len(golden["names"]) * 149 // 227 or len(names) > 100
+    assert len(names) == sum("running_" not in name for name in golden["names"])
     np.testing.assert_allclose(norms, golden["gradient_norms"], rtol=1e-3)
 
 
@@ -202,15 +204,12 @@ def test_training_step_equals_pytorch_in_gradients():
 @pytest.mark.parametrize("name", models.NAMES)
 def test_parameter_counts_are_the_published(name):
     trunk, with_head = PUBLISHED[name]
-    ours = parameter_count(abstract_variables(name)["params"])
+    features, variables = abstract(name)
+    ours = parameter_count(variables["params"])
     if with_head is None:
         assert ours == pytest.approx(trunk, rel=5e-4)
         return
     assert ours == trunk
-    features = jax.eval_shape(
-        lambda images: models.build(name).init_with_output(jax.random.key(0), images, False)[0],
-        jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
-    )
     assert ours + (features.shape[-1] + 1) * 1000 == with_head
 
 
@@ -221,14 +220,14 @@ def test_widths_and_depths_are_those_of_recipes(name):
     assert tuple(width for width, _, _ in shapes) == widths
     assert tuple(depth for _, depth, _ in shapes) == depths
     assert all(width % group == 0 for width, _, group in shapes)
-    count = parameter_count(abstract_variables(name)["params"])
+    count = parameter_count(abstract(name)[1]["params"])
     billions = parameters.endswith("B")
     digits = f"{count / 1e9:.2f}B" if billions else f"{count / 1e6:.1f}M"
     assert digits == parameters
 
 
 def test_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"resnet50.*resnext50_32x4d.*regnety_10b"):
+    with pytest.raises(UserError, match=r"resnet50.*resnext50_32x4d.*regnety_10b"):
         models.build("resnet50")
 
 
@@ -244,8 +243,8 @@ class ToyBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        groups = self.width // 8
-        y = layers.GroupConv(self.width, 3, self.stride, groups, dtype=self.dtype, name="conv")(x)
+        y = layers.GroupConv(self.width, 1, dtype=self.dtype, name="conv1")(x)
+        y = layers.GroupConv(self.width, 3, self.stride, 2, dtype=self.dtype, name="conv2")(y)
         y = layers.BatchNorm(dtype=self.dtype, name="norm")(y, train)
         y = layers.SqueezeExcite(2, self.dtype, name="squeeze_excite")(nn.relu(y))
         if x.shape != y.shape:
@@ -253,38 +252,164 @@ class ToyBlock(nn.Module):
         return x + y
 
 
-def toy_stage(depth: int = 4, **options: Any) -> Stage:
+def toy_stage(depth: int, **options: Any) -> Stage:
     return Stage(functools.partial(ToyBlock, width=16), depth, 2, **options)
 
 
 TOY_IMAGES = weights_rule.images("toy", (4, 10, 12, 8))
 
 
-def toy_variables(depth: int = 4) -> Any:
-    """Variables of the toy stage, every leaf random: a mistaken order of blocks shows."""
-    variables = jax.jit(toy_stage(depth).init, static_argnums=2)(
-        jax.random.key(0), TOY_IMAGES, False
+@functools.cache
+def toy_variables(depth: int) -> Any:
+    """Variables of the toy stage, no two blocks alike: a mistaken order shows."""
+    shapes = jax.eval_shape(
+        lambda key: toy_stage(depth).init(key, TOY_IMAGES, False), jax.random.key(0)
     )
     return jax.tree.map_with_path(
-        lambda path, leaf: leaf + 0.2 * (1 + weights_rule.uniform(str(path), leaf.size)).reshape(
-            leaf.shape
-        ).astype(np.float32),
-        variables,
+        lambda path, leaf: np.abs(weights_rule.draw(jax.tree_util.keystr(path), leaf.shape)) + 0.1,
+        shapes,
     )
 
 
-def toy_step(stage: Stage, depth: int = 4) -> Callable[[Any], Any]:
-    """A function of parameters to loss, statistics and gradients of `stage` in training mode."""
-    statistics = toy_variables(depth)["batch_stats"]
+@functools.cache
+def toy_step(depth: int, **options: Any) -> Any:
+    """The compiled gradient of a stage in training: params -> (loss, statistics), gradients."""
+    variables = toy_variables(depth)
+    stage = toy_stage(depth, **options)
 
     def loss(params: Any) -> Any:
-        y, after = stage.apply(
-            {"params": params, "batch_stats": statistics}, TOY_IMAGES, True, mutable=["batch_stats"]
-        )
-        return jnp.mean(jnp.square(y)), (y, after)
+        trained = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, after = stage.apply(trained, TOY_IMAGES, True, mutable=["batch_stats"])
+        return jnp.mean(jnp.square(y)), after
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return step.lower(variables["params"]).compile()
 
 
 def count_convolutions(compiled: Any) -> int:
-    return len(re.findall(r"= \S+ convolution\(", compiled.as_text()))
+    return len(re.findall(r" convolution\(", compiled.as_text()))
+
+
+def assert_trees_close(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), left, right)
+
+
+def plain_stage(variables: Any, x: jax.Array, depth: int) -> tuple[jax.Array, list[Any]]:
+    """The stage as a Python loop over its blocks, in training mode."""
+    statistics = []
+    for number in range(depth):
+        block = ToyBlock(stride=1 if number else 2, width=16)
+        if number:
+            own = jax.tree.map(
+                lambda leaf, row=number - 1: leaf[row],
+                {kind: tree["rest"] for kind, tree in variables.items()},
+            )
+        else:
+            own = {kind: tree["first"] for kind, tree in variables.items()}
+        x, after = block.apply(own, x, True, mutable=["batch_stats"])
+        statistics.append(after["batch_stats"])
+    return x, statistics
+
+
+def test_stage_is_its_blocks_one_after_another():
+    variables = toy_variables(3)
+    y, after = jax.jit(
+        lambda variables: toy_stage(3).apply(variables, TOY_IMAGES, True, mutable=["batch_stats"])
+    )(variables)
+    plain, statistics = jax.jit(lambda variables: plain_stage(variables, TOY_IMAGES, 3))(variables)
+    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
+    assert_trees_close(after["batch_stats"]["first"], statistics[0])
+    rest = jax.tree.map(lambda *leaves: np.stack(leaves), *statistics[1:])
+    assert_trees_close(after["batch_stats"]["rest"], rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("unroll", [0, 1])
+def test_unrolled_and_remat_equal_scanned(unroll, remat):
+    params = toy_variables(3)["params"]
+    scanned = toy_step(3, unroll=1, remat=False)(params)
+    assert_trees_close(toy_step(3, unroll=unroll, remat=remat)(params), scanned)
+
+
+@pytest.mark.slow
+def test_compiled_size_does_not_grow_with_depth():
+    three, nine = (count_convolutions(toy_step(depth, unroll=1, remat=False)) for depth in (3, 9))
+    assert three == nine > 0
+    assert count_convolutions(toy_step(3, unroll=0, remat=False)) == 1.5 * nine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "unroll"), [(1, 1), (3, 1), (3, 0)])
+def test_remat_computes_every_block_again(depth, unroll):
+    # Where nothing prevents it XLA merges a block's two forward passes: remat then saves nothing.
+    kept = count_convolutions(toy_step(depth, unroll=unroll, remat=False))
+    again = count_convolutions(toy_step(depth, unroll=unroll, remat=True))
+    blocks = min(depth, 2) if unroll else depth  # in the program: the scanned ones count once
+    assert again == kept + blocks
+
+
+@pytest.mark.slow
+def test_remat_of_a_scanned_stage_saves_memory():
+    kept, again = (
+        toy_step(9, unroll=1, remat=remat).memory_analysis().temp_size_in_bytes
+        for remat in (False, True)
+    )
+    assert again < 0.6 * kept
+
+
+# Initial values and dtypes
+
+
+@pytest.mark.parametrize("family", ["regnet", "resnext"])
+def test_initial_values(family):
+    parts = {"norm": layers.BatchNorm, "conv": layers.GroupConv}
+    if family == "regnet":
+        block = functools.partial(regnet.Block, width=96, group=16, dtype=jnp.float32, **parts)
+    else:
+        block = functools.partial(resnext.Block, inner=96, width=64, groups=6, **parts)
+    stage = Stage(block, 4, 2)
+    key = jax.random.key(0, impl="rbg")  # compiles fastest
+    images = jnp.zeros((1, 4, 4, 32))
+    params = jax.jit(lambda key: stage.init(key, images, False))(key)["params"]
+    rest = params["rest"]
+    # Fan-out normal, in which PyTorch counts all channels out even of a grouped kernel.
+    for leaf in (rest["conv2"]["kernel"], params["first"]["conv1"]["kernel"]):
+        height, width, _, features = leaf.shape[-4:]
+        assert np.std(leaf) == pytest.approx(np.sqrt(2 / (height * width * features)), rel=0.05)
+    assert not np.allclose(rest["conv2"]["kernel"][0], rest["conv2"]["kernel"][1])
+    # WSL starts the residual branch at zero; RegNet's authors do not (RECIPES parts 1 and 2).
+    last = 0.0 if family == "resnext" else 1.0
+    for name, expected in {"norm1": 1.0, "norm2": 1.0, "norm3": last}.items():
+        np.testing.assert_array_equal(rest[name]["scale"], expected)
+        np.testing.assert_array_equal(rest[name]["bias"], 0)
+
+
+@pytest.mark.parametrize("name", ["regnety_200mf", "resnext50_32x4d"])
+def test_bfloat16_keeps_parameters_statistics_and_features_in_float32(name):
+    model = models.build(name, group_conv="native", dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda images: model.init(key, images, False), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    features, after = jax.eval_shape(
+        lambda variables, images: model.apply(variables, images, True, mutable=["batch_stats"]),
+        variables,
+        images,
+    )
+    assert features.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {np.dtype(np.float32)}
+    compute = jax.make_jaxpr(
+        lambda variables, images: model.apply(variables, images, True, mutable=["batch_stats"])
+    )(variables, images)
+    convolutions = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", str(compute))
+    assert set(convolutions) == {"bf16"}
+
+
+@pytest.mark.slow
+def test_bfloat16_features_are_near_the_float32_ones():
+    golden, variables = load("timm_regnety_002")
+    model = models.build("regnety_200mf", group_conv="native", dtype=jnp.bfloat16)
+    images = weights_rule.images("images", EVAL_SHAPE)
+    features = jax.jit(lambda variables: model.apply(variables, images, False))(variables)
+    np.testing.assert_allclose(features, golden["features"], atol=0.05)

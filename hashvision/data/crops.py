@@ -11,7 +11,7 @@ class Crop(typing.NamedTuple):
 
     Attributes:
       size: side of the crop in pixels.
-      smallest: share of the photo's area, in (0, 1], that a crop covers at least; at most it is all.
+      smallest: share of the photo's area, in (0, 1], that a crop covers at least; at most all.
       ratio: the largest aspect ratio r; drawn between 1/r and r, log-uniformly.
     """
 
@@ -20,9 +20,7 @@ class Crop(typing.NamedTuple):
     ratio: float = 4 / 3
 
 
-def crop_box(
-    height: "tf.Tensor", width: "tf.Tensor", crop: Crop, seed: "tf.Tensor"
-) -> "tf.Tensor":
+def crop_box(height: "tf.Tensor", width: "tf.Tensor", crop: Crop, seed: "tf.Tensor") -> "tf.Tensor":
     """Draws a box; the first of ten tries that fits, else the largest central one within the ratio.
 
     Area and log aspect ratio are uniform, the place too, as torchvision's RandomResizedCrop has it.

@@ -1,8 +1,8 @@
 """A prepared dataset folder as training sees it: shards, index, vocabulary and manifest."""
 
+import dataclasses
 import json
 import os
-import typing
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from hashvision.data import records
 from hashvision.errors import UserError
 
 
-class Dataset(typing.NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Dataset:
     """What lies in a dataset folder; nothing but the index is read into memory.
 
     Attributes:

@@ -43,7 +43,7 @@ def index_name(shard: int, shards: int) -> str:
 
 
 def id_hash(post_id: str) -> int:
-    """64-bit BLAKE2b hash of a post id: the name under which position and removals know a record."""
+    """64-bit BLAKE2b hash of a post id: the name that position and removals know it by."""
     encoded = post_id.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 

@@ -61,9 +61,7 @@ def repeats(factors: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return (whole + (uniform < factors - whole)).astype(np.int64)
 
 
-def epoch_summary(
-    rarest: np.ndarray, posts: int, threshold: float
-) -> dict[str, dict[str, float]]:
+def epoch_summary(rarest: np.ndarray, posts: int, threshold: float) -> dict[str, dict[str, float]]:
     """Effective epoch length (photos) and largest repeat factor under each method."""
     summary = {}
     for method in METHODS:

@@ -49,7 +49,9 @@ def draws(seed: int, epoch: np.ndarray | int, record: np.ndarray, purpose: int) 
         return x ^ (x >> np.uint64(31))
 
     with np.errstate(over="ignore"):
-        state = mix(np.array([seed], np.int64).astype(np.uint64) * np.uint64(8) + np.uint64(purpose))
+        state = mix(
+            np.array([seed], np.int64).astype(np.uint64) * np.uint64(8) + np.uint64(purpose)
+        )
         state = mix(state ^ np.asarray(epoch, np.int64).astype(np.uint64))
         return mix(state ^ record)
 
@@ -108,9 +110,7 @@ class Lane:
             record, copy = self._order(epoch)
             offset = start - self._start(epoch)
             taken = record[offset : offset + count] + self._first
-            parts.append(
-                Items(taken, np.full(len(taken), epoch), copy[offset : offset + count])
-            )
+            parts.append(Items(taken, np.full(len(taken), epoch), copy[offset : offset + count]))
             start, count, epoch = start + len(taken), count - len(taken), epoch + 1
         return Items(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
@@ -245,7 +245,8 @@ class Stream:
         options = tf.data.Options()
         if threads:
             options.threading.private_threadpool_size = threads
-        yield from dataset.with_options(options).as_numpy_iterator()
+        for batch in dataset.with_options(options).as_numpy_iterator():
+            yield typing.cast("dict[str, np.ndarray]", batch)
 
 
 def _record_at(path: "tf.Tensor", offset: "tf.Tensor") -> "tf.Tensor":
@@ -268,4 +269,6 @@ def _choose(labels: "tf.Tensor", most: int, seed: "tf.Tensor") -> "tf.Tensor":
 
     order = tf.argsort(tf.random.stateless_uniform(tf.shape(labels), seed))
     labels = tf.sort(tf.gather(labels, order[:most]))
-    return tf.ensure_shape(tf.pad(labels, [[0, most - tf.size(labels)]], constant_values=-1), [most])
+    return tf.ensure_shape(
+        tf.pad(labels, [[0, most - tf.size(labels)]], constant_values=-1), [most]
+    )

@@ -31,6 +31,16 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+def gathered(parameter: jax.Array) -> jax.Array:
+    """A parameter whole on every device, wherever its shards lie: gathered where it is used.
+
+    Without this XLA would follow a sharded kernel and shard, then gather, the activations.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return parameter
+    return lax.with_sharding_constraint(parameter, PartitionSpec())
+
+
 def conv(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
     """Convolution with PyTorch's symmetric padding of (size - 1) // 2.
 
@@ -45,7 +55,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.A
     """
     if kernel.shape[:2] == (1, 1) and groups == 1:  # a matrix product: twice as fast on CPU
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    padding = [((size - 1) // 2,) * 2 for size in kernel.shape[:2]]
+    padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -54,6 +64,12 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.A
         dimension_numbers=_DIMENSIONS,
         feature_group_count=groups,
     )
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest of each 3x3 window, stride 2, padded by 1: (B, H, W, C) to half the sides."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def merge_groups(kernel: jax.Array, merge: int) -> jax.Array:
@@ -77,7 +93,7 @@ def merge_groups(kernel: jax.Array, merge: int) -> jax.Array:
 def block_conv(x: jax.Array, kernel: jax.Array, stride: int, block: int = CPU_BLOCK) -> jax.Array:
     """Grouped convolution as dense convolutions over blocks of about `block` channels.
 
-    XLA's own grouped convolution is some twenty times slower to train on CPU (RECIPES part 4).
+    XLA's own grouped convolution is some twenty times slower to train on CPU (GROUP_CONV_FORMS).
     The last block is narrower where `block` does not divide the channels.
     """
     group, features = kernel.shape[2:]
@@ -90,12 +106,13 @@ def block_conv(x: jax.Array, kernel: jax.Array, stride: int, block: int = CPU_BL
     return jnp.concatenate(outputs, axis=-1)
 
 
-
 def packed_conv(x: jax.Array, kernel: jax.Array, stride: int, lanes: int = TPU_LANES) -> jax.Array:
     """Grouped convolution whose groups are merged, while they divide, up to `lanes` channels."""
     group, features = kernel.shape[2:]
     groups = features // group
-    merge = max(m for m in range(1, groups + 1) if groups % m == 0 and (m == 1 or m * group <= lanes))
+    merge = max(
+        m for m in range(1, groups + 1) if groups % m == 0 and (m == 1 or m * group <= lanes)
+    )
     return native_conv(x, merge_groups(kernel, merge), stride)
 
 
@@ -114,7 +131,7 @@ def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 class GroupConv(nn.Module):
-    """Grouped convolution without bias; dense where groups is 1.
+    """Grouped convolution without bias; dense where groups is 1, and of equal width otherwise.
 
     The kernel has the shape (h, w, C / groups, D) whatever the form, so a checkpoint written on one
     backend loads on another.
@@ -132,9 +149,11 @@ class GroupConv(nn.Module):
         """Maps (B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), features)."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", fan_out_normal, shape, jnp.float32)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), gathered(kernel.astype(self.dtype))
         if self.groups == 1:
             return conv(x, kernel, self.stride)
+        if x.shape[-1] != self.features:
+            raise ValueError(f"groups keep the width; {x.shape[-1]} in, {self.features} out differ")
         forms = {"blocks": block_conv, "packed": packed_conv, "native": native_conv}
         return forms[self.form](x, kernel, self.stride)
 
@@ -145,7 +164,7 @@ class BatchNorm(nn.Module):
     Under `jit` the statistics are those of the global batch. With `groups` above 1 the batch is cut
     into that many equal parts, each normalised by its own statistics; with one part a device (or a
     group of devices) no statistics travel further than that. The running statistics average over
-    the parts. The variance is taken in a second pass: E[x^2] - E[x]^2 cancels badly (RECIPES part 4).
+    the parts. The variance takes a second pass: E[x^2] - E[x]^2 cancels badly at large means.
     Momentum, epsilon and the unbiased running variance are PyTorch's, as both authors used them.
     """
 
@@ -179,10 +198,27 @@ class BatchNorm(nn.Module):
             count = parts.size // (self.groups * x.shape[-1])
             unbiased = jnp.mean(var, 0).reshape(shape) * (count / max(count - 1, 1))
             keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(mean, 0).reshape(shape)
+            running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(mean, 0).reshape(
+                shape
+            )
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
         y = centred * (scale * lax.rsqrt(var + self.epsilon)) + bias
         return y.reshape(x.shape).astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """A fully connected layer with bias."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, C) to (B, features)."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", fan_out_normal, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        return x.astype(self.dtype) @ gathered(kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class SqueezeExcite(nn.Module):
@@ -194,10 +230,7 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scales the channels of (B, H, W, C) by gates in (0, 1) computed from their means."""
-
-        def dense(y: jax.Array, features: int, name: str) -> jax.Array:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=fan_out_normal, name=name)(y)
-
-        pooled = jnp.mean(x, (1, 2), dtype=jnp.float32).astype(self.dtype)
-        gates = nn.sigmoid(dense(nn.relu(dense(pooled, self.hidden, "reduce")), x.shape[-1], "expand"))
+        pooled = jnp.mean(x, (1, 2), dtype=jnp.float32)
+        hidden = nn.relu(Dense(self.hidden, self.dtype, name="reduce")(pooled))
+        gates = nn.sigmoid(Dense(x.shape[-1], self.dtype, name="expand")(hidden))
         return x * gates[:, None, None, :]

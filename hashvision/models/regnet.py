@@ -25,7 +25,7 @@ class RegNetParameters(NamedTuple):
     group: int
 
 
-# The paper's table 7 up to 32GF; 64GF and above from SEER and SWAG (RECIPES part 2).
+# The paper's table 7 up to 32GF; 64GF and above from SEER's released configs.
 PARAMETERS = {
     "regnety_200mf": RegNetParameters(13, 24, 36.44, 2.49, 8),
     "regnety_400mf": RegNetParameters(16, 48, 27.89, 2.09, 8),
@@ -67,6 +67,7 @@ class Block(nn.Module):
     width: int
     group: int
     norm: Any
+    last_norm: Any
     conv: Any
     dtype: Any
 
@@ -81,7 +82,7 @@ class Block(nn.Module):
         hidden = round(SQUEEZE_RATIO * x.shape[-1])
         y = layers.SqueezeExcite(hidden, self.dtype, name="squeeze_excite")(y)
         y = self.conv(self.width, 1, name="conv3")(y)
-        y = self.norm(name="norm3")(y, train)
+        y = self.last_norm(name="norm3")(y, train)
         if x.shape != y.shape:
             x = self.conv(self.width, 1, self.stride, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_norm")(x, train)
@@ -94,6 +95,7 @@ class RegNetY(nn.Module):
     parameters: RegNetParameters
     group_conv: str = "blocks"
     norm_groups: int = 1
+    zero_scale: bool = False  # of each block's last BatchNorm at the start; not so in the paper
     remat: tuple[bool, ...] = (False,) * 4
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -103,14 +105,20 @@ class RegNetY(nn.Module):
         """Maps normalised images (B, H, W, 3) to features, float32 (B, width of the last stage)."""
         conv = functools.partial(layers.GroupConv, form=self.group_conv, dtype=self.dtype)
         norm = functools.partial(layers.BatchNorm, self.norm_groups, dtype=self.dtype)
+        start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        last_norm = functools.partial(norm, scale_init=start)
         x = conv(STEM_WIDTH, 3, 2, name="stem_conv")(images)
         x = nn.relu(norm(name="stem_norm")(x, train))
         for index, (width, depth, group) in enumerate(stage_shapes(self.parameters)):
             block = functools.partial(
-                Block, width=width, group=group, norm=norm, conv=conv, dtype=self.dtype
+                Block,
+                width=width,
+                group=group,
+                norm=norm,
+                last_norm=last_norm,
+                conv=conv,
+                dtype=self.dtype,
             )
-            stage = Stage(
-                block, depth, 2, self.remat[index], self.unroll, name=f"stage{index + 1}"
-            )
+            stage = Stage(block, depth, 2, self.remat[index], self.unroll, name=f"stage{index + 1}")
             x = stage(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.float32)

@@ -32,13 +32,14 @@ PARAMETERS = {
 
 
 class Block(nn.Module):
-    """The bottleneck: 1x1, grouped 3x3, 1x1; the last BatchNorm's scale starts at 0 (WSL)."""
+    """The bottleneck: 1x1, grouped 3x3, 1x1."""
 
     stride: int
     inner: int
     width: int
     groups: int
     norm: Any
+    last_norm: Any
     conv: Any
 
     @nn.compact
@@ -49,7 +50,7 @@ class Block(nn.Module):
         y = self.conv(self.inner, 3, self.stride, self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="norm2")(y, train))
         y = self.conv(self.width, 1, name="conv3")(y)
-        y = self.norm(scale_init=nn.initializers.zeros, name="norm3")(y, train)
+        y = self.last_norm(name="norm3")(y, train)
         if x.shape != y.shape:
             x = self.conv(self.width, 1, self.stride, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_norm")(x, train)
@@ -62,6 +63,7 @@ class ResNeXt(nn.Module):
     parameters: ResNeXtParameters
     group_conv: str = "blocks"
     norm_groups: int = 1
+    zero_scale: bool = True  # of each block's last BatchNorm at the start, as WSL has it
     remat: tuple[bool, ...] = (False,) * 4
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -71,10 +73,12 @@ class ResNeXt(nn.Module):
         """Maps normalised images (B, H, W, 3) to features, float32 (B, 2048)."""
         conv = functools.partial(layers.GroupConv, form=self.group_conv, dtype=self.dtype)
         norm = functools.partial(layers.BatchNorm, self.norm_groups, dtype=self.dtype)
+        start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        last_norm = functools.partial(norm, scale_init=start)
         depths, groups, group = self.parameters
         x = conv(STEM_WIDTH, 7, 2, name="stem_conv")(images)
         x = nn.relu(norm(name="stem_norm")(x, train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = layers.max_pool(x)
         for index, depth in enumerate(depths):
             block = functools.partial(
                 Block,
@@ -82,6 +86,7 @@ class ResNeXt(nn.Module):
                 width=STEM_WIDTH * EXPANSION * 2**index,
                 groups=groups,
                 norm=norm,
+                last_norm=last_norm,
                 conv=conv,
             )
             stride = 1 if index == 0 else 2

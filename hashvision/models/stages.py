@@ -27,12 +27,15 @@ class Stage(nn.Module):
         def apply(block: nn.Module, carry: jax.Array) -> tuple[jax.Array, None]:
             return block(carry, train), None
 
+        alone = scanned = apply
         if self.remat:
-            apply = nn.remat(apply, prevent_cse=False)
-        x, _ = apply(self.block(self.stride, name="first"), x)
+            # Outside a loop XLA would find the two forward passes equal and keep the activations.
+            alone = nn.remat(apply, prevent_cse=True)
+            scanned = nn.remat(apply, prevent_cse=self.unroll != 1)
+        x, _ = alone(self.block(self.stride, name="first"), x)
         if self.depth > 1:
             scan = nn.scan(
-                apply,
+                scanned,
                 variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True},
                 length=self.depth - 1,

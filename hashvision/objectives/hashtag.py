@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hashvision import augment
 from hashvision.errors import UserError
+from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
 
 LOSSES = ("softmax", "sigmoid")
@@ -60,9 +61,7 @@ def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -
     return jnp.sum(jax.nn.softplus(logits), axis=1) - target
 
 
-def objective(
-    model: Any, classes: int, loss: str = "softmax", smoothing: float = 0.0
-) -> Objective:
+def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float = 0.0) -> Objective:
     """The hashtag objective over `model`: a trunk, and a linear head of `classes` outputs.
 
     Batches hold image uint8 (B, H, W, 3), labels int32 (B, T) and key uint32 (B, 2).
@@ -119,6 +118,7 @@ def objective(
 
 
 def head_logits(head: Tree, features: jax.Array) -> jax.Array:
-    """Logits float32 (B, K) of features float32 (B, D): in float32 whatever the trunk computes in."""
-    product = jnp.dot(features, head["kernel"], precision=jax.lax.Precision.HIGHEST)
+    """Logits float32 (B, K) of features float32 (B, D): float32 whatever the trunk computes in."""
+    kernel = gathered(head["kernel"])
+    product = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST)
     return product + head["bias"]

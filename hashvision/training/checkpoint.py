@@ -71,7 +71,8 @@ class Checkpoints:
             )
         found = self._manager.item_metadata(step)
         _check(found, abstract, os.path.join(self.path, str(step)))
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        return typing.cast(State, restored)
 
     def wait(self) -> None:
         """Returns when all saves are on disk."""

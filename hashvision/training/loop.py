@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from hashvision.data import crops, dataset, stream
 from hashvision.errors import UserError
+from hashvision.training import Config
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
 from hashvision.training.metrics import Writer, duration
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> None:
+def train(config: Config, workdir: str) -> None:
     """Trains to the config's last step, going on from the newest checkpoint in `workdir`.
 
     SIGTERM saves and returns. All that the run says of itself is in WORKDIR/metrics.jsonl.
@@ -57,7 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 def _run(
-    config: ml_collections.ConfigDict,
+    config: Config,
     workdir: str,
     program: programs.Program,
     photos: stream.Stream,
@@ -135,7 +135,7 @@ class _Log:
     def __init__(
         self,
         workdir: str,
-        config: ml_collections.ConfigDict,
+        config: Config,
         start: int,
         total: int,
         checkpoints: Checkpoints,

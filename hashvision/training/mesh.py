@@ -1,4 +1,4 @@
-"""The mesh and the one sharding rule that covers parameters, optimiser state, averages and queues."""
+"""The mesh and the one sharding rule that covers parameters, optimiser state and averages."""
 
 from typing import Any
 

@@ -2,13 +2,10 @@
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from typing import TextIO
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+import tensorboard.summary
 
 
 class Writer:
@@ -23,15 +20,14 @@ class Writer:
         path = os.path.join(workdir, "metrics.jsonl")
         _keep_until(path, step)
         self._file: TextIO = open(path, "a", encoding="utf-8")
-        self._events = EventFileWriter(os.path.join(workdir, "tensorboard"))
+        self._events = tensorboard.summary.Writer(os.path.join(workdir, "tensorboard"))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line: {"step": step, **scalars}."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
-        self._events.add_event(event)
+        for tag, value in scalars.items():
+            self._events.add_scalar(tag, value, step)
 
     def close(self) -> None:
         """Writes out what is left."""

@@ -15,12 +15,17 @@ Schedule = Callable[[Any], jax.Array]
 
 
 def schedule(
-    kind: str, peak: float, total_steps: int, warmup_steps: int, final: float = 0.0, halvings: int = 10
+    kind: str,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int,
+    final: float = 0.0,
+    halvings: int = 10,
 ) -> Schedule:
     """Learning rate of each step: linear warm-up to `peak`, then one of SCHEDULES.
 
-    cosine falls to final * peak along half a cosine (SwAV, SWAG); halving halves `halvings` times at
-    even distances (WSL: 10 to 20 halvings); constant stays.
+    cosine falls to final * peak along half a cosine (SwAV, SWAG); halving halves `halvings` times
+    at even distances (WSL: 10 to 20 halvings); constant stays.
 
     Args:
       kind: one of SCHEDULES.
@@ -57,7 +62,7 @@ def is_kernel(path: tuple[Any, ...]) -> bool:
 
 
 def is_stacked(path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at `path` holds one layer a row of its first axis (models/stages.py)."""
+    """Whether the parameter at `path` holds a layer a row, stacked for a scan (stages.py)."""
     return any(getattr(key, "key", None) == "rest" for key in path)
 
 
@@ -105,20 +110,25 @@ def build(
     """The optimiser: gradient clipping, weight decay, momentum, then the learning rate.
 
     Args:
-      name: sgd or larc.
+      name: sgd, larc or adamw.
       rate: step -> learning rate.
-      weight_decay: added to the gradient before momentum, as in PyTorch's SGD.
-      momentum: in [0, 1).
+      weight_decay: added to the gradient before momentum, as in PyTorch's SGD; for adamw decoupled
+        (Loshchilov and Hutter 2019).
+      momentum: in [0, 1); adamw's beta 1.
       nesterov: for sgd.
       clip: largest global norm of the gradients; 0 leaves them.
       decay_all: decay biases and BatchNorm too; larc always does.
     """
+    mask = None if decay_all else kernels_only
     steps = [optax.clip_by_global_norm(clip)] if clip else []
     if name == "sgd":
-        steps.append(optax.add_decayed_weights(weight_decay, None if decay_all else kernels_only))
+        steps.append(optax.add_decayed_weights(weight_decay, mask))
     elif name == "larc":
         steps.append(scale_by_larc(weight_decay))
         nesterov = False
+    elif name == "adamw":
+        adamw = optax.adamw(rate, momentum, weight_decay=weight_decay, mask=mask)
+        return optax.chain(*steps, adamw)
     else:
-        raise UserError(f"optimizer.name={name!r} is neither sgd nor larc")
+        raise UserError(f"optimizer.name={name!r} is none of sgd, larc, adamw.")
     return optax.chain(*steps, optax.sgd(rate, momentum, nesterov=nesterov))

@@ -1,4 +1,4 @@
-"""A config made into what runs: mesh, objective, optimiser, shapes of the state, the jitted step."""
+"""A config made into what runs: mesh, objective, shapes of the state, the jitted step."""
 
 import math
 from collections.abc import Callable
@@ -6,15 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
 
 from hashvision import models
 from hashvision.errors import UserError
 from hashvision.models.layers import GROUP_CONV_FORMS
 from hashvision.objectives import Objective, hashtag
+from hashvision.training import Config, optim, state
 from hashvision.training import mesh as meshes
-from hashvision.training import optim, state
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -31,7 +30,7 @@ class Program(NamedTuple):
     total_steps: int
 
 
-def build_model(config: ml_collections.ConfigDict, platform: str) -> Any:
+def build_model(config: Config, platform: str) -> Any:
     """The network of config.model, its grouped convolutions in the form that suits the platform."""
     options = dict(config.model)
     name, dtype, form = options.pop("name"), options.pop("dtype"), options.pop("group_conv")
@@ -45,16 +44,14 @@ def build_model(config: ml_collections.ConfigDict, platform: str) -> Any:
     return models.build(name, dtype=DTYPES[dtype], group_conv=form, **options)
 
 
-def total_steps(config: ml_collections.ConfigDict, epoch_length: float) -> int:
+def total_steps(config: Config, epoch_length: float) -> int:
     """Steps of the whole run: config.steps, or as many as config.epochs take."""
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil(config.epochs * epoch_length / config.batch_size))
 
 
-def build(
-    config: ml_collections.ConfigDict, classes: int, epoch_length: float, devices: Any = None
-) -> Program:
+def build(config: Config, classes: int, epoch_length: float, devices: Any = None) -> Program:
     """Makes the program of a config; compiles nothing and takes no memory.
 
     Args:
@@ -109,5 +106,4 @@ def build(
 def initial_state(program: Program, seed: int) -> state.State:
     """The state of step 0, on its devices."""
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
-    with jax.set_mesh(program.mesh):
-        return jax.jit(program.init, out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(program.init, out_shardings=shardings)(jax.random.key(seed))

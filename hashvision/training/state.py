@@ -40,7 +40,7 @@ def abstract_batch(
 def initializer(
     objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any
 ) -> Callable[[jax.Array], State]:
-    """rng -> the state of step 0, for `jax.jit` or `jax.eval_shape`; `batch` gives shapes only."""
+    """Rng -> the state of step 0, for `jax.jit` or `jax.eval_shape`; `batch` gives shapes only."""
     # Parameters depend on the shape of an image, not on how many there are.
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
 
@@ -110,7 +110,7 @@ def train_step(
         metrics = {
             "loss": loss,
             "learning_rate": rate(state.step),
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             **metrics,
         }
         return State(state.step + 1, params, extra, opt_state, average), metrics

@@ -1,4 +1,4 @@
-"""What lies in a workdir beside checkpoints: the frozen config, the vocabulary, the dataset seen."""
+"""What lies in a workdir beside checkpoints: the frozen config, vocabulary and dataset seen."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from hashvision.errors import UserError
+from hashvision.training import Config
 
 # Keys that may differ when a run goes on: they change neither the model, nor what it is shown.
 _FREE = (
@@ -42,7 +43,9 @@ def _read(workdir: str, name: str) -> Any:
             " folder that `python -m hashvision train` wrote."
         ) from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); train into a new --workdir.") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); train into a new --workdir."
+        ) from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -55,7 +58,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def claim(
     workdir: str,
-    config: ml_collections.ConfigDict,
+    config: Config,
     vocabulary: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> None:
@@ -87,7 +90,7 @@ def claim(
     _write(os.path.join(workdir, "config.json"), json.dumps(frozen, indent=1))
 
 
-def read(workdir: str) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+def read(workdir: str) -> tuple[Config, dict[str, Any]]:
     """The frozen config and the vocabulary of a run.
 
     Raises:

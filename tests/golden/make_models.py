@@ -8,8 +8,8 @@ With `--counts` it writes nothing and prints published parameter counts instead.
 `torchvision_cpu` is on PYTHONPATH it is imported first: it may register the operators without which
 torchvision does not import beside a CPU build of torch.
 
-Everything is computed in float64, so that the goldens carry no error of their own; the script prints
-how far PyTorch's own float32 is from them.
+Everything is computed in float64, so that the goldens carry no error of their own; the script
+prints how far PyTorch's own float32 is from them.
 """
 
 import importlib
@@ -36,9 +36,15 @@ TRAIN_BATCHES = 40  # drawn, of which one is kept
 CHANNELS = 8  # kept of each stage's output
 ROWS = 16  # output channels kept of each gradient
 
-# Statistics and gradients kept from a training step: stem, grouped, squeeze, scale, shortcut, scanned.
+# Statistics and gradients kept from a training step, of every kind of parameter.
 TRAIN = "timm_regnety_002"
-STATISTICS = ("stem.bn", "s1.b1.conv2.bn", "s3.b1.downsample.bn", "s3.b3.conv2.bn", "s4.b7.conv3.bn")
+STATISTICS = (
+    "stem.bn",
+    "s1.b1.conv2.bn",
+    "s3.b1.downsample.bn",
+    "s3.b3.conv2.bn",
+    "s4.b7.conv3.bn",
+)
 GRADIENTS = (
     "stem.conv.weight",
     "s1.b1.conv2.conv.weight",
@@ -72,7 +78,9 @@ def load_drawn(network: Any) -> dict[str, np.ndarray]:
     """Draws the network's weights; returns what the test needs to draw them again."""
     state = network.state_dict()
     names = [name for name in state if not name.endswith("num_batches_tracked")]
-    drawn = {name: torch.from_numpy(weights_rule.draw(name, tuple(state[name].shape))) for name in names}
+    drawn = {
+        name: torch.from_numpy(weights_rule.draw(name, tuple(state[name].shape))) for name in names
+    }
     network.load_state_dict(drawn, strict=False)
     shapes = np.zeros((len(names), 4), np.int64)  # 0 where a tensor has fewer dimensions
     for row, name in enumerate(names):
@@ -118,15 +126,15 @@ def evaluate(network: Any, stages: tuple[str, ...]) -> dict[str, np.ndarray]:
 def farthest_from_kinks(network: Any) -> str:
     """The key of the training batch on which no ReLU's input can round across zero.
 
-    One of 10^5 activations on the other side of a ReLU's kink changes a gradient by up to 1%, in PyTorch's
-    own float32 as in ours, so that gradients could not be compared on any batch. Of each batch we
-    take the smallest input of a ReLU, in units of what float32 rounding does to that ReLU's inputs.
+    One of 10^5 activations on the other side of a ReLU's kink changes a gradient by up to 1%, in
+    PyTorch's own float32 as in ours, so that gradients cannot be compared on any batch. Of each
+    batch we take the smallest input of a ReLU, in units of its layer's rounding error in float32.
     """
     inputs: list[Any] = []
     relu = torch.nn.functional.relu
 
     def recorded(x: Any, inplace: bool = False) -> Any:
-        inputs.append(x.detach().double())
+        inputs.append(x.detach().double().clone())  # clone: ReLU works in place
         return relu(x, inplace=inplace)
 
     clearances = {}

@@ -1,4 +1,4 @@
-"""Where each parameter of a PyTorch network lies in ours: the three namings in use, and the layouts."""
+"""Where each parameter of a PyTorch network lies in ours, under the three namings in use."""
 
 import re
 from collections.abc import Mapping

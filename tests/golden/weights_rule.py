@@ -15,8 +15,8 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
     No value is one that an initializer would give, so that every parameter matters: convolutions
     uniform with variance 2 / fan-in (the input's scale survives a ReLU), BatchNorm scales in
-    [0.8, 1.2), biases and running means in [-0.2, 0.2), running variances in [0.8, 2.8) (above 1, or
-    the variance would double with each residual block).
+    [0.8, 1.2), biases and running means in [-0.2, 0.2), running variances in [0.8, 2.8) (above 1,
+    or the activations' variance would double with each residual block).
     """
     unit = uniform(name, math.prod(shape)).reshape(shape)
     if name.endswith("running_var"):

@@ -1,0 +1,26 @@
+"""SWAG (Singh et al. 2022, arXiv 2201.08371): RegNetY on hashtags. Variants 16gf, 32gf, 128gf.
+
+python -m hashvision train --config=configs/swag_regnety.py:128gf --config.dataset=DATASET \
+    --workdir=WORKDIR --config.mesh.fsdp=8
+"""
+
+from typing import Any
+
+import base
+
+
+def get_config(variant: str = "16gf") -> Any:
+    """Section 4.1: 224 px, batch 8192, SGD Nesterov with half-cosine, weight decay 1e-5."""
+    config = base.get_config()
+    config.batch_size = 8192
+    config.epochs = 1.0  # of about 5B samples, rare tags repeated
+    config.data.lanes = 1024
+    config.data.sampling = "square_root"
+    config.model.name = f"regnety_{variant}"
+    config.model.zero_scale = False
+    config.objective.loss = "softmax"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 0.05
+    config.optimizer.weight_decay = 1e-5
+    return config

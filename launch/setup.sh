@@ -1,0 +1,28 @@
+# Makes .venv with the pinned dependencies; sourced by the other scripts, from any folder.
+# With bash, git and Python 3.11 or newer this is all the set-up there is.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+find_python() {
+    local python
+    for python in python3.13 python3.12 python3.11 python3; do
+        if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    echo "hashvision needs Python 3.11, 3.12 or 3.13 on the PATH; none was found." >&2
+    return 2
+}
+
+setup() { # setup FILE: .venv holds what the requirements file pins
+    local python
+    if cmp -s "$1" ".venv/$1"; then
+        return
+    fi
+    python=$(find_python)
+    echo "Installing $1 into .venv with $("$python" --version); this takes a minute or two."
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
+    cp "$1" ".venv/$1"
+}

@@ -1,0 +1,91 @@
+import pathlib
+
+import jax
+import pytest
+
+from hashvision.__main__ import _config
+from hashvision.errors import UserError
+from hashvision.training import program
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+RECIPES = [
+    "base",
+    "demo",
+    "demo:drawn",
+    "demo:sigmoid",
+    *(f"wsl_resnext101:{variant}" for variant in ("32x8d", "32x16d", "32x32d", "32x48d")),
+    *(f"swag_regnety:{variant}" for variant in ("16gf", "32gf", "128gf")),
+]
+
+
+def load(recipe, *overrides):
+    name, _, variant = recipe.partition(":")
+    return _config(f"{CONFIGS / name}.py" + (f":{variant}" if variant else ""), list(overrides))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_the_whole_schema_and_builds(recipe):
+    config = load(recipe)
+    assert set(config.keys()) == set(load("base").keys())
+    built = program.build(config, 50, 1e6)
+    assert built.total_steps >= 1
+    assert built.abstract.params["head"]["kernel"].shape[1] == 50
+
+
+def test_every_config_file_is_tested():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {name.split(":")[0] for name in RECIPES}
+
+
+def test_values_take_the_type_of_the_key():
+    config = load(
+        "demo",
+        "--config.steps=7",
+        "--config.optimizer.learning_rate=1",
+        "--config.data.sampling=natural",
+        "--config.model.remat=(True,True,False,False)",
+        "--config.data.sampling_threshold=0.25",
+    )
+    assert config.steps == 7 and config.data.sampling == "natural"
+    assert config.optimizer.learning_rate == 1.0
+    assert config.model.remat == (True, True, False, False)
+    assert config.data.sampling_threshold == 0.25
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.optimizer.learning_rte=1", "the nearest is optimizer.learning_rate"),
+        ("--config.learning_rate=1", "the nearest is optimizer.learning_rate"),
+        ("--config.batch_size=many", "batch_size the type int"),
+        ("--config.steps=1.5", "steps the type int"),
+        ("--config.batch_size", "no option --config.batch_size"),
+        ("--batch_size=3", "no option --batch_size"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override, words):
+    with pytest.raises(UserError, match=words):
+        load("demo", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.model.name=resnet50", "model.name='resnet50'"),
+        ("--config.model.dtype=float16", "model.dtype='float16'"),
+        ("--config.model.group_conv=fast", "model.group_conv='fast'"),
+        ("--config.objective.name=swap", "objective.name='swap'"),
+        ("--config.batch_size=60", "batch_size=60 does not divide over 8 devices"),
+        ("--config.model.norm_groups=5", "model.norm_groups=5"),
+        ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
+    ],
+)
+def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
+    assert len(jax.devices()) == 8
+    with pytest.raises(UserError, match=words):
+        program.build(load("demo", override), 10, 100.0)
+
+
+def test_steps_follow_from_epochs():
+    config = load("demo", "--config.epochs=3", "--config.batch_size=64")
+    assert program.total_steps(config, 1000.0) == 47
+    assert program.total_steps(load("demo", "--config.steps=5"), 1000.0) == 5

@@ -1,0 +1,46 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hashvision import __version__
+from hashvision.__main__ import main
+
+
+def test_help_answers_in_under_a_second():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "hashvision", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1
+    for verb in ("drawn", "prepare", "train", "evaluate"):
+        assert verb in done.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--config=nowhere.py", "--workdir=w"], "nowhere.py does not exist"),
+        (["prepare", "--posts=nowhere.jsonl", "--output=o"], "nowhere.jsonl"),
+        (["evaluate", "--workdir=nowhere", "--dataset=d", "--protocol=knn"], "nowhere"),
+        (["evaluate", "--workdir=w", "--dataset=d", "--protocol=knn", "--fast"], "--fast"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("hashvision: ") and words in error and "\n" not in error

@@ -1,0 +1,121 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hashvision.errors import UserError
+from hashvision.training import optim
+
+
+def test_cosine_with_warmup():
+    rate = optim.schedule("cosine", 2.0, total_steps=110, warmup_steps=10, final=0.1)
+    np.testing.assert_allclose([rate(s) for s in (0, 4, 9)], [0.2, 1.0, 2.0], rtol=1e-6)
+    for step in (10, 35, 60, 109):
+        wanted = 2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 100)))
+        assert float(rate(step)) == pytest.approx(wanted, rel=1e-5)
+    assert float(rate(110)) == pytest.approx(0.2)
+
+
+def test_halving_halves_at_even_distances():
+    rate = optim.schedule("halving", 1.0, total_steps=44, warmup_steps=0, halvings=10)
+    rates = [float(rate(step)) for step in range(44)]
+    assert rates == [0.5 ** (step // 4) for step in range(44)]
+
+
+def test_constant_and_unknown():
+    assert float(optim.schedule("constant", 0.3, 10, 0)(7)) == pytest.approx(0.3)
+    with pytest.raises(UserError, match="optimizer.schedule='linear'"):
+        optim.schedule("linear", 1, 1, 0)
+
+
+def tree(rng):
+    return {
+        "stage1": {
+            "first": {"conv1": {"kernel": rng.standard_normal((3, 3, 2, 4))}},
+            "rest": {
+                "conv1": {"kernel": rng.standard_normal((5, 3, 3, 2, 4))},
+                "norm1": {"scale": rng.standard_normal((5, 4)), "bias": np.zeros((5, 4))},
+            },
+        },
+        "head": {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)},
+    }
+
+
+def trees():
+    rng = np.random.default_rng(0)
+    as_jax = lambda t: jax.tree.map(lambda x: jnp.array(x, jnp.float32), t)  # noqa: E731
+    return as_jax(tree(rng)), [as_jax(tree(rng)) for _ in range(4)]
+
+
+def run(tx, params, grads):
+    state = tx.init(params)
+    for grad in grads:
+        updates, state = tx.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_sgd_is_pytorchs_nesterov_with_decay_on_kernels_only():
+    params, grads = trees()
+    rate = lambda step: 0.1 * (step + 1)  # noqa: E731
+    got = run(optim.build("sgd", rate, weight_decay=0.01), params, grads)
+
+    def plain(path, p):
+        decay = 0.01 if path[-1].key == "kernel" else 0.0
+        p, trace = np.asarray(p, np.float64), 0.0
+        for step, grad in enumerate(grads):
+            for key in path:
+                grad = grad[key.key]
+            g = np.asarray(grad, np.float64) + decay * p
+            trace = 0.9 * trace + g
+            p = p - rate(step) * (g + 0.9 * trace)
+        return p
+
+    wanted = jax.tree_util.tree_map_with_path(plain, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted)
+
+
+def test_larc_is_apexs_layer_by_layer():
+    params, grads = trees()
+    rate = lambda step: 2.0 - step  # noqa: E731
+    got = run(optim.build("larc", rate, weight_decay=0.01), params, grads)
+
+    def plain_layer(p, gradients):
+        p, trace = np.asarray(p, np.float64), 0.0
+        for step, g in enumerate(gradients):
+            g = np.asarray(g, np.float64)
+            p_norm, g_norm = np.linalg.norm(p), np.linalg.norm(g)
+            if p_norm and g_norm:
+                g = 0.001 * p_norm / (g_norm + 0.01 * p_norm + 1e-8) * (g + 0.01 * p)
+            trace = 0.9 * trace + g
+            p = p - rate(step) * trace
+        return p
+
+    def plain(path, p):
+        gradients = []
+        for grad in grads:
+            for key in path:
+                grad = grad[key.key]
+            gradients.append(grad)
+        if any(key.key == "rest" for key in path):  # five layers in one array
+            layers = [plain_layer(p[i], [g[i] for g in gradients]) for i in range(5)]
+            return np.stack(layers)
+        return plain_layer(p, gradients)
+
+    wanted = jax.tree_util.tree_map_with_path(plain, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, wanted)
+
+
+def test_clipping_bounds_the_global_norm():
+    params, grads = trees()
+    tx = optim.build("sgd", lambda step: 1.0, 0.0, momentum=0.0, nesterov=False, clip=0.5)
+    updates, _ = tx.update(grads[0], tx.init(params), params)
+    assert float(optax.tree.norm(updates)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(UserError, match="optimizer.name='adam'"):
+        optim.build("adam", lambda step: 1.0, 0.0)
