@@ -14,4 +14,4 @@ else
     .venv/bin/python -m ruff format --check .
     .venv/bin/basedpyright --pythonpath .venv/bin/python
 fi
-exec .venv/bin/python -m pytest -q "${selection[@]}" "$@"
+exec .venv/bin/python -m pytest -q -n auto --dist loadfile "${selection[@]}" "$@"

@@ -9,8 +9,12 @@ import sys
 import time
 
 import datasets
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+
+pytestmark = pytest.mark.slow
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 
@@ -84,14 +88,14 @@ def curve(place, run):
 
 
 def arrays(place, run, step=24):
-    import orbax.checkpoint as ocp
-
+    path = place / run / "checkpoints" / str(step) / "default"
     with ocp.StandardCheckpointer() as checkpointer:
-        path = place / run / "checkpoints" / str(step) / "default"
-        metadata = checkpointer.metadata(path).item_metadata
-        import jax
-
-        return jax.tree.map(np.asarray, checkpointer.restore(path, metadata.tree))
+        found = checkpointer.metadata(path).item_metadata.tree
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), found
+        )
+        return jax.tree.map(np.asarray, checkpointer.restore(path, shapes))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +108,6 @@ def whole(place):
 
 
 def same(place, one, other):
-    import jax
-
     assert curve(place, one) == curve(place, other)
     a, b = arrays(place, one), arrays(place, other)
     assert len(jax.tree.leaves(a)) > 20

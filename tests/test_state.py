@@ -12,6 +12,8 @@ from hashvision.objectives import hashtag
 from hashvision.training import mesh as meshes
 from hashvision.training import optim, state
 
+pytestmark = pytest.mark.slow
+
 MODEL = RegNetY(RegNetParameters(5, 16, 12.0, 2.0, 8))
 CLASSES, BATCH, SIDE, STEPS = 24, 32, 32, 10
 

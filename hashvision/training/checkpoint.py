@@ -16,13 +16,16 @@ State = typing.TypeVar("State")
 class Checkpoints:
     """The checkpoints of a workdir: saved asynchronously, the newest few and the best kept."""
 
-    def __init__(self, workdir: str, keep: int = 3, best: str = "loss") -> None:
+    def __init__(
+        self, workdir: str, keep: int = 3, best: str = "loss", read_only: bool = False
+    ) -> None:
         """Opens or makes WORKDIR/checkpoints.
 
         Args:
           workdir: of the run.
           keep: how many of the newest to keep.
           best: the metric whose lowest value marks the checkpoint that is kept besides.
+          read_only: only restore; leaves alone what a run beside this one is writing.
         """
         self.path = os.path.abspath(os.path.join(workdir, "checkpoints"))
         policies = [
@@ -36,19 +39,17 @@ class Checkpoints:
         ]
         self._manager = ocp.CheckpointManager(
             self.path,
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """The step of the checkpoint with the lowest metric, or None."""
-        return self._manager.best_step()
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
         """Copies the state off the devices and writes it in the background."""

@@ -1,7 +1,6 @@
 """The one training loop: from the last checkpoint to the last step, whatever is being learnt."""
 
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -46,9 +45,7 @@ def train(config: Config, workdir: str) -> None:
     )
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
     workdirs.claim(workdir, config, source.vocabulary, source.manifest)
-    # Compiled programs outlive the run: the next one on this machine starts at once.
-    cache = os.path.join(os.path.dirname(os.path.abspath(workdir)), ".compiled")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
         _run(config, workdir, program, photos, checkpoints)
