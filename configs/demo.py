@@ -21,7 +21,6 @@ def get_config(variant: str = "softmax") -> Any:
     config.data.smallest_crop = 0.2
     config.model.name = "regnety_200mf"
     config.model.dtype = "float32"
-    config.model.zero_scale = False
     config.model.unroll = 0
     config.objective.loss = "sigmoid" if variant == "sigmoid" else "softmax"
     config.optimizer.name = "adamw"
