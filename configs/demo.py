@@ -14,9 +14,7 @@ def get_config(variant: str = "softmax") -> Any:
     """Small batches, because a short run is decided by how many steps it takes."""
     config = base.get_config()
     config.batch_size = 32
-    config.epochs = (
-        24.0  # of square-root sampling; where tags have a long tail, as many photos as 30 passes
-    )
+    config.epochs = 16.0
     config.data.resolution = 96
     config.data.smallest_crop = 0.2
     config.model.name = "regnety_200mf"
