@@ -35,9 +35,7 @@ def test_restores_under_another_mesh_shape(tmp_path):
     state = make()
     for before, after in ((1, 8), (8, 2), (4, 1)):
         folder = str(tmp_path / f"{before}-{after}")
-        placed = jax.device_put(
-            state, jax.tree.map(lambda x: x.sharding, abstract(state, before))
-        )
+        placed = jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract(state, before)))
         with_before = Checkpoints(folder)
         with_before.save(7, placed, {"loss": 1.0})
         with_before.close()
@@ -57,7 +55,11 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     checkpoints.wait()
     assert checkpoints.latest_step() == 5
     checkpoints.close()
-    assert sorted(int(p.name) for p in pathlib.Path(tmp_path / "checkpoints").iterdir()) == [1, 4, 5]
+    assert sorted(int(p.name) for p in pathlib.Path(tmp_path / "checkpoints").iterdir()) == [
+        1,
+        4,
+        5,
+    ]
 
 
 def test_saving_does_not_see_later_donated_steps(tmp_path):

@@ -54,7 +54,11 @@ def place(tmp_path_factory):
 def start(place, run, *overrides, dataset="dataset"):
     command = [sys.executable, "-m", "hashvision", "train", f"--config={place / 'tiny.py'}"]
     command += [f"--workdir={place / run}", f"--config.dataset={place / dataset}", *overrides]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(REPO),
+    }
     return subprocess.Popen(
         command,
         env=environment,

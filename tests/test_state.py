@@ -14,16 +14,17 @@ from hashvision.training import optim, state
 
 pytestmark = pytest.mark.slow
 
-MODEL = RegNetY(RegNetParameters(5, 16, 12.0, 2.0, 8))
-CLASSES, BATCH, SIDE, STEPS = 24, 32, 32, 10
+# Two stages, the second scanned; small, since each sharding is a compilation of its own.
+MODEL = RegNetY(RegNetParameters(4, 16, 8.0, 2.0, 8))
+CLASSES, BATCH, SIDE, STEPS = 24, 32, 16, 10
 
 
-def build(data, fsdp, model=MODEL, average=0.0):
+def build(data, fsdp, model=MODEL, average=0.0, side=SIDE):
     mesh = meshes.make_mesh(fsdp, jax.devices()[: data * fsdp])
     objective = hashtag.objective(model, CLASSES)
     rate = optim.schedule("cosine", 0.05, STEPS, 2)
     tx = optim.build("sgd", rate, 1e-4)
-    batch = state.abstract_batch(BATCH, SIDE, 3, mesh)
+    batch = state.abstract_batch(BATCH, side, 3, mesh)
     init = state.initializer(objective, tx, average > 0, batch)
     abstract = state.abstract_state(init, mesh)
     step = state.train_step(objective, tx, rate, abstract, mesh, 0, average)
@@ -74,13 +75,15 @@ def test_eight_devices_equal_one(single, shard_everything, data, fsdp):
 
 
 def compiled(data, fsdp, model=MODEL):
-    mesh, _, abstract, batch, step = build(data, fsdp, model)
+    # Large enough that photos cost more than the update of replicated parameters, as they do.
+    mesh, _, abstract, batch, step = build(data, fsdp, model, side=96)
     with jax.set_mesh(mesh):
         return step.lower(abstract, batch).compile(), abstract
 
 
-@pytest.mark.parametrize("form", ["blocks", "packed", "native"])
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("form", "data", "fsdp"), [("blocks", 8, 1), ("blocks", 2, 4), ("native", 2, 4)]
+)
 def test_no_activations_are_gathered_and_work_is_divided(shard_everything, data, fsdp, form):
     model = MODEL.clone(group_conv=form)
     alone, _ = compiled(1, 1, model)
