@@ -14,9 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from hashvision.models import layers
 
 FORMS = {
-    "blocks": layers.block_conv,
-    "packed": layers.packed_conv,
-    "native": layers.native_conv,
+    form: functools.partial(layers.grouped_conv, form=form)
+    for form in ("blocks", "packed", "native")
 }
 # Channels and channels a group: groups of odd number, that do and don't divide a block or the
 # lanes, that are wider than them, and one alone.
@@ -183,7 +182,7 @@ def test_eight_devices_share_a_grouped_convolution(form, gradients):
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "gradients"])
 def test_partitioner_alone_would_not_share_it(gradients):
-    # Why native_conv has its shard_map: every device gathers the whole batch (openxla/xla #47945).
+    # Why grouped_conv has its shard_map: every device gathers the whole batch (openxla/xla #47945).
     # When this fails XLA has mended it, and the shard_map can go.
     flops_of_one, eight, _, _ = partitioned("xla", gradients)
     assert collectives(eight, "all-gather")

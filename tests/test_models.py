@@ -363,7 +363,8 @@ def test_remat_of_a_scanned_stage_saves_memory():
 
 @pytest.mark.parametrize("family", ["regnet", "resnext"])
 def test_initial_values(family):
-    parts = {"norm": layers.BatchNorm, "conv": layers.GroupConv}
+    last_norm = functools.partial(layers.BatchNorm, scale_init=nn.initializers.zeros)
+    parts = {"norm": layers.BatchNorm, "last_norm": last_norm, "conv": layers.GroupConv}
     if family == "regnet":
         block = functools.partial(regnet.Block, width=96, group=16, dtype=jnp.float32, **parts)
     else:
@@ -378,11 +379,14 @@ def test_initial_values(family):
         height, width, _, features = leaf.shape[-4:]
         assert np.std(leaf) == pytest.approx(np.sqrt(2 / (height * width * features)), rel=0.05)
     assert not np.allclose(rest["conv2"]["kernel"][0], rest["conv2"]["kernel"][1])
-    # WSL starts the residual branch at zero; RegNet's authors do not (RECIPES parts 1 and 2).
-    last = 0.0 if family == "resnext" else 1.0
-    for name, expected in {"norm1": 1.0, "norm2": 1.0, "norm3": last}.items():
+    for name, expected in {"norm1": 1.0, "norm2": 1.0, "norm3": 0.0}.items():
         np.testing.assert_array_equal(rest[name]["scale"], expected)
         np.testing.assert_array_equal(rest[name]["bias"], 0)
+
+
+def test_residual_branches_start_at_zero_by_wsl_but_not_by_regnets_authors():
+    assert models.build("resnext50_32x4d").zero_scale
+    assert not models.build("regnety_200mf").zero_scale
 
 
 @pytest.mark.parametrize("name", ["regnety_200mf", "resnext50_32x4d"])

@@ -47,8 +47,8 @@ def losses(data, fsdp):
     mesh, init, abstract, _, step = build(data, fsdp)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     values = []
+    current = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     with jax.set_mesh(mesh):
-        current = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         for batch in batches():
             current, metrics = step(current, jax.device_put(batch, meshes.batch_sharding(mesh)))
             values.append(float(metrics["loss"]))

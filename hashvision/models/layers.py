@@ -20,7 +20,7 @@ BATCH_AXES = ("data", "fsdp")
 #           times slower to train on CPU: ResNeXt-50, 128 px, batch 16: 6.95 against 0.36 img/s.
 #   packed: groups merged up to the 128 lanes of a TPU, then XLA's grouped convolution. ResNeXt-50,
 #           64 images at 224 px on v5e: 84.1M cycles against 120.2M by the compiler's estimate.
-#   native: XLA's grouped convolution as it is, each device on its own part of the batch.
+#   native: XLA's grouped convolution as it is.
 GROUP_CONV_FORMS = {"cpu": "blocks", "tpu": "packed", "gpu": "native"}
 CPU_BLOCK = 16
 TPU_LANES = 128
@@ -117,17 +117,32 @@ def packed_conv(x: jax.Array, kernel: jax.Array, stride: int, lanes: int = TPU_L
 
 
 def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's grouped convolution, run by each device on its own part of the batch.
+    """XLA's own grouped convolution."""
+    return conv(x, kernel, stride, x.shape[-1] // kernel.shape[2])
+
+
+def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int, form: str) -> jax.Array:
+    """Grouped convolution in the given form, by each device on its own part of the batch.
 
     On CPU and GPU XLA's partitioner gathers the whole batch on every device for a grouped
-    convolution (openxla/xla issue 47945); under `jax.shard_map` there is nothing left to partition.
+    convolution (openxla/xla issue 47945), and part of it for blocks of one under a sharded state;
+    under `jax.shard_map` there is nothing left to partition.
+
+    Args:
+      x: (B, H, W, C), B a multiple of the devices of the mesh in force.
+      kernel: (h, w, g, C), whole on every device.
+      stride: in both directions.
+      form: one of GROUP_CONV_FORMS' values.
+
+    Returns:
+      (B, ceil(H / stride), ceil(W / stride), C).
     """
-    groups = x.shape[-1] // kernel.shape[2]
-    form = functools.partial(conv, stride=stride, groups=groups)
-    if groups == 1 or jax.sharding.get_abstract_mesh().empty:
-        return form(x, kernel)
+    forms = {"blocks": block_conv, "packed": packed_conv, "native": native_conv}
+    convolve = functools.partial(forms[form], stride=stride)
+    if jax.sharding.get_abstract_mesh().empty:
+        return convolve(x, kernel)
     batch = PartitionSpec(BATCH_AXES)
-    return jax.shard_map(form, in_specs=(batch, PartitionSpec()), out_specs=batch)(x, kernel)
+    return jax.shard_map(convolve, in_specs=(batch, PartitionSpec()), out_specs=batch)(x, kernel)
 
 
 class GroupConv(nn.Module):
@@ -154,8 +169,7 @@ class GroupConv(nn.Module):
             return conv(x, kernel, self.stride)
         if x.shape[-1] != self.features:
             raise ValueError(f"groups keep the width; {x.shape[-1]} in, {self.features} out differ")
-        forms = {"blocks": block_conv, "packed": packed_conv, "native": native_conv}
-        return forms[self.form](x, kernel, self.stride)
+        return grouped_conv(x, kernel, self.stride, self.form)
 
 
 class BatchNorm(nn.Module):
