@@ -321,3 +321,15 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     assert posts["kept"] > 5000 and manifest["classes"] > 150
     classes = {entry["name"]: entry for entry in vocabulary_of(tmp_path / "dataset")["classes"]}
     assert set(classes["dog"]["tags"]) >= {"dog", "dogs", "canisfamiliaris", "domesticdog"}
+
+
+def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeypatch):
+    whole = pipeline.ReadPost.process
+
+    def forgetful(self, element):
+        return [] if element[0] == 0 else whole(self, element)
+
+    monkeypatch.setattr(pipeline.ReadPost, "process", forgetful)
+    with pytest.raises(UserError, match="accounts for 913 of the 914 posts"):
+        pipeline.prepare(made[2], str(tmp_path / "lost"), short_side=16)
+    assert list(tmp_path.iterdir()) == []

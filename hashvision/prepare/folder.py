@@ -74,6 +74,7 @@ class Summary(typing.NamedTuple):
     labels: Mapping[int, int]  # classes of a photo -> photos
     shards: Sequence[Mapping[str, typing.Any]]
     shard_count: int
+    read: int  # lines of the dump, counted where they are read
 
 
 def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
@@ -87,7 +88,7 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
       The manifest.
 
     Raises:
-      UserError: no post was kept.
+      UserError: no post was kept, or the runner lost some on the way.
     """
     files = gfile()
     with files.GFile(f"{folder}/{SUMMARY}") as file:
@@ -103,6 +104,12 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
             f"no post of {settings['posts']} came through ({counts}); look at the file, at "
             "--images and, for no_tag, at --minimum_count"
         )
+    accounted = kept + sum(d["count"] for d in dropped.values())
+    if accounted != summary.read:
+        raise UserError(
+            f"the runner accounts for {accounted:,} of the {summary.read:,} posts read from"
+            f" {settings['posts']}; run prepare again, without --direct_running_mode"
+        )
     classes = summary.vocabulary["classes"]
     class_counts = np.array([entry["count"] for entry in classes], np.int64)
     shards = _all_shards(folder, summary, class_counts)
@@ -116,7 +123,7 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
         "wordnet": summary.vocabulary["wordnet"],
         "merged_by": "WordNet" if summary.vocabulary["wordnet"] else "spelling only",
         "posts": {
-            "read": kept + sum(d["count"] for d in dropped.values()),
+            "read": summary.read,
             "kept": kept,
             "dropped": dropped,
         },

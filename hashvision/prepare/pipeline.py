@@ -173,11 +173,14 @@ def build(
     shard_bytes: int,
 ) -> None:
     """Adds the whole graph to `pipeline`; it writes the shards and its summary into `output`."""
-    read = (
+    lines = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
         | "SpreadRanges" >> beam.Reshuffle()
         | "ReadLines" >> beam.ParDo(ReadLines())
+    )
+    read = (
+        lines
         | "SpreadLines" >> beam.Reshuffle()  # a range is quick to read, its photos are slow
         | "ReadPosts"
         >> beam.ParDo(ReadPost(images, short_side)).with_outputs("dropped", main="photos")
@@ -274,6 +277,7 @@ def build(
         pvalue.AsDict(labels),
         pvalue.AsList(written),
         shards,
+        pvalue.AsSingleton(lines | "CountLines" >> beam.combiners.Count.Globally()),
     )
 
 
