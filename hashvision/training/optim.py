@@ -105,29 +105,26 @@ def build(
     momentum: float = 0.9,
     nesterov: bool = True,
     clip: float = 0.0,
-    decay_all: bool = False,
 ) -> optax.GradientTransformation:
     """The optimiser: gradient clipping, weight decay, momentum, then the learning rate.
 
     Args:
       name: sgd, larc or adamw.
       rate: step -> learning rate.
-      weight_decay: added to the gradient before momentum, as in PyTorch's SGD; for adamw decoupled
-        (Loshchilov and Hutter 2019).
+      weight_decay: of kernels (larc: of all), added to the gradient before momentum, as in
+        PyTorch's SGD; for adamw decoupled (Loshchilov and Hutter 2019).
       momentum: in [0, 1); adamw's beta 1.
       nesterov: for sgd.
       clip: largest global norm of the gradients; 0 leaves them.
-      decay_all: decay biases and BatchNorm too; larc always does.
     """
-    mask = None if decay_all else kernels_only
     steps = [optax.clip_by_global_norm(clip)] if clip else []
     if name == "sgd":
-        steps.append(optax.add_decayed_weights(weight_decay, mask))
+        steps.append(optax.add_decayed_weights(weight_decay, kernels_only))
     elif name == "larc":
         steps.append(scale_by_larc(weight_decay))
         nesterov = False
     elif name == "adamw":
-        adamw = optax.adamw(rate, momentum, weight_decay=weight_decay, mask=mask)
+        adamw = optax.adamw(rate, momentum, weight_decay=weight_decay, mask=kernels_only)
         return optax.chain(*steps, adamw)
     else:
         raise UserError(f"optimizer.name={name!r} is none of sgd, larc, adamw.")
