@@ -97,12 +97,11 @@ def block_conv(x: jax.Array, kernel: jax.Array, stride: int, block: int = CPU_BL
     The last block is narrower where `block` does not divide the channels.
     """
     group, features = kernel.shape[2:]
-    merge = max(1, block // group)
-    outputs = []
-    for start in range(0, features, merge * group):
-        stop = min(start + merge * group, features)
-        part = merge_groups(kernel[..., start:stop], (stop - start) // group)
-        outputs.append(conv(x[..., start:stop], part, stride))
+    width = max(1, block // group) * group
+    # The gradient of a split is one concatenation; that of slices, a sum of padded arrays.
+    cuts = tuple(range(width, features, width))
+    parts = zip(jnp.split(x, cuts, -1), jnp.split(kernel, cuts, -1), strict=True)
+    outputs = [conv(y, merge_groups(k, k.shape[-1] // group), stride) for y, k in parts]
     return jnp.concatenate(outputs, axis=-1)
 
 
