@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from hashvision.errors import UserError
-from hashvision.prepare import drawn, scenes
+from hashvision.prepare import captions, drawn, objects
 
 PER_CLASS = 20
 
@@ -29,9 +29,9 @@ def plain(tag: str) -> str:
 
 KIND_OF = {
     plain(form.replace(" ", "")): kind
-    for kind, words in drawn.WORDS.items()
+    for kind, words in captions.WORDS.items()
     for lemma in words.lemmas
-    for form in (lemma, drawn._plural(lemma))
+    for form in (lemma, captions._plural(lemma))
 }
 
 
@@ -130,8 +130,8 @@ def test_tags_are_as_truthful_as_documented(planned):
         tags += len(named)
         true += sum(kind in post.kinds for kind in named)
         nothing += not named
-    assert true / tags == pytest.approx(1 - drawn.WRONG, abs=0.01)
-    expected = (1 - drawn.UNTAGGED) * (1 - drawn.WRONG)
+    assert true / tags == pytest.approx(1 - captions.WRONG, abs=0.01)
+    expected = (1 - captions.UNTAGGED) * (1 - captions.WRONG)
     assert tagged / objects == pytest.approx(expected, abs=0.02)
     assert nothing / len(planned) == pytest.approx(0.08, abs=0.02)
 
@@ -145,7 +145,7 @@ def test_kinds_owners_and_spam_have_long_tails(planned):
     assert len(owners) > 200
     assert sum(count for _, count in owners.most_common(20)) > 0.2 * len(planned)
     typed = Counter(tag for post in planned for tag in re.findall(r"#(\w+)", post.tags))
-    spam = sorted((typed[tag] for tag in drawn.SPAM), reverse=True)
+    spam = sorted((typed[tag] for tag in captions.SPAM), reverse=True)
     assert spam[0] > 10 * max(1, spam[-1])
     several = Counter(len(post.kinds) for post in planned)
     for count, rate in enumerate(drawn.OBJECT_COUNTS, 1):
@@ -175,7 +175,7 @@ def test_private_posts_and_reposts(planned):
 def test_captions_name_everything_and_tags_come_in_all_spellings(planned):
     for post in planned[:300]:
         for kind in post.kinds:
-            assert any(phrase in post.caption.lower() for phrase in drawn.WORDS[kind].phrases)
+            assert any(phrase in post.caption.lower() for phrase in captions.WORDS[kind].phrases)
     text = "\n".join(post.tags for post in planned)
     for spelling in (
         "#dog", "#Dog", "#DOG", "#dogs", "#dóg", "#canisfamiliaris", "#CanisFamiliaris",
@@ -263,8 +263,8 @@ def test_every_kind_is_drawn_within_the_frame():
     for kind in drawn.KINDS:
         for number in range(8):
             half = 50
-            pen = scenes.Pen(200, (100, 100), np.eye(2) * half)
-            scenes.DRAWERS[kind](pen, np.random.default_rng([0, number]))
+            pen = objects.Pen(200, (100, 100), np.eye(2) * half)
+            objects.DRAWERS[kind](pen, np.random.default_rng([0, number]))
             parts = np.asarray(pen.parts)
             assert set(np.unique(parts)) <= {0, 1, 2, 3, 4}
             rows, columns = np.nonzero(parts)
@@ -299,7 +299,7 @@ def test_contact_sheet(tmp_path):
 
 @pytest.mark.realdata
 def test_lemmas_of_a_kind_share_a_wordnet_synset(shared_data):
-    lemmas = {lemma: set() for words in drawn.WORDS.values() for lemma in words.lemmas}
+    lemmas = {lemma: set() for words in captions.WORDS.values() for lemma in words.lemmas}
     with lzma.open(shared_data / "wordnet/oewn-2025.xml.xz") as file:
         for _, element in ElementTree.iterparse(file):
             if element.tag == "LexicalEntry":
@@ -312,5 +312,5 @@ def test_lemmas_of_a_kind_share_a_wordnet_synset(shared_data):
                 break  # all entries come first
             if element.tag == "LexicalEntry":
                 element.clear()
-    for kind, words in drawn.WORDS.items():
+    for kind, words in captions.WORDS.items():
         assert set.intersection(*(lemmas[lemma] for lemma in words.lemmas)), kind

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import textwrap
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hashvision.errors import UserError
-from hashvision.prepare import scenes
+from hashvision.prepare import captions, objects, scenes
 
 FEWEST_POSTS = 20
 SMALLEST_SIZE = 32
@@ -30,8 +29,6 @@ POSTS_PER_CLEAN_SCENE = 15  # 3,000 posts bring 200 multi-label scenes
 OWNERS = 400
 
 # Rates that the tests hold the posts to.
-UNTAGGED = 0.15  # of the objects
-WRONG = 0.05  # of the tagged objects carry another kind's tag instead
 PRIVATE = 0.04  # of the posts
 REPOSTED = 0.03  # of the posts
 OBJECT_COUNTS = (0.5, 0.35, 0.15)  # scenes of one, two and three objects
@@ -40,98 +37,12 @@ OBJECT_COUNTS = (0.5, 0.35, 0.15)  # scenes of one, two and three objects
 _PLAN, _SCENE, _TEXT, _FILE, _TRANSFER, _MULTILABEL, _SPOILT, _SHEET = range(8)
 
 
-class Words(NamedTuple):
-    """What people call a kind of object.
-
-    Attributes:
-        phrases: the kind in a sentence, article included.
-        lemmas: what it is tagged by: lemmas of one WordNet synset, the most used first.
-        weights: how often each of these is chosen.
-    """
-
-    phrases: tuple[str, ...]
-    lemmas: tuple[str, ...]
-    weights: tuple[float, ...]
-
-
-# All lemmas of a kind share a noun synset of Open English WordNet 2025 (synset in the comment).
-WORDS = {
-    "dog": Words(  # oewn-02086723-n
-        ("a dog", "a good dog"),
-        ("dog", "domestic dog", "Canis familiaris"),
-        (0.76, 0.1, 0.14),
-    ),
-    "car": Words(  # oewn-02961779-n
-        ("a car", "an automobile", "an old car"),
-        ("car", "automobile", "auto", "motorcar"),
-        (0.68, 0.16, 0.1, 0.06),
-    ),
-    "tree": Words(("a tree", "a lone tree"), ("tree",), (1.0,)),  # oewn-13124818-n
-    "fish": Words(("a fish", "a big fish"), ("fish",), (1.0,)),  # oewn-02514684-n
-    "bicycle": Words(  # oewn-02837983-n
-        ("a bicycle", "a bike", "an old bicycle"),
-        ("bicycle", "bike"),
-        (0.7, 0.3),
-    ),
-    "butterfly": Words(("a butterfly",), ("butterfly",), (1.0,)),  # oewn-02276911-n
-    "airplane": Words(  # oewn-02694015-n
-        ("an airplane", "a plane", "an aeroplane"),
-        ("airplane", "aeroplane", "plane"),
-        (0.55, 0.2, 0.25),
-    ),
-    "owl": Words(  # oewn-01623768-n
-        ("an owl", "a wise owl"),
-        ("owl", "bird of night", "bird of Minerva"),
-        (0.82, 0.1, 0.08),
-    ),
-    "sailboat": Words(  # oewn-04135600-n
-        ("a sailboat", "a sailing boat"),
-        ("sailboat", "sailing boat"),
-        (0.65, 0.35),
-    ),
-    "snake": Words(  # oewn-01729333-n
-        ("a snake", "a serpent"),
-        ("snake", "serpent", "ophidian"),
-        (0.68, 0.22, 0.1),
-    ),
-    "eyeglasses": Words(  # oewn-04279164-n
-        ("a pair of glasses", "a pair of eyeglasses", "my spectacles"),
-        ("eyeglasses", "spectacles", "glasses", "specs"),
-        (0.4, 0.2, 0.28, 0.12),
-    ),
-    "giraffe": Words(  # oewn-02441664-n
-        ("a giraffe", "a tall giraffe"),
-        ("giraffe", "Giraffa camelopardalis", "camelopard"),
-        (0.74, 0.16, 0.1),
-    ),
-}
-KINDS = scenes.KINDS  # the most frequent first
+KINDS = objects.KINDS  # the most frequent first
 
 # Chosen without replacement within a post, which flattens the tail: the weights fall by a factor
 # of 9 so that the objects drawn fall by about 8.
 _FREQUENCY = 9.0 ** -np.linspace(0, 1, len(KINDS))
 _FREQUENCY /= _FREQUENCY.sum()
-
-SPAM = (
-    "love instagood photooftheday tbt beautiful happy cute picoftheday follow nofilter art "
-    "instadaily like4like fun amazing style bestoftheday throwback weekend vsco mood smile "
-    "goodvibes memories nature life instapic family throwbackthursday l4l 2019 yolo"
-).split()
-_SPAM_FREQUENCY = 1 / np.arange(1, len(SPAM) + 1)
-_SPAM_FREQUENCY /= _SPAM_FREQUENCY.sum()
-
-_EMOJI = ("❤️", "😍", "📸", "🔥", "✨", "😂", "🌊", "👍🏽", "👨‍👩‍👧")
-_ACCENTS = str.maketrans("aeiou", "áéíóú")
-_CAPTIONS = (
-    "{} on the way home",
-    "Look, {}!",
-    "{} in the afternoon light",
-    "Found {} again",
-    "Nothing but {} today",
-    "Here is {}, what else",
-    "I could look at {} all day",
-    "Not every day one meets {}",
-)
 
 
 class Post(NamedTuple):
@@ -180,10 +91,6 @@ def _rng(seed: int, stream: int, *number: int) -> np.random.Generator:
     return np.random.default_rng([seed, stream, *number])
 
 
-def _choose(rng: np.random.Generator, options: Sequence[str], weights=None) -> str:
-    return options[int(rng.choice(len(options), p=weights))]
-
-
 def _owner_and_source(seed: int, number: int) -> tuple[int, int]:
     """A post's owner and the number of the post whose scene it shows."""
     rng = _rng(seed, _PLAN, number)
@@ -205,62 +112,6 @@ def _kinds_of(seed: int, number: int) -> tuple[str, ...]:
     return tuple(KINDS[index] for index in chosen)
 
 
-def _plural(lemma: str) -> str:
-    if lemma[0].isupper() or " of " in lemma or lemma.endswith("s"):
-        return lemma
-    if lemma.endswith("y"):
-        return lemma[:-1] + "ies"
-    return lemma + ("es" if lemma.endswith("sh") else "s")
-
-
-def _spell(rng: np.random.Generator, lemma: str) -> str:
-    """A lemma as somebody types it for a hashtag, without the sign."""
-    words = lemma.split()
-    style = rng.random()
-    if style < 0.16:
-        return _plural(lemma).replace(" ", "").lower()
-    if style < 0.32:
-        return "".join(word.capitalize() for word in words)
-    if style < 0.37:
-        return "".join(words).upper()
-    if style < 0.39:
-        return "".join(words).lower().translate(_ACCENTS)
-    if style < 0.39 + 0.2 * (len(words) > 1):
-        return "_".join(words).lower()
-    return "".join(words).lower()
-
-
-def _write_tags(rng: np.random.Generator, kinds: Sequence[str]) -> str:
-    """Hashtags for a scene, truthful at the module's rates, as one string."""
-    tags = []
-    for kind in kinds:
-        if rng.random() < UNTAGGED:
-            continue
-        if rng.random() < WRONG:
-            kind = _choose(rng, [other for other in KINDS if other not in kinds])
-        words = WORDS[kind]
-        for _ in range(1 + int(rng.random() < 0.2)):
-            tags.append(_spell(rng, _choose(rng, words.lemmas, words.weights)))
-    for _ in range(min(12, int(rng.geometric(0.35)) - 1)):
-        tags.append(_choose(rng, SPAM, _SPAM_FREQUENCY))
-    text = ""
-    for tag in dict.fromkeys(tags):
-        sign = "＃" if rng.random() < 0.02 else "#"
-        before = " " if rng.random() < 0.85 else ""
-        after = _choose(rng, _EMOJI) if rng.random() < 0.06 else ""
-        text += before + sign + tag + after
-    return text.strip()
-
-
-def _write_caption(rng: np.random.Generator, kinds: Sequence[str]) -> str:
-    """One sentence that names what is in the scene."""
-    phrases = [_choose(rng, WORDS[kind].phrases) for kind in kinds]
-    things = " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
-    caption = _choose(rng, _CAPTIONS).format(things)
-    caption = caption[0].upper() + caption[1:]
-    return f"{caption} {_choose(rng, _EMOJI)}" if rng.random() < 0.25 else caption
-
-
 def plan_post(seed: int, number: int) -> Post:
     """Decides all of a post but its pixels.
 
@@ -271,7 +122,7 @@ def plan_post(seed: int, number: int) -> Post:
     owner, source = _owner_and_source(seed, number)
     kinds = _kinds_of(seed, source)
     rng = _rng(seed, _TEXT, number)
-    caption, tags = _write_caption(rng, kinds), _write_tags(rng, kinds)
+    caption, tags = captions.write_caption(rng, kinds), captions.write_tags(rng, kinds)
     created = datetime(2016, 1, 1) + timedelta(minutes=int(rng.integers(3 * 365 * 24 * 60)))
     return Post(
         number=number,
