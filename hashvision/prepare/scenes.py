@@ -19,6 +19,7 @@ from hashvision.prepare.objects import BODY, DARK, DRAWERS, LIGHT, TURNS, Pen
 
 SUPERSAMPLING = 2  # objects are drawn at twice the size and averaged down: soft edges, cheaply
 _TEXTURED = 2  # parts up to this number
+MUTED, VIVID = (0.0, 0.3), (0.5, 1.0)  # saturation of backgrounds and of objects
 _ALTERNATE = 4  # part p where its texture is "on" is looked up at p + _ALTERNATE
 
 Colour = tuple[float, float, float]
@@ -32,17 +33,17 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _colour(rng: np.random.Generator) -> Colour:
-    """A colour of any hue, RGB in [0, 1]."""
-    hue, saturation, value = rng.random(3).tolist()
-    return colorsys.hsv_to_rgb(hue, 0.1 + 0.85 * saturation, 0.35 + 0.65 * value)
+def _colour(rng: np.random.Generator, saturation: tuple[float, float]) -> Colour:
+    """A colour of any hue and of saturation between the two, RGB in [0, 1]."""
+    hue, value = rng.random(2).tolist()
+    return colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), 0.35 + 0.65 * value)
 
 
 def _colour_apart(rng: np.random.Generator, others: Sequence[Colour], least: float) -> Colour:
-    """A colour at least that far, in RGB, from the others, or the farthest of a dozen."""
-    best, reach = _colour(rng), -1.0
+    """An object's colour at least that far, in RGB, from the others, or the farthest of a dozen."""
+    best, reach = _colour(rng, VIVID), -1.0
     for _ in range(12):
-        candidate = _colour(rng)
+        candidate = _colour(rng, VIVID)
         distance = min(math.dist(candidate, other) for other in others)
         if distance > reach:
             best, reach = candidate, distance
@@ -88,8 +89,7 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int], period: float) ->
 
 def _background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[Colour]]:
     """A background, float32 (side, side, 3) in [0, 1], and the colours it is made of."""
-    one = _colour(rng)
-    far = _colour(rng)
+    one, far = _colour(rng, MUTED), _colour(rng, MUTED)
     # Half-way at most: what lies on both colours must stand out from both.
     red, green, blue = (0.45 * a + 0.55 * b for a, b in zip(one, far, strict=True))
     two = (red, green, blue)
@@ -209,7 +209,7 @@ def _clutter(
         else:
             angles = np.linspace(0, 2 * np.pi, corners, False)
             pen.polygon(np.stack([np.cos(angles), np.sin(angles)], 1), BODY)
-        colours = np.array([_colour(rng) for _ in range(4)])
+        colours = np.array([_colour(rng, MUTED) for _ in range(4)])
         _lay(picture, pen.parts, colours, rng, light)
 
 
@@ -257,7 +257,7 @@ def draw_scene(
     for kind, (x, y, span) in zip(rng.permutation(np.array(kinds)), places, strict=True):
         body = _colour_apart(rng, ground, 0.5)
         second = _colour_apart(rng, [*ground, body], 0.4)
-        colours = np.array([body, second, _colour(rng), _colour(rng)])
+        colours = np.array([body, second, _colour(rng, VIVID), _colour(rng, VIVID)])
         colours[DARK - 1] *= 0.25
         colours[LIGHT - 1] = 0.6 + 0.4 * colours[LIGHT - 1]
         half = SUPERSAMPLING * size * span / 2
