@@ -10,7 +10,11 @@ import base
 
 
 def get_config(variant: str = "16gf") -> Any:
-    """Section 4.1: 224 px, batch 8192, SGD Nesterov with half-cosine, weight decay 1e-5."""
+    """224 px, batch 8192, SGD Nesterov with half-cosine, weight decay 1e-5.
+
+    Models and resolution are the released ones. Batch, schedule and weight decay are reported
+    second hand; the learning rate is SGD's usual 0.1 per 256 photos, for want of a source.
+    """
     config = base.get_config()
     config.batch_size = 8192
     config.epochs = 1.0  # of about 5B samples, rare tags repeated

@@ -10,7 +10,12 @@ import base
 
 
 def get_config(variant: str = "32x16d") -> Any:
-    """Section 2.4 and appendix: batch 8064 (336 GPUs of 24), SGD, LR 0.1 per 256, halvings."""
+    """Batch 8064 (336 GPUs of 24), SGD, LR 0.1 per 256 photos, halvings.
+
+    Widths and depths are those of the released models. Batch and sampling come from accounts of the
+    paper; learning rate, weight decay and the number of halvings (10 to 20) are reported second
+    hand, and no code was released to check them against.
+    """
     config = base.get_config()
     config.batch_size = 8064
     config.epochs = 2.0  # the paper counts images seen; its 3.5B photos pass about once or twice

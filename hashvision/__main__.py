@@ -51,10 +51,13 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     _nothing_more(rest)
     from hashvision.evaluation import encoder, protocols
 
+    chosen = arguments.protocol.split(",")
+    protocols.check(chosen)
     network = encoder.load(arguments.workdir, arguments.untrained)
-    protocols.evaluate(
-        network, arguments.dataset, arguments.protocol, arguments.workdir, arguments.untrained
-    )
+    for protocol in chosen:
+        protocols.evaluate(
+            network, arguments.dataset, protocol, arguments.workdir, arguments.untrained
+        )
 
 
 def _nothing_more(rest: list[str]) -> None:
@@ -171,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--dataset", required=True, help="folders by class, a labels.jsonl, or a dataset folder"
     )
-    verb.add_argument("--protocol", required=True, choices=("knn", "linear", "multilabel"))
+    verb.add_argument(
+        "--protocol", required=True, help="knn, linear or multilabel, or several: knn,linear"
+    )
     verb.add_argument(
         "--untrained", action="store_true", help="the same network, freshly initialised"
     )

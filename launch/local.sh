@@ -20,10 +20,8 @@ hashvision train --config=configs/demo.py:drawn --config.dataset=$runs/dataset -
 
 posts=$runs/posts
 for untrained in --untrained ""; do
-    for protocol in knn linear; do
-        hashvision evaluate --workdir=$runs/workdir --dataset=$posts/transfer \
-            --protocol=$protocol $untrained >>$runs/evaluations.log
-    done
+    hashvision evaluate --workdir=$runs/workdir --dataset=$posts/transfer \
+        --protocol=knn,linear $untrained >>$runs/evaluations.log
     hashvision evaluate --workdir=$runs/workdir --dataset=$posts/multilabel \
         --protocol=multilabel $untrained >>$runs/evaluations.log
 done

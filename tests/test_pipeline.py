@@ -14,7 +14,7 @@ from PIL import Image
 
 from hashvision.data import records, sampling
 from hashvision.errors import UserError
-from hashvision.prepare import pipeline
+from hashvision.prepare import graph, pipeline
 
 WORDNET = """<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE LexicalResource SYSTEM "http://globalwordnet.github.io/schemas/WN-LMF-1.1.dtd">
@@ -289,10 +289,10 @@ def test_nothing_that_is_amiss_leaves_a_trace(made, tmp_path: pathlib.Path):
 
 def test_shards_cut_the_hashes_evenly():
     largest = 2**64 - 1
-    assert [pipeline.shard_of((h, 0), 4) for h in (0, largest // 2, largest)] == [0, 1, 3]
-    assert pipeline.count_shards((10_000, 1_000_000), 100_000) == 10
-    assert pipeline.count_shards((100, 1_000_000), 100_000) == 1
-    assert pipeline.count_shards((0, 0), 100_000) == 1
+    assert [graph.shard_of((h, 0), 4) for h in (0, largest // 2, largest)] == [0, 1, 3]
+    assert graph.count_shards((10_000, 1_000_000), 100_000) == 10
+    assert graph.count_shards((100, 1_000_000), 100_000) == 1
+    assert graph.count_shards((0, 0), 100_000) == 1
 
 
 @pytest.mark.realdata
@@ -315,12 +315,12 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
 
 
 def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeypatch):
-    whole = pipeline.ReadPost.process
+    whole = graph.ReadPost.process
 
     def forgetful(self, element):
         return [] if element[0] == 0 else whole(self, element)
 
-    monkeypatch.setattr(pipeline.ReadPost, "process", forgetful)
+    monkeypatch.setattr(graph.ReadPost, "process", forgetful)
     with pytest.raises(UserError, match="accounts for 913 of the 914 posts"):
         pipeline.prepare(made[2], str(tmp_path / "lost"), short_side=16)
     assert list(tmp_path.iterdir()) == []

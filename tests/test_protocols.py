@@ -128,7 +128,7 @@ def test_the_table_prints_percent_aligned():
 
 
 def test_errors(colours, words, tmp_path):
-    with pytest.raises(UserError, match="no protocol svm; choose one of knn, linear, multilabel"):
+    with pytest.raises(UserError, match="no protocol 'svm'; choose one of knn, linear, multilabel"):
         protocols.evaluate(ENCODER, str(colours), "svm", str(tmp_path))
     other = ENCODER._replace(vocabulary={"classes": VOCABULARY["classes"][1:2]})
     with pytest.raises(UserError, match="None of the 4 class names of words"):

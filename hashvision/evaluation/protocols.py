@@ -162,6 +162,14 @@ def _write(path: pathlib.Path, report: Report) -> None:
     os.replace(partial, path)
 
 
+def check(protocols: Sequence[str]) -> None:
+    """Raises UserError for a protocol that does not exist, before anything is read."""
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise UserError(f"There is no protocol {protocol!r}; choose one of {known}.")
+
+
 def evaluate(
     encoder: features.Encoder, dataset: str, protocol: str, workdir: str, untrained: bool = False
 ) -> Report:
@@ -183,8 +191,7 @@ def evaluate(
     Raises:
       UserError: no such protocol or dataset, or the one does not fit the other.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"There is no protocol {protocol}; choose one of {', '.join(PROTOCOLS)}.")
+    check([protocol])
     read = datasets.read(dataset)
     skipped = _Skipped()
     if protocol == "multilabel":

@@ -2,7 +2,8 @@
 
 A scene never lets colour tell its kind: all colours are drawn before, and without regard to, what
 is in it. What tells is shape alone, so a network has something to learn from it and a mean colour
-has not.
+has not. Objects are vivid and what is behind them is muted, as a photographer would have it: two
+minutes of training must do.
 """
 
 from __future__ import annotations

@@ -79,10 +79,11 @@ def _run(
     stopping = _Stopping()
     with jax.set_mesh(program.mesh), stopping:
         for step in range(start, total):
-            with log.waiting():
-                batch = next(batches)
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
             state, metrics = program.step(state, batch)  # asynchronous; the state is donated
-            log.add(step + 1, metrics)
+            log.add(step + 1, metrics, waited)
             last = step + 1 == total or stopping.asked
             if last or (step + 1) % config.checkpoint.every == 0:
                 checkpoints.save(step + 1, state, log.settle())
@@ -146,23 +147,16 @@ class _Log:
         self._waited = 0.0
         self._time = time.perf_counter()
 
-    class _Waiting:
-        def __init__(self, log: "_Log") -> None:
-            self._log = log
+    def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
+        """Takes a step just dispatched, and deals with the metrics of the one before.
 
-        def __enter__(self) -> None:
-            self._start = time.perf_counter()
-
-        def __exit__(self, *_: object) -> None:
-            self._log._waited += time.perf_counter() - self._start
-
-    def waiting(self) -> "_Log._Waiting":
-        """Counts the time inside as waiting for input."""
-        return self._Waiting(self)
-
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step just dispatched, and deals with those of the one before."""
+        Args:
+          step: its number, from 1.
+          metrics: scalars still to be computed.
+          waited: seconds that the host waited for its batch.
+        """
         self._deal()
+        self._waited += waited
         self._previous = step, metrics
 
     def settle(self) -> dict[str, float]:
