@@ -1,4 +1,4 @@
-"""RegNetY-200MF at 96 px on a few thousand posts: two cores, some twenty minutes.
+"""RegNetY-200MF at 96 px on a few thousand posts: two cores, some forty minutes.
 
 python -m hashvision train --config=configs/demo.py --config.dataset=DATASET --workdir=WORKDIR
 
@@ -14,7 +14,7 @@ def get_config(variant: str = "softmax") -> Any:
     """Small batches, because a short run is decided by how many steps it takes."""
     config = base.get_config()
     config.batch_size = 32
-    config.epochs = 16.0
+    config.epochs = 30.0
     config.data.resolution = 96
     config.data.smallest_crop = 0.2
     config.model.name = "regnety_200mf"
