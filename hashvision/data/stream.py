@@ -7,6 +7,7 @@ every lane; a host reads the lanes that are its own. Every draw is a hash of (se
 and the record is known by the hash of its post id, so nothing depends on shards or workers.
 """
 
+import os
 import typing
 from collections.abc import Iterator
 
@@ -210,6 +211,7 @@ class Stream:
         """
         import tensorflow as tf
 
+        threads = threads or os.cpu_count() or 1
         index, shard = self.dataset.index, self.dataset.shard
         shards = tf.constant(self.dataset.shards)
 
@@ -238,13 +240,15 @@ class Stream:
         dataset = (
             tf.data.Dataset.from_generator(positions, output_signature=signature)
             .unbatch()
-            .map(read, num_parallel_calls=threads or tf.data.AUTOTUNE, deterministic=True)
+            .map(read, num_parallel_calls=threads, deterministic=True)
             .batch(self.host_batch, drop_remainder=True)
             .prefetch(2)
         )
         options = tf.data.Options()
-        if threads:
-            options.threading.private_threadpool_size = threads
+        # Tuned by hand, since the tuner takes from the step's cores and can hold up the end for
+        # half a minute.
+        options.autotune.enabled = False
+        options.threading.private_threadpool_size = threads
         for batch in dataset.with_options(options).as_numpy_iterator():
             yield typing.cast("dict[str, np.ndarray]", batch)
 
