@@ -12,6 +12,8 @@ if [ $# -gt 0 ]; then
     exit
 fi
 
+# On CPU XLA's own code matters little beside its kernels, and compiles a third faster so.
+export XLA_FLAGS=${XLA_FLAGS:---xla_backend_optimization_level=1}
 runs=runs/drawn
 [ -d $runs/posts ] || hashvision drawn --output=$runs/posts
 hashvision prepare --posts=$runs/posts/posts.jsonl --output=$runs/dataset
