@@ -86,6 +86,15 @@ def test_same_arguments_give_same_bytes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other", "two"]
 
 
+def test_many_posts_are_drawn_on_all_cores_to_the_same_bytes(tmp_path, monkeypatch):
+    small = {"posts": 20, "test_per_class": 1, "size": 32}
+    drawn.write(tmp_path / "alone", **small)
+    monkeypatch.setattr(drawn, "MANY", 20)
+    monkeypatch.setattr(drawn, "map", None, raising=False)  # the way not taken
+    drawn.write(tmp_path / "pool", **small)
+    assert hashes(tmp_path / "alone") == hashes(tmp_path / "pool")
+
+
 def test_a_post_does_not_depend_on_the_number_of_posts(dump, tmp_path):
     drawn.write(tmp_path / "fewer", posts=20, test_per_class=1, size=64)
     fewer, more = read_posts(tmp_path / "fewer")[0], read_posts(dump)[0]

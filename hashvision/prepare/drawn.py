@@ -8,11 +8,15 @@ but for the three posts whose files are spoilt.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import textwrap
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +29,7 @@ from hashvision.prepare import captions, objects, scenes
 
 FEWEST_POSTS = 20
 SMALLEST_SIZE = 32
+MANY = 500  # from so many posts on they are drawn on all cores
 POSTS_PER_CLEAN_SCENE = 15  # 3,000 posts bring 200 multi-label scenes
 OWNERS = 400
 
@@ -168,6 +173,16 @@ def draw_post(seed: int, post: Post, size: int) -> bytes:
     return photo
 
 
+def _draw_posts(seed: int, posts: Sequence[Post], size: int) -> Iterator[bytes]:
+    draw = functools.partial(draw_post, seed, size=size)
+    if len(posts) < MANY:
+        yield from map(draw, posts)
+        return
+    # Not forked: whoever calls may have threads running.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(draw, posts, chunksize=50)
+
+
 def _write_posts(folder: Path, posts: int, size: int, seed: int) -> None:
     planned = [plan_post(seed, number) for number in range(posts)]
     # One post for each way in which a file fails; a private one's would never be opened.
@@ -175,11 +190,12 @@ def _write_posts(folder: Path, posts: int, size: int, seed: int) -> None:
     public = [post.number for post in planned if not post.private]
     missing, empty, cut = rng.choice(public, 3, replace=False)
     (folder / "images").mkdir()
-    for post in planned:
+    for post, photo in zip(planned, _draw_posts(seed, planned, size), strict=True):
         if post.number == missing:
             continue
-        photo = b"" if post.number == empty else draw_post(seed, post, size)
-        if post.number == cut:
+        if post.number == empty:
+            photo = b""
+        elif post.number == cut:
             photo = photo[: len(photo) // 2]
         (folder / "images" / f"{post.id}.jpg").write_bytes(photo)
     lines = [post.json() for post in planned]

@@ -106,4 +106,8 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
 def initial_state(program: Program, seed: int) -> state.State:
     """The state of step 0, on its devices."""
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
-    return jax.jit(program.init, out_shardings=shardings)(jax.random.key(seed))
+    # Runs once, so what XLA for CPU would spend on making it fast is lost.
+    on_cpu = program.mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    init = jax.jit(program.init, out_shardings=shardings, compiler_options=options)
+    return init(jax.random.key(seed))
