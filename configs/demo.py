@@ -30,7 +30,7 @@ def get_config(variant: str = "softmax") -> Any:
     if variant == "drawn":
         config.data.resolution = 64
         config.data.smallest_crop = 0.6  # an object may stand anywhere in a drawn scene
-        config.epochs = 5.0
+        config.epochs = 4.0
         config.optimizer.learning_rate = 16e-3
         config.optimizer.warmup_epochs = 0.5
     return config
