@@ -23,6 +23,7 @@ setup() { # setup FILE: .venv holds what the requirements file pins
     python=$(find_python)
     echo "Installing $1 into .venv with $("$python" --version); this takes a minute or two."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
+    # Python compiles what it imports; pip would compile all of TensorFlow, of which little is used.
     .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -r "$1"
     cp "$1" ".venv/$1"
 }

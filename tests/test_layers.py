@@ -353,3 +353,10 @@ def test_squeeze_excite_equals_plain_numpy(dtype):
     np.testing.assert_allclose(
         y.astype(jnp.float32), x * gates[:, None, None, :], rtol=tolerance, atol=tolerance
     )
+
+
+def test_gradients_of_blocks_are_joined_and_not_padded():
+    """Padding each block's gradient to the full width, to add them up, took a third of a step."""
+    x, kernel = jnp.ones((2, 5, 5, 40)), jnp.ones((3, 3, 8, 40))
+    gradient = jax.make_jaxpr(jax.grad(lambda x: layers.block_conv(x, kernel, 1).sum()))(x)
+    assert " pad[" not in str(gradient) and "concatenate[" in str(gradient)

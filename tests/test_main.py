@@ -44,3 +44,9 @@ def test_mistakes_are_one_sentence_and_exit_code_2(arguments, words, capsys, tmp
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("hashvision: ") and words in error and "\n" not in error
+
+
+def test_an_unknown_protocol_among_several_is_named_before_anything_is_read(tmp_path, capsys):
+    arguments = ["evaluate", f"--workdir={tmp_path}", f"--dataset={tmp_path}"]
+    assert main([*arguments, "--protocol=knn,svm"]) == 2
+    assert "no protocol 'svm'; choose one of knn, linear, multilabel" in capsys.readouterr().err
