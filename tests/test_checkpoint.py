@@ -76,6 +76,15 @@ def test_saving_does_not_see_later_donated_steps(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, wanted)
 
 
+def test_what_is_still_being_written_is_waited_for(tmp_path):
+    state = make()._replace(average={"large": jnp.zeros((4096, 1024), jnp.float32)})
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, state, {"loss": 0.0})
+    restored = checkpoints.restore(abstract(state, 1))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     state = make()
     checkpoints = Checkpoints(str(tmp_path))

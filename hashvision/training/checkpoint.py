@@ -65,6 +65,7 @@ class Checkpoints:
         Raises:
           UserError: there is none, or its arrays have other names or shapes.
         """
+        self.wait()  # `latest_step` names a checkpoint from the moment its save begins
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(
