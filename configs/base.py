@@ -18,6 +18,7 @@ def get_config() -> Any:
     # The photos. Steps follow from epochs, or the other way round where `steps` is set.
     config.dataset = ""  # a folder made by `python -m hashvision prepare`
     config.batch_size = 256  # photos a step, over all devices
+    config.accumulate = 1  # parts of a batch that gradients are summed over, one after the other
     config.epochs = 30.0  # of the sampled dataset: an epoch's length counts repeats
     config.steps = config_dict.placeholder(int)
 
@@ -26,10 +27,12 @@ def get_config() -> Any:
     data.sampling = "square_root"  # natural, square_root or uniform (WSL, section 2.2)
     data.sampling_threshold = config_dict.placeholder(float)  # t; the mean class frequency if unset
     data.max_labels = 16  # tags kept of a photo
-    data.resolution = 224  # of training crops and of evaluation
-    data.smallest_crop = 0.08  # share of the photo's area
+    # Crops of a photo, a row for each size: how many, pixels a side, least and largest share of the
+    # photo's area. Evaluation sees photos at the first size.
+    data.crops = ((1, 224, 0.08, 1.0),)
     data.threads = config_dict.placeholder(int)  # of the input pipeline; one a core if unset
 
+    config.init_from = ""  # a workdir whose trunk this run starts from
     config.model = model = _group()
     model.name = "resnext101_32x16d"
     model.dtype = "bfloat16"  # of compute; parameters, statistics and logits are float32
@@ -40,14 +43,30 @@ def get_config() -> Any:
     model.group_conv = "auto"  # blocks, packed or native; auto goes by the backend
 
     config.objective = objective = _group()
-    objective.name = "hashtag"
-    objective.loss = "softmax"  # or sigmoid
-    objective.label_smoothing = 0.0
+    objective.name = "hashtag"  # or swav
+    objective.loss = "softmax"  # or sigmoid (hashtag)
+    objective.label_smoothing = 0.0  # (hashtag)
+
+    # Placeholders follow from the batch and the dataset; `train` prints how.
+    config.swav = swav = _group()
+    swav.prototypes = config_dict.placeholder(int)
+    swav.temperature = 0.1
+    swav.epsilon = 0.05  # of Sinkhorn's entropy: the smaller, the sharper the codes
+    swav.iterations = 3  # of Sinkhorn
+    swav.assigned = 2  # the first so many crops of the first size give codes
+    swav.head = (2048, 128)  # widths of the projection
+    swav.head_norm = True  # BatchNorm in it
+    swav.distortion = 1.0  # strength of the colour distortion
+    swav.frozen_steps = config_dict.placeholder(int)  # prototypes stay as they began
+    swav.queue = config_dict.placeholder(int)  # photos remembered, a multiple of the batch; 0: none
+    swav.queue_start = config_dict.placeholder(int)  # step
+    swav.patience = config_dict.placeholder(int)  # steps without learning that stop the run
 
     config.optimizer = optimizer = _group()
     optimizer.name = "sgd"  # or larc, adamw
     optimizer.learning_rate = 0.1  # per 256 photos; scaled by batch_size / 256
-    optimizer.schedule = "cosine"  # halving, constant
+    optimizer.schedule = "cosine"  # halving, constant, plateau
+    optimizer.plateau_steps = 1000  # the loss's mean over these; three without a fall halve the LR
     optimizer.warmup_epochs = 1.0
     optimizer.final = 0.0  # last learning rate as a share of the peak (cosine)
     optimizer.halvings = 10
@@ -58,6 +77,10 @@ def get_config() -> Any:
 
     config.mesh = mesh = _group()
     mesh.fsdp = 1  # devices the state is sharded over; the batch is sharded over all
+
+    config.knn = _group()
+    config.knn.dataset = ""  # labelled photos to sort by nearest neighbours while training
+    config.knn.every = 1000  # steps
 
     config.log_every = 50  # steps
     config.checkpoint = checkpoint = _group()

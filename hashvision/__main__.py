@@ -30,6 +30,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         wordnet=arguments.wordnet,
         minimum_count=arguments.minimum_count,
         short_side=arguments.short_side,
+        keep_untagged=arguments.keep_untagged,
         beam_options=rest,
     )
     posts = manifest["posts"]
@@ -43,7 +44,13 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from hashvision.training import loop
 
-    loop.train(_config(arguments.config, rest), arguments.workdir)
+    config = _config(arguments.config, rest)
+    check = None
+    if config.knn.dataset:
+        from hashvision.evaluation import online
+
+        check = online.NearestNeighbours(config.knn.dataset)
+    loop.train(config, arguments.workdir, check)
     print(f"The run lies in {arguments.workdir}.")
 
 
@@ -58,6 +65,14 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         protocols.evaluate(
             network, arguments.dataset, protocol, arguments.workdir, arguments.untrained
         )
+
+
+def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
+    from hashvision import plan
+
+    config = _config(arguments.config, rest)
+    print(plan.table(plan.plan(config, arguments.topology, arguments.classes, arguments.photos)))
 
 
 def _nothing_more(rest: list[str]) -> None:
@@ -157,6 +172,11 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--wordnet", help="WordNet as WN-LMF (.xml, .xml.xz), to merge synonyms")
     verb.add_argument("--minimum_count", type=int, default=10, help="posts a class needs")
     verb.add_argument("--short_side", type=int, default=256, help="pixels; photos are only shrunk")
+    verb.add_argument(
+        "--keep_untagged",
+        action="store_true",
+        help="keep photos of no class, to learn without tags",
+    )
     verb.set_defaults(run=_prepare)
 
     verb = verbs.add_parser(
@@ -168,6 +188,18 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument("--workdir", required=True, help="checkpoints, metrics and config go here")
     verb.set_defaults(run=_train)
+
+    verb = verbs.add_parser(
+        "plan",
+        help="what a TPU pod's chips would hold, with no TPU at hand",
+        description="Compiles the step that `train` would run (needs `pip install libtpu`)."
+        " --config.KEY=VALUE sets any key of configs/base.py.",
+    )
+    verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
+    verb.add_argument("--topology", required=True, help="KIND:SHAPE, such as v4:4x4x8 or v5e:16x16")
+    verb.add_argument("--classes", type=int, default=1500, help="of the vocabulary (hashtags)")
+    verb.add_argument("--photos", type=float, default=1e9, help="of an epoch")
+    verb.set_defaults(run=_plan)
 
     verb = verbs.add_parser("evaluate", help="workdir and labelled photos -> numbers")
     verb.add_argument("--workdir", required=True)

@@ -5,7 +5,7 @@ import pytest
 
 from hashvision.__main__ import _config
 from hashvision.errors import UserError
-from hashvision.training import program
+from hashvision.training import presets, program
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 RECIPES = [
@@ -14,6 +14,10 @@ RECIPES = [
     "demo:drawn",
     "demo:sigmoid",
     *(f"wsl_resnext101:{variant}" for variant in ("32x8d", "32x16d", "32x32d", "32x48d")),
+    "demo_swav",
+    "swav_resnet50",
+    "swav_resnet50:256",
+    *(f"seer_regnety:{variant}" for variant in ("32gf", "64gf", "128gf", "256gf", "10b")),
     *(f"swag_regnety:{variant}" for variant in ("16gf", "32gf", "128gf")),
 ]
 
@@ -27,9 +31,13 @@ def load(recipe, *overrides):
 def test_every_recipe_has_the_whole_schema_and_builds(recipe):
     config = load(recipe)
     assert set(config.keys()) == set(load("base").keys())
+    presets.fill(config, 1e6)
     built = program.build(config, 50, 1e6)
     assert built.total_steps >= 1
-    assert built.abstract.params["head"]["kernel"].shape[1] == 50
+    head, classes = ("head", 50)
+    if config.objective.name == "swav":
+        head, classes = "prototypes", config.swav.prototypes
+    assert built.abstract.params[head]["kernel"].shape[1] == classes
 
 
 def test_every_config_file_is_tested():
@@ -70,13 +78,17 @@ def test_a_wrong_override_is_one_sentence(override, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--config.model.name=resnet50", "model.name='resnet50'"),
+        ("--config.model.name=resnet51", "model.name='resnet51'"),
         ("--config.model.dtype=float16", "model.dtype='float16'"),
         ("--config.model.group_conv=fast", "model.group_conv='fast'"),
         ("--config.objective.name=swap", "objective.name='swap'"),
         ("--config.batch_size=60", "batch_size=60 does not divide over 8 devices"),
         ("--config.model.norm_groups=5", "model.norm_groups=5"),
         ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
+        ("--config.accumulate=3", "accumulate=3"),
+        ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than the one crop"),
+        ("--config.data.crops=(1, 96)", "is no tuple of"),
+        ("--config.data.crops=((1, 96, 0.2, 1.5),)", "is no tuple of"),
     ],
 )
 def test_a_value_that_cannot_be_built_is_one_sentence(override, words):

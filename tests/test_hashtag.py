@@ -65,9 +65,9 @@ def test_the_sigmoid_head_starts_at_the_prior():
     assert "regnety_200mf" in models.NAMES
     model = RegNetY(RegNetParameters(2, 8, 8.0, 2.0, 8))
     objective = hashtag.objective(model, 50, "sigmoid")
-    batch = {"image": jnp.zeros((2, 16, 16, 3), jnp.uint8)}
+    batch = {"crops0": jnp.zeros((2, 1, 16, 16, 3), jnp.uint8)}
     params, extra = jax.jit(objective.init)(jax.random.key(0), batch)
-    _, scores = jax.jit(objective.predict)(params, extra, batch["image"])
+    _, scores = jax.jit(objective.predict)(params, extra, batch["crops0"][:, 0])
     np.testing.assert_allclose(np.exp(scores), 1 / 50, rtol=0.3)
 
 

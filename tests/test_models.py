@@ -34,6 +34,7 @@ TRAIN_SHAPE = (4, 33, 38, 3)
 # Trunk, and with a 1000-way head: timm (RegNetY) and torchvision (ResNeXt), as
 # `make_models.py --counts` prints them; the 10B one from RECIPES part 2, in its digits.
 PUBLISHED = {
+    "resnet50": (23_508_032, 25_557_032),
     "resnext50_32x4d": (22_979_904, 25_028_904),
     "resnext101_32x8d": (86_742_336, 88_791_336),
     "resnext101_32x16d": (191_977_792, 194_026_792),
@@ -227,8 +228,8 @@ def test_widths_and_depths_are_those_of_recipes(name):
 
 
 def test_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(UserError, match=r"resnet50.*resnext50_32x4d.*regnety_10b"):
-        models.build("resnet50")
+    with pytest.raises(UserError, match=r"resnet51.*resnext50_32x4d.*regnety_10b"):
+        models.build("resnet51")
 
 
 # Stages

@@ -119,3 +119,24 @@ def test_clipping_bounds_the_global_norm():
 def test_an_unknown_optimizer_is_named():
     with pytest.raises(UserError, match="optimizer.name='adam'"):
         optim.build("adam", lambda step: 1.0, 0.0)
+
+
+def test_plateau_halves_when_the_loss_stands_still():
+    """Averages of 4 steps; three without a fall, and the learning rate is halved."""
+    rate = optim.schedule("plateau", 0.5, 100, 0)
+    tx = optim.build("sgd", rate, 0.0, momentum=0.0, plateau_steps=4)
+    params = {"norm": {"scale": jnp.ones(2)}}  # a name that the plateau's state has too
+    state = tx.init(params)
+    gradients = {"norm": {"scale": jnp.ones(2)}}
+    scales, moves = [], []
+    losses = [3.0 - 0.1 * step for step in range(12)] + [2.0] * 20
+    for loss in losses:
+        updates, state = tx.update(gradients, state, params, value=loss)
+        scales.append(float(optim.plateau_scale(state)))
+        moves.append(float(updates["norm"]["scale"][0]))
+    # Falling for 12 steps (and once more: 2.0 is below the last mean), level from step 16 on.
+    assert scales == [1.0] * 27 + [0.5] * 5
+    np.testing.assert_allclose(moves, [-0.5 * scale for scale in scales])
+    plain = optim.build("sgd", rate, 0.0)
+    assert float(optim.plateau_scale(plain.init(params))) == 1.0
+    plain.update(gradients, plain.init(params), params, value=1.0)  # takes it and needs it not

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashvision.data import records, sampling
+from hashvision.data import crops, dataset, records, sampling, stream
 from hashvision.errors import UserError
 from hashvision.prepare import graph, pipeline
 
@@ -324,3 +324,28 @@ def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeyp
     with pytest.raises(UserError, match="accounts for 913 of the 914 posts"):
         pipeline.prepare(made[2], str(tmp_path / "lost"), short_side=16)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_photos_without_any_text_are_kept_where_asked(tmp_path):
+    """A pile of photos with no text at all: nothing to count, nothing to name."""
+    lines = []
+    for number in range(80):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        lines.append(json.dumps({"id": f"p{number}", "image": f"{number}.jpg"}))
+        lines[-1] = lines[-1][:-1] + ', "visibility": "public"}'
+    (tmp_path / "posts.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="--keep_untagged"):
+        pipeline.prepare(str(tmp_path / "posts.jsonl"), str(tmp_path / "none"))
+    made = pipeline.prepare(
+        str(tmp_path / "posts.jsonl"), str(tmp_path / "set"), keep_untagged=True
+    )
+    assert made["posts"]["kept"] == 80 and made["classes"] == 0
+    assert made["posts"]["dropped"]["no_tag"]["count"] == 0
+    opened = dataset.load(str(tmp_path / "set"))
+    assert not opened.index["rarest"].any()
+    natural = stream.Stream(opened, batch_size=8, lanes=4, seed=0, method="natural")
+    assert natural.epoch_length == 80
+    batch = next(natural.batches([crops.Crops(2, 8)], 4, threads=1))
+    assert batch["crops0"].shape == (8, 2, 8, 8, 3) and (batch["labels"] == -1).all()
+    with pytest.raises(UserError, match="too few photos with a tag"):
+        stream.Stream(opened, batch_size=8, lanes=4, seed=0, method="square_root", tagged_only=True)

@@ -8,13 +8,31 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "hashvision"
-ROOMS = ("errors", "data", "prepare", "augment", "models", "objectives", "training", "evaluation")
+ROOMS = (
+    "errors",
+    "data",
+    "prepare",
+    "augment",
+    "models",
+    "objectives",
+    "training",
+    "plan",
+    "evaluation",
+)
 ONLY_IN = {
     "flax": ("models",),
     "orbax": ("training/checkpoint.py",),
     "optax": ("training",),
     "apache_beam": ("prepare",),
-    "jax": ("augment.py", "models", "objectives", "training", "evaluation/encoder.py"),
+    "jax": (
+        "augment.py",
+        "models",
+        "objectives",
+        "training",
+        "plan.py",
+        "evaluation/encoder.py",
+        "evaluation/online.py",
+    ),
 }
 
 

@@ -16,7 +16,7 @@ SPLIT = "train"
 
 # One row a record, in the shards' order; 20 bytes, so a billion records fit into 20 GB of memory
 # maps. `offset` is the record's first byte in its shard, `rarest` the number of posts that carry
-# its rarest class (from which every sampling rule follows), `id` the hash of its post id.
+# its rarest class (from which every sampling rule follows; 0 without one), `id` its post id's hash.
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("rarest", "<u4"), ("id", "<u8")])
 
 # TFRecord framing: u64 length, u32 CRC of the length, the bytes, u32 CRC of the bytes.
@@ -90,7 +90,7 @@ def write_shard(
 
     Args:
       path: the TFRecord file to write.
-      records: the photos, in order; each with at least one label.
+      records: the photos, in order.
       counts: int (K,), the number of posts that carry each class.
 
     Returns:
@@ -103,7 +103,8 @@ def write_shard(
         for record in records:
             serialized = serialize(record)
             writer.write(serialized)
-            rows.append((offset, min(counts[list(record.labels)]), id_hash(record.id)))
+            rarest = min(counts[list(record.labels)], default=0)
+            rows.append((offset, rarest, id_hash(record.id)))
             offset += len(serialized) + _FRAMING_BYTES
     return np.array(rows, INDEX_DTYPE)
 

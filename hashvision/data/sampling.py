@@ -20,7 +20,7 @@ def default_threshold(counts: np.ndarray, posts: int) -> float:
       counts: int (K,), the number of posts that carry each class.
       posts: the number of posts in the dataset.
     """
-    return float(np.mean(counts) / posts)
+    return float(np.mean(counts) / posts) if len(counts) else 1.0
 
 
 def repeat_factors(rarest: np.ndarray, posts: int, threshold: float, method: str) -> np.ndarray:
@@ -29,7 +29,8 @@ def repeat_factors(rarest: np.ndarray, posts: int, threshold: float, method: str
     Since r(h) falls as f(h) grows, the largest factor among a photo's tags is that of its rarest.
 
     Args:
-      rarest: int (N,), the number of posts that carry the photo's rarest class.
+      rarest: int (N,), the number of posts that carry the photo's rarest class; 0 for photos
+        without a tag, which nothing lifts.
       posts: the number of posts in the dataset.
       threshold: t, a frequency in (0, 1].
       method: one of METHODS.
@@ -39,7 +40,8 @@ def repeat_factors(rarest: np.ndarray, posts: int, threshold: float, method: str
     """
     if method == "natural":
         return np.ones(len(rarest))
-    ratio = threshold * posts / np.asarray(rarest, np.float64)
+    rarest = np.asarray(rarest, np.float64)
+    ratio = np.where(rarest > 0, threshold * posts / np.maximum(rarest, 1), 0.0)
     if method == "square_root":
         ratio = np.sqrt(ratio)
     elif method != "uniform":

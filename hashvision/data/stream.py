@@ -9,7 +9,7 @@ and the record is known by the hash of its post id, so nothing depends on shards
 
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -134,6 +134,7 @@ class Stream:
         seed: int,
         method: str,
         threshold: float | None = None,
+        tagged_only: bool = False,
         host: int = 0,
         hosts: int = 1,
     ) -> None:
@@ -146,11 +147,13 @@ class Stream:
           seed: of the run.
           method: one of sampling.METHODS.
           threshold: WSL's t; the mean class frequency if None.
+          tagged_only: leaves out photos without a tag.
           host: which host this is.
           hosts: how many there are.
 
         Raises:
-          UserError: the numbers do not divide, or there are more lanes than records.
+          UserError: the numbers do not divide, or there are more lanes than records, or a lane
+            without a photo to show.
         """
         if batch_size % lanes or lanes % hosts:
             raise UserError(
@@ -166,7 +169,15 @@ class Stream:
         if threshold is None:
             threshold = sampling.default_threshold(dataset.class_counts, size)
         factors = sampling.repeat_factors(dataset.index["rarest"], size, threshold, method)
+        if tagged_only:
+            factors = np.where(dataset.index["rarest"] > 0, factors, 0.0)
         bounds = np.arange(lanes + 1) * size // lanes
+        if not np.add.reduceat(factors, bounds[:-1]).all():
+            raise UserError(
+                f"{dataset.path} has too few photos with a tag for data.lanes={lanes}; prepare more"
+                " posts, lower --config.data.lanes, or learn without tags"
+                " (--config=configs/demo_swav.py)."
+            )
         own = range(host * lanes // hosts, (host + 1) * lanes // hosts)
         self.dataset, self.seed = dataset, seed
         self.epoch_length = float(factors.sum())
@@ -195,19 +206,23 @@ class Stream:
         return np.stack([bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)], 1).astype(np.uint32)
 
     def batches(
-        self, crop: crops.Crop, max_labels: int, start: int = 0, threads: int | None = None
+        self,
+        sizes: Sequence[crops.Crops],
+        max_labels: int,
+        start: int = 0,
+        threads: int | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Host batches from step `start` on, without end.
 
         Args:
-          crop: how photos are cropped.
+          sizes: the crops of each size that are cut from a photo.
           max_labels: tags kept of a photo, a draw of them where it has more; rows are padded.
           start: the first step.
           threads: of tf.data; one a core if None.
 
         Yields:
-          image uint8 (host_batch, size, size, 3), labels int32 (host_batch, max_labels) padded with
-          -1, key uint32 (host_batch, 2).
+          crops0, crops1, ... uint8 (host_batch, per_photo, size, size, 3), a member for each size;
+          labels int32 (host_batch, max_labels) padded with -1; key uint32 (host_batch, 2).
         """
         import tensorflow as tf
 
@@ -229,8 +244,9 @@ class Stream:
             record = records.parse(_record_at(shards[shard], offset))
             seed = tf.bitcast(key, tf.int32)
             chosen = _choose(tf.cast(record["labels"], tf.int32), max_labels, seed)
-            image = crops.random_resized_crop(record["image"], crop, seed)
-            return {"image": image, "labels": chosen, "key": key}
+            cut = crops.random_resized_crops(record["image"], sizes, seed)
+            named = {f"crops{number}": each for number, each in enumerate(cut)}
+            return {**named, "labels": chosen, "key": key}
 
         signature = (
             tf.TensorSpec([self.host_batch], tf.int32),

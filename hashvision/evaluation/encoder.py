@@ -23,7 +23,6 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
       UserError: `workdir` holds no run, or no checkpoint that fits its config.
     """
     config, vocabulary = workdirs.read(workdir)
-    config.batch_size = BATCH_SIZE
     # One device is enough, and leaves the checkpoint's mesh out of it. A loop compiles faster.
     config.mesh.fsdp = config.model.norm_groups = config.model.unroll = 1
     workdirs.keep_compiled(workdir)
@@ -38,7 +37,8 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
     params, extra = states.evaluated(state), state.extra
     predict = jax.jit(program.objective.predict)
 
-    def encode(images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    def encode(images: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
         return predict(params, extra, images)
 
-    return Encoder(encode, config.data.resolution, int(state.step), vocabulary, BATCH_SIZE)
+    resolution = programs.crops_of(config)[0].size
+    return Encoder(encode, resolution, int(state.step), vocabulary, BATCH_SIZE)

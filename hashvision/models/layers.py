@@ -224,12 +224,13 @@ class Dense(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    kernel_init: Any = fan_out_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, C) to (B, features)."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", fan_out_normal, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
         return x.astype(self.dtype) @ gathered(kernel.astype(self.dtype)) + bias.astype(self.dtype)
 

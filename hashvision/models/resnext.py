@@ -1,4 +1,4 @@
-"""ResNeXt (Xie et al. 2017, arXiv 1611.05431), 50 and 101 layers deep, as WSL trained them."""
+"""ResNeXt (Xie et al. 2017, arXiv 1611.05431), 50 and 101 layers deep; with one group ResNet."""
 
 import functools
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ class ResNeXtParameters(NamedTuple):
 
 
 PARAMETERS = {
+    "resnet50": ResNeXtParameters((3, 4, 6, 3), 1, 64),  # SwAV's: one group
     "resnext50_32x4d": ResNeXtParameters((3, 4, 6, 3), 32, 4),
     "resnext101_32x8d": ResNeXtParameters((3, 4, 23, 3), 32, 8),
     "resnext101_32x16d": ResNeXtParameters((3, 4, 23, 3), 32, 16),

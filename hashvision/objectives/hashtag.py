@@ -64,7 +64,7 @@ def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -
 def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float = 0.0) -> Objective:
     """The hashtag objective over `model`: a trunk, and a linear head of `classes` outputs.
 
-    Batches hold image uint8 (B, H, W, 3), labels int32 (B, T) and key uint32 (B, 2).
+    Batches hold crops0 uint8 (B, 1, H, W, 3), labels int32 (B, T) and key uint32 (B, 2).
 
     Args:
       model: a module of (images, train) that returns features float32 (B, D).
@@ -81,7 +81,7 @@ def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float 
 
     def init(rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         trunk_rng, head_rng = jax.random.split(rng)
-        images = augment.normalize(batch["image"])
+        images = augment.normalize(batch["crops0"][:, 0])
         variables = model.init(trunk_rng, images, train=False)
         features = jax.eval_shape(lambda: model.apply(variables, images, train=False))
         kernel = 0.01 * jax.random.normal(head_rng, (features.shape[-1], classes), jnp.float32)
@@ -98,7 +98,7 @@ def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float 
         params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
         del rng, step  # every draw of this objective is keyed by the record
-        images = augment.normalize(augment.flip(batch["image"], batch["key"]))
+        images = augment.normalize(augment.flip(batch["crops0"][:, 0], batch["key"]))
         variables = {"params": params["trunk"], "batch_stats": extra["batch_stats"]}
         features, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         logits = head_logits(params["head"], features)
@@ -114,7 +114,14 @@ def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float 
         score = jax.nn.log_softmax if loss == "softmax" else jax.nn.log_sigmoid
         return features, score(logits)
 
-    return Objective(init, loss_fn, lambda params: params, predict)
+    return Objective(
+        init,
+        loss_fn,
+        after_update=lambda params: params,
+        predict=predict,
+        of_whole_batch=lambda params, extra, parts, step: (parts, extra),
+        diagnose=lambda scalars: None,
+    )
 
 
 def head_logits(head: Tree, features: jax.Array) -> jax.Array:

@@ -102,7 +102,8 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
         counts = ", ".join(f"{d['count']} {reason}" for reason, d in dropped.items())
         raise UserError(
             f"no post of {settings['posts']} came through ({counts}); look at the file, at "
-            "--images and, for no_tag, at --minimum_count"
+            "--images and, for no_tag, at --minimum_count, or keep what has no tag with "
+            "--keep_untagged"
         )
     accounted = kept + sum(d["count"] for d in dropped.values())
     if accounted != summary.read:

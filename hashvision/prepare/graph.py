@@ -95,10 +95,14 @@ def count_shards(records_bytes: tuple[int, int], shard_bytes: int) -> int:
 class Label(beam.DoFn):
     """A Photo to (Photo, class numbers), or dropped for want of one."""
 
+    def __init__(self, keep_untagged: bool):
+        """Takes whether photos of no class are kept."""
+        self.keep_untagged = keep_untagged
+
     def process(self, element: Photo, classes: Mapping[str, int]) -> Iterable[typing.Any]:
         """Yields (photo, sorted class numbers), or "dropped" (reason, example)."""
         labels = tuple(sorted({classes[tag] for tag in element.tags if tag in classes}))
-        if labels:
+        if labels or self.keep_untagged:
             yield element, labels
         else:
             yield pvalue.TaggedOutput("dropped", ("no_tag", element.id[:LONGEST_EXAMPLE]))
@@ -163,6 +167,7 @@ def build(
     minimum_count: int,
     short_side: int,
     shard_bytes: int,
+    keep_untagged: bool,
 ) -> None:
     """Adds the whole graph to `pipeline`; it writes the shards and its summary into `output`."""
     lines = (
@@ -236,7 +241,7 @@ def build(
 
     # Records.
     labelled = read.photos | "Label" >> beam.ParDo(
-        Label(), pvalue.AsSingleton(classes)
+        Label(keep_untagged), pvalue.AsSingleton(classes)
     ).with_outputs("dropped", main="photos")
     shards = pvalue.AsSingleton(
         labelled.photos

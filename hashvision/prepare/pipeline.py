@@ -30,6 +30,7 @@ def prepare(
     minimum_count: int = 10,
     short_side: int = 256,
     shard_bytes: int = 100_000_000,
+    keep_untagged: bool = False,
     beam_options: Sequence[str] = (),
 ) -> dict[str, typing.Any]:
     """Makes a dataset folder from a dump of posts; the same bytes for the same dump and options.
@@ -45,6 +46,7 @@ def prepare(
       minimum_count: posts a class needs.
       short_side: pixels to which larger photos are reduced.
       shard_bytes: approximate size of a shard.
+      keep_untagged: keeps photos of no class, to learn from without tags (SwAV).
       beam_options: Beam's own flags (--runner=..., --direct_num_workers=...).
 
     Returns:
@@ -75,7 +77,15 @@ def prepare(
             print("prepare: no WordNet file (--wordnet), so tags are merged by spelling only")
         with _surroundings(), beam.Pipeline(runner=_runner(options), options=options) as pipeline:
             graph.build(
-                pipeline, ranges, images, staging, lexicon, minimum_count, short_side, shard_bytes
+                pipeline,
+                ranges,
+                images,
+                staging,
+                lexicon,
+                minimum_count,
+                short_side,
+                shard_bytes,
+                keep_untagged,
             )
         del lexicon
         settings = {
@@ -85,6 +95,7 @@ def prepare(
             "minimum_count": minimum_count,
             "short_side": short_side,
             "shard_bytes": shard_bytes,
+            "keep_untagged": keep_untagged,
         }
         manifest = folder.finish(staging, settings)
         folder.replace(staging, output)

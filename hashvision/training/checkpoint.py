@@ -11,6 +11,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from hashvision.errors import UserError
 
 State = typing.TypeVar("State")
+Tree = dict[str, Any]
+
+
+_ITEM = "default"  # the folder in which Orbax's manager puts a state that it gives no name
 
 
 class Checkpoints:
@@ -75,6 +79,36 @@ class Checkpoints:
         _check(found, abstract, os.path.join(self.path, str(step)))
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return typing.cast(State, restored)
+
+    def restore_trunk(self, abstract: Tree) -> Tree:
+        """Reads the network alone, of the newest state, whatever objective trained it.
+
+        Args:
+          abstract: {"params", "batch_stats"} of a trunk: shapes, dtypes and shardings.
+
+        Raises:
+          UserError: there is no checkpoint, or its trunk is another network.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise UserError(f"{self.path} holds no checkpoint to start from; train it first.")
+        found = self._manager.item_metadata(step).tree
+        params = found["average"] or found["params"]
+        there = {"params": params["trunk"], "batch_stats": found["extra"]["batch_stats"]}
+        _check(there, abstract, os.path.join(self.path, str(step)))
+        name = "average" if found["average"] else "params"
+        wanted = {
+            name: {"trunk": abstract["params"]},
+            "extra": {"batch_stats": abstract["batch_stats"]},
+        }
+        # All else is left where it lies; the manager would want the whole state.
+        arguments = ocp.args.PyTreeRestore(
+            wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            path = os.path.join(self.path, str(step), _ITEM)
+            restored = checkpointer.restore(path, args=arguments)
+        return {"params": restored[name]["trunk"], "batch_stats": restored["extra"]["batch_stats"]}
 
     def wait(self) -> None:
         """Returns when all saves are on disk."""

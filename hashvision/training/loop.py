@@ -3,22 +3,32 @@
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from hashvision.data import crops, dataset, stream
+from hashvision.data import dataset, stream
 from hashvision.errors import UserError
-from hashvision.training import Config
+from hashvision.training import Config, presets
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
 from hashvision.training.metrics import Writer, duration
+from hashvision.training.state import State, evaluated
+
+# Scalars of an objective that stand in the line to watch.
+HEALTH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
+
+Predict = Callable[[np.ndarray], tuple[Any, Any]]
+# What is measured now and then on the network as it is: (predict, resolution, step) -> scalars,
+# where predict maps uint8 (B, R, R, 3) to features and scores.
+Check = Callable[[Predict, int, int], dict[str, float]]
 
 
-def train(config: Config, workdir: str) -> None:
+def train(config: Config, workdir: str, check: Check | None = None) -> None:
     """Trains to the config's last step, going on from the newest checkpoint in `workdir`.
 
     SIGTERM saves and returns. All that the run says of itself is in WORKDIR/metrics.jsonl.
@@ -26,9 +36,10 @@ def train(config: Config, workdir: str) -> None:
     Args:
       config: the schema of configs/base.py.
       workdir: made if absent.
+      check: called every config.knn.every steps, before the first and after the last.
 
     Raises:
-      UserError: something does not fit, or the loss is no longer finite.
+      UserError: something does not fit, the loss is no longer finite, or nothing is learnt.
     """
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
@@ -40,15 +51,19 @@ def train(config: Config, workdir: str) -> None:
         seed=config.seed,
         method=config.data.sampling,
         threshold=config.data.sampling_threshold,
+        tagged_only=config.objective.name == "hashtag",
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
+    config = config.copy_and_resolve_references()
+    for line in presets.fill(config, photos.epoch_length):
+        print(line, flush=True)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
     workdirs.claim(workdir, config, source.vocabulary, source.manifest)
     workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        _run(config, workdir, program, photos, checkpoints)
+        _run(config, workdir, program, photos, checkpoints, check)
     finally:
         checkpoints.close()
 
@@ -59,9 +74,12 @@ def _run(
     program: programs.Program,
     photos: stream.Stream,
     checkpoints: Checkpoints,
+    check: Check | None,
 ) -> None:
     if checkpoints.latest_step() is None:
         state = programs.initial_state(program, config.seed)
+        if config.init_from:
+            state = _start_from(config.init_from, program, state)
     else:
         state = checkpoints.restore(program.abstract)
     start, total = int(state.step), program.total_steps
@@ -72,12 +90,15 @@ def _run(
         f" epoch; steps {start:,} to {total:,}",
         flush=True,
     )
-    crop = crops.Crop(config.data.resolution, config.data.smallest_crop)
-    host_batches = photos.batches(crop, config.data.max_labels, start, config.data.threads)
+    host_batches = photos.batches(
+        programs.crops_of(config), config.data.max_labels, start, config.data.threads
+    )
     batches = _on_devices(host_batches, program.abstract_batch)
-    log = _Log(workdir, config, start, total, checkpoints)
+    log = _Log(workdir, config, start, total, checkpoints, program.objective.diagnose)
     stopping = _Stopping()
     with jax.set_mesh(program.mesh), stopping:
+        if check and start == 0:
+            log.note(0, _checked(check, program, config, state))
         for step in range(start, total):
             asked = time.perf_counter()
             batch = next(batches)
@@ -87,10 +108,38 @@ def _run(
             last = step + 1 == total or stopping.asked
             if last or (step + 1) % config.checkpoint.every == 0:
                 checkpoints.save(step + 1, state, log.settle())
+            if check and (last or (step + 1) % config.knn.every == 0):
+                log.settle()
+                log.note(step + 1, _checked(check, program, config, state))
             if stopping.asked:
                 print(f"Stopped at step {step + 1:,}, saved; the same command goes on.", flush=True)
                 break
     log.close()
+
+
+def _start_from(workdir: str, program: programs.Program, state: State) -> State:
+    """The state with the trunk of another run's newest checkpoint."""
+    workdirs.read(workdir)  # or says that it is none
+    abstract = program.abstract
+    checkpoints = Checkpoints(workdir, read_only=True)
+    trunk = checkpoints.restore_trunk(
+        {"params": abstract.params["trunk"], "batch_stats": abstract.extra["batch_stats"]}
+    )
+    checkpoints.close()
+    params = {**state.params, "trunk": trunk["params"]}
+    return state._replace(
+        params=params,
+        extra={**state.extra, "batch_stats": trunk["batch_stats"]},
+        average=() if state.average == () else jax.tree.map(jnp.copy, params),
+    )
+
+
+def _checked(
+    check: Check, program: programs.Program, config: Config, state: State
+) -> dict[str, float]:
+    params, extra = evaluated(state), state.extra
+    resolution = programs.crops_of(config)[0].size
+    return check(lambda images: program.predict(params, extra, images), resolution, int(state.step))
 
 
 def _on_devices(
@@ -137,7 +186,9 @@ class _Log:
         start: int,
         total: int,
         checkpoints: Checkpoints,
+        diagnose: Callable[[Mapping[str, float]], str | None],
     ) -> None:
+        self._diagnose, self._learns_nothing = diagnose, 0
         self._writer = Writer(workdir, start) if jax.process_index() == 0 else None
         self._config, self._start, self._total = config, start, total
         self._checkpoints = checkpoints
@@ -159,12 +210,21 @@ class _Log:
         self._waited += waited
         self._previous = step, metrics
 
+    def note(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes and shows what was measured besides, and leaves its time out of the speed."""
+        if self._writer:
+            self._writer.write(step, scalars)
+            shown = "  ".join(f"{name} {value:.1%}" for name, value in scalars.items())
+            print(f"step {step:,}/{self._total:,}  {shown}", flush=True)
+        self._time = time.perf_counter()
+
     def settle(self) -> dict[str, float]:
         """Deals with the last step too; the mean loss since the last save, for its checkpoint."""
         self._deal()
-        loss = float(np.mean(self._since_save))
+        if self._since_save:
+            self._loss = float(np.mean(self._since_save))
         self._since_save = []
-        return {"loss": loss}
+        return {"loss": self._loss}
 
     def _deal(self) -> None:
         if self._previous is None:
@@ -200,14 +260,23 @@ class _Log:
         if self._writer:
             scalars = {**means, "images_per_second": speed, "input_wait": waiting}
             self._writer.write(step, scalars)
+            health = "".join(f"  {name} {means[name]:.3f}" for name in HEALTH if name in means)
             left = duration((self._total - step) * elapsed / steps)
             print(
                 f"step {step:,}/{self._total:,}  loss {means['loss']:.4f}"
-                f"  lr {means['learning_rate']:.3g}  {speed:.1f} images/s"
+                f"{health}  lr {means['learning_rate']:.3g}  {speed:.1f} images/s"
                 f"  waiting {waiting:.0%}  left {left}",
                 flush=True,
             )
         self._since_log, self._waited, self._time = [], 0.0, now
+        self._learns_nothing, cause = self._learns_nothing + steps, self._diagnose(means)
+        if cause is None:
+            self._learns_nothing = 0
+        elif self._learns_nothing >= self._config.swav.patience:
+            raise UserError(
+                f"Nothing was learnt in the last {self._learns_nothing:,} steps, to step {step:,}:"
+                f" {cause}; then train into a new --workdir."
+            )
 
     def close(self) -> None:
         """Deals with the last step and closes the files."""

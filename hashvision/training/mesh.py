@@ -52,6 +52,12 @@ def state_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_shardings(shapes: Any, mesh: Mesh) -> Any:
-    """The tree of shardings for a tree of arrays or shapes."""
+    """The tree of shardings for a tree of arrays or shapes: a queue's as the batch's."""
     fsdp = mesh.shape["fsdp"]
-    return jax.tree.map(lambda x: NamedSharding(mesh, state_spec(x.shape, fsdp)), shapes)
+
+    def leaf(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        if getattr(path[-1], "key", None) == "queue":  # photos along its first axis
+            return batch_sharding(mesh)
+        return NamedSharding(mesh, state_spec(x.shape, fsdp))
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)

@@ -9,7 +9,7 @@ import optax
 
 from hashvision.errors import UserError
 
-SCHEDULES = ("cosine", "halving", "constant")
+SCHEDULES = ("cosine", "halving", "constant", "plateau")
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -25,7 +25,8 @@ def schedule(
     """Learning rate of each step: linear warm-up to `peak`, then one of SCHEDULES.
 
     cosine falls to final * peak along half a cosine (SwAV, SWAG); halving halves `halvings` times
-    at even distances (WSL: 10 to 20 halvings); constant stays.
+    at even distances (WSL: 10 to 20 halvings); constant stays, and so does plateau, which the
+    optimiser halves by what the loss does (SEER, for data without end).
 
     Args:
       kind: one of SCHEDULES.
@@ -105,7 +106,8 @@ def build(
     momentum: float = 0.9,
     nesterov: bool = True,
     clip: float = 0.0,
-) -> optax.GradientTransformation:
+    plateau_steps: int = 0,
+) -> optax.GradientTransformationExtraArgs:
     """The optimiser: gradient clipping, weight decay, momentum, then the learning rate.
 
     Args:
@@ -116,6 +118,8 @@ def build(
       momentum: in [0, 1); adamw's beta 1.
       nesterov: for sgd.
       clip: largest global norm of the gradients; 0 leaves them.
+      plateau_steps: above 0, the learning rate is halved whenever the loss, averaged over so many
+        steps, has not fallen three times running; updates are then given the loss as `value`.
     """
     steps = [optax.clip_by_global_norm(clip)] if clip else []
     if name == "sgd":
@@ -125,7 +129,23 @@ def build(
         nesterov = False
     elif name == "adamw":
         adamw = optax.adamw(rate, momentum, weight_decay=weight_decay, mask=kernels_only)
-        return optax.chain(*steps, adamw)
+        steps.append(adamw)
     else:
         raise UserError(f"optimizer.name={name!r} is none of sgd, larc, adamw.")
-    return optax.chain(*steps, optax.sgd(rate, momentum, nesterov=nesterov))
+    if name != "adamw":
+        steps.append(optax.sgd(rate, momentum, nesterov=nesterov))
+    if plateau_steps:
+        steps.append(
+            optax.contrib.reduce_on_plateau(0.5, patience=3, accumulation_size=plateau_steps)
+        )
+    return optax.with_extra_args_support(optax.chain(*steps))
+
+
+def plateau_scale(opt_state: Any) -> jax.Array:
+    """What the plateaus so far have scaled the learning rate by: float32 scalar, 1 without any."""
+
+    def is_plateau(node: Any) -> bool:
+        return isinstance(node, optax.contrib.ReduceLROnPlateauState)
+
+    found = filter(is_plateau, jax.tree.leaves(opt_state, is_leaf=is_plateau))
+    return jnp.asarray(next((node.scale for node in found), 1.0), jnp.float32)

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hashvision import models
+from hashvision.data.crops import Crops
 from hashvision.errors import UserError
 from hashvision.models.layers import GROUP_CONV_FORMS
-from hashvision.objectives import Objective, hashtag
+from hashvision.objectives import Objective, hashtag, swav
 from hashvision.training import Config, optim, state
 from hashvision.training import mesh as meshes
 
@@ -27,6 +28,7 @@ class Program(NamedTuple):
     abstract: state.State  # shapes, dtypes and shardings
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     step: Any  # jitted (state, batch) -> (state, metrics)
+    predict: Any  # jitted objective.predict, photos over all devices, answers on every one
     total_steps: int
 
 
@@ -42,6 +44,77 @@ def build_model(config: Config, platform: str) -> Any:
         known = ", ".join(GROUP_CONV_FORMS.values())
         raise UserError(f"model.group_conv={form!r} is none of auto, {known}.")
     return models.build(name, dtype=DTYPES[dtype], group_conv=form, **options)
+
+
+def build_objective(config: Config, model: Any, classes: int) -> Objective:
+    """The objective that config.objective names, over `model`.
+
+    Args:
+      config: with nothing left open (presets.fill).
+      model: the trunk.
+      classes: of the vocabulary, for hashtags.
+
+    Raises:
+      UserError: there is no such objective, or the crops do not suit it.
+    """
+    name, sizes = config.objective.name, crops_of(config)
+    if name == "hashtag":
+        if [crops.per_photo for crops in sizes] != [1]:
+            raise UserError(
+                f"data.crops={config.data.crops!r} cuts more than the one crop a photo that"
+                " hashtags are learnt from; set --config.data.crops='((1, 224, 0.08, 1.0),)'."
+            )
+        settings = config.objective
+        return hashtag.objective(model, classes, settings.loss, settings.label_smoothing)
+    if name != "swav":
+        raise UserError(f"objective.name={name!r} is none of hashtag, swav.")
+    if not 1 <= config.swav.assigned <= sizes[0].per_photo or sum(c.per_photo for c in sizes) < 2:
+        raise UserError(
+            f"swav.assigned={config.swav.assigned} crops of the first size do not go with"
+            f" data.crops={config.data.crops!r}; set --config.data.crops to two or more crops of a"
+            " photo."
+        )
+    head = models.ProjectionHead(
+        tuple(config.swav.head),
+        config.swav.head_norm,
+        config.model.norm_groups,
+        model.dtype,
+    )
+    settings = swav.Settings(
+        config.batch_size,
+        config.swav.prototypes,
+        config.swav.temperature,
+        config.swav.epsilon,
+        config.swav.iterations,
+        config.swav.assigned,
+        config.swav.frozen_steps,
+        config.swav.queue // config.batch_size,
+        config.swav.queue_start,
+        config.swav.distortion,
+    )
+    return swav.objective(model, head, settings)
+
+
+def crops_of(config: Config) -> list[Crops]:
+    """The crops of each size that config.data.crops asks for.
+
+    Raises:
+      UserError: they are no tuple of (count, size, smallest, largest).
+    """
+    try:
+        sizes = [Crops(*each) for each in config.data.crops]
+        fits = all(
+            crops.per_photo >= 1 and crops.size >= 1 and 0 < crops.smallest <= crops.largest <= 1
+            for crops in sizes
+        )
+    except TypeError:
+        sizes, fits = [], False
+    if not sizes or not fits:
+        raise UserError(
+            f"data.crops={config.data.crops!r} is no tuple of (count, size, smallest share of the"
+            " area, largest share); ((1, 224, 0.08, 1.0),) is one crop of 224 pixels."
+        )
+    return sizes
 
 
 def total_steps(config: Config, epoch_length: float) -> int:
@@ -76,11 +149,12 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
             f"{config.model.norm_groups} parts; set either to fit."
         )
     model = build_model(config, mesh.devices.flat[0].platform)
-    if config.objective.name != "hashtag":
-        raise UserError(f"objective.name={config.objective.name!r} is not hashtag.")
-    objective = hashtag.objective(
-        model, classes, config.objective.loss, config.objective.label_smoothing
-    )
+    if config.batch_size % (count * config.accumulate):
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide over {count} devices into accumulate="
+            f"{config.accumulate} parts each; set either to fit."
+        )
+    objective = build_objective(config, model, classes)
     steps = total_steps(config, epoch_length)
     settings = config.optimizer
     rate = optim.schedule(
@@ -92,15 +166,25 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
         settings.halvings,
     )
     tx = optim.build(
-        settings.name, rate, settings.weight_decay, settings.momentum, clip=settings.clip
+        settings.name,
+        rate,
+        settings.weight_decay,
+        settings.momentum,
+        clip=settings.clip,
+        plateau_steps=settings.plateau_steps if settings.schedule == "plateau" else 0,
     )
-    batch = state.abstract_batch(
-        config.batch_size, config.data.resolution, config.data.max_labels, mesh
-    )
+    batch = state.abstract_batch(config.batch_size, crops_of(config), config.data.max_labels, mesh)
     init = state.initializer(objective, tx, settings.average > 0, batch)
     abstract = state.abstract_state(init, mesh)
-    step = state.train_step(objective, tx, rate, abstract, mesh, config.seed, settings.average)
-    return Program(mesh, objective, init, abstract, batch, step, steps)
+    step = state.train_step(
+        objective, tx, rate, abstract, mesh, config.seed, settings.average, config.accumulate
+    )
+    predict = jax.jit(
+        objective.predict,
+        in_shardings=(None, None, meshes.batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+    return Program(mesh, objective, init, abstract, batch, step, predict, steps)
 
 
 def initial_state(program: Program, seed: int) -> state.State:

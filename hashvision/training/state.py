@@ -1,6 +1,6 @@
 """The training state, its initial value and the train step that every objective shares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hashvision.data.crops import Crops
 from hashvision.objectives import Batch, Objective
 from hashvision.training import mesh as meshes
-from hashvision.training.optim import Schedule
+from hashvision.training.optim import Schedule, plateau_scale
 
 
 class State(NamedTuple):
@@ -24,16 +25,18 @@ class State(NamedTuple):
 
 
 def abstract_batch(
-    batch_size: int, resolution: int, max_labels: int, mesh: Mesh
+    batch_size: int, sizes: Sequence[Crops], max_labels: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a global batch, as `data.stream` yields it."""
     sharding = meshes.batch_sharding(mesh)
+    members = {
+        f"crops{number}": ((crops.per_photo, crops.size, crops.size, 3), jnp.uint8)
+        for number, crops in enumerate(sizes)
+    }
+    members |= {"labels": ((max_labels,), jnp.int32), "key": ((2,), jnp.uint32)}
     return {
-        "image": jax.ShapeDtypeStruct(
-            (batch_size, resolution, resolution, 3), jnp.uint8, sharding=sharding
-        ),
-        "labels": jax.ShapeDtypeStruct((batch_size, max_labels), jnp.int32, sharding=sharding),
-        "key": jax.ShapeDtypeStruct((batch_size, 2), jnp.uint32, sharding=sharding),
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in members.items()
     }
 
 
@@ -70,12 +73,13 @@ def abstract_state(init: Callable[[jax.Array], State], mesh: Mesh) -> State:
 
 def train_step(
     objective: Objective,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     rate: Schedule,
     abstract: State,
     mesh: Mesh,
     seed: int,
     decay: float = 0.0,
+    parts: int = 1,
 ) -> Any:
     """The jitted step: (state, batch) -> (state, metrics), with the state donated.
 
@@ -88,20 +92,45 @@ def train_step(
       seed: of the run.
       decay: of the moving average; the first steps average over what there is:
         min(decay, (1 + step) / (10 + step)).
+      parts: gradients accumulate over that many parts of the batch, one after the other, which
+        takes less memory; 1 takes the batch as it is. BatchNorm's statistics are those of a part.
 
     Returns:
       A jitted function; metrics are replicated float32 scalars, `loss` and `learning_rate` among
       them, of the step the state came with.
     """
 
+    def accumulated(
+        differentiate: Callable[..., Any], state: State, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array], Any]:
+        """Loss, extra, metrics and gradients: the means over the parts, gone through in turn."""
+        # Photo i goes to part i % parts: each device's photos are spread evenly, and stay there.
+        cut = {name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+        cut, extra = objective.of_whole_batch(state.params, state.extra, cut, state.step)
+
+        def add(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Any]:
+            extra, total = carry
+            (loss, (extra, metrics)), grads = differentiate(
+                state.params, extra, part, rng, state.step
+            )
+            return (extra, jax.tree.map(jnp.add, total, grads)), {"loss": loss, **metrics}
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (extra, total), metrics = jax.lax.scan(add, (extra, zeros), cut)
+        metrics = jax.tree.map(jnp.mean, metrics)
+        return metrics.pop("loss"), extra, metrics, jax.tree.map(lambda g: g / parts, total)
+
     def step_fn(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-            return objective.loss(params, state.extra, batch, rng, state.step)
-
-        (loss, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        differentiate = jax.value_and_grad(objective.loss, has_aux=True)
+        if parts == 1:
+            (loss, (extra, metrics)), grads = differentiate(
+                state.params, state.extra, batch, rng, state.step
+            )
+        else:
+            loss, extra, metrics, grads = accumulated(differentiate, state, batch, rng)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
         params = objective.after_update(optax.apply_updates(state.params, updates))
         average = state.average
         if decay:
@@ -109,7 +138,7 @@ def train_step(
             average = jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
         metrics = {
             "loss": loss,
-            "learning_rate": rate(state.step),
+            "learning_rate": rate(state.step) * plateau_scale(state.opt_state),
             "gradient_norm": optax.tree.norm(grads),
             **metrics,
         }

@@ -17,6 +17,8 @@ _FREE = (
     "epochs",
     "steps",
     "log_every",
+    "knn",
+    "swav.patience",
     "checkpoint",
     "mesh",
     "data.threads",

@@ -211,7 +211,7 @@ def print_counts() -> None:
         for name in [f"regnety_{size}" for size in regnets]:
             print(f"timm {name}")
             count(timm.create_model(name), ("head.",))
-        for name in ("resnext50_32x4d", "resnext101_32x8d"):
+        for name in ("resnet50", "resnext50_32x4d", "resnext101_32x8d"):
             print(f"torchvision {name}")
             count(getattr(torchvision.models, name)(), ("fc.",))
         for width in (16, 32, 48):

@@ -1,0 +1,33 @@
+"""SwAV with RegNetY-200MF on a few thousand photos: two cores, some forty minutes, no tags.
+
+python -m hashvision train --config=configs/demo_swav.py --config.dataset=DATASET --workdir=WORKDIR
+"""
+
+from typing import Any
+
+import base
+
+
+def get_config() -> Any:
+    """Few prototypes and sharp codes, for at the usual settings small batches stay at ln K."""
+    config = base.get_config()
+    config.batch_size = 64
+    config.epochs = 20.0
+    config.data.sampling = "natural"
+    config.data.crops = ((2, 64, 0.14, 1.0), (4, 32, 0.05, 0.14))
+    config.model.name = "regnety_200mf"
+    config.model.dtype = "float32"
+    config.model.unroll = 0
+    config.model.zero_scale = False
+    config.objective.name = "swav"
+    config.swav.prototypes = 60
+    config.swav.epsilon = 0.02
+    config.swav.distortion = 0.5
+    config.swav.head = (512, 128)
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.2  # 0.05 at batch 64
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.warmup_epochs = 1.0
+    config.log_every = 20
+    config.checkpoint.every = 500
+    return config

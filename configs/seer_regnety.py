@@ -1,0 +1,51 @@
+"""SEER (Goyal et al. 2021 and 2022, arXiv 2103.01988, 2202.08360): RegNetY by SwAV on any photos.
+
+Variants 32gf, 64gf, 128gf, 256gf (one epoch of a billion photos) and 10b.
+
+python -m hashvision train --config=configs/seer_regnety.py:256gf --config.dataset=DATASET \
+    --workdir=WORKDIR --config.mesh.fsdp=8
+
+For photos without end the authors held the learning rate and halved it on plateaus:
+--config.optimizer.schedule=plateau --config.steps=STEPS.
+"""
+
+from typing import Any
+
+import base
+
+
+def get_config(variant: str = "256gf") -> Any:
+    """16,000 prototypes, a head without BatchNorm, batch 8192 (10b: 7936), LARC, cosine."""
+    config = base.get_config()
+    config.batch_size = 8192
+    config.epochs = 1.0
+    config.data.lanes = 512
+    config.data.sampling = "natural"
+    config.data.crops = ((2, 224, 0.14, 1.0), (4, 96, 0.05, 0.14))
+    config.model.name = f"regnety_{variant}"
+    config.model.zero_scale = False
+    config.model.norm_groups = 8  # SyncBN over 64 of 512 GPUs
+    config.model.remat = (True, True, True, True)
+    config.objective.name = "swav"
+    config.swav.prototypes = 16_000
+    config.swav.temperature = 0.1
+    config.swav.epsilon = 0.05
+    config.swav.iterations = 10
+    config.swav.head = (8192, 8192, 256)
+    config.swav.head_norm = False
+    config.swav.frozen_steps = 313
+    config.swav.queue = 0
+    config.optimizer.name = "larc"
+    config.optimizer.learning_rate = 0.3  # per 256 photos: 9.6
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 0.0655  # 8000 of 122,070 steps
+    config.optimizer.final = 1e-3
+    config.optimizer.weight_decay = 1e-5
+    if variant == "10b":
+        config.batch_size = 7936  # 496 GPUs of 16
+        config.data.lanes = 496
+        config.data.crops = ((2, 160, 0.14, 1.0), (4, 96, 0.05, 0.14))
+        config.model.norm_groups = 1  # not set in the released config
+        config.swav.epsilon = 0.03
+        config.optimizer.warmup_epochs = 0.0436
+    return config

@@ -1,0 +1,38 @@
+"""SwAV (Caron et al. 2020, arXiv 2006.09882): ResNet-50 on photos without tags. Variants 4096, 256.
+
+python -m hashvision train --config=configs/swav_resnet50.py --config.dataset=DATASET \
+    --workdir=WORKDIR
+
+Any --config.batch_size goes: learning rate, queue, prototypes and frozen steps follow from it and
+from the dataset, and `train` prints how.
+"""
+
+from typing import Any
+
+import base
+from ml_collections import config_dict
+
+
+def get_config(variant: str = "4096") -> Any:
+    """2x224 + 6x96 crops, batch 4096 for 800 epochs, or 256 with a queue for 200; LARC, cosine."""
+    config = base.get_config()
+    config.batch_size = int(variant)
+    config.epochs = 800.0 if variant == "4096" else 200.0
+    config.data.lanes = 64
+    config.data.sampling = "natural"
+    config.data.crops = ((2, 224, 0.14, 1.0), (6, 96, 0.05, 0.14))
+    config.model.name = "resnet50"
+    config.model.zero_scale = False
+    config.model.norm_groups = 8 if variant == "4096" else 1  # SyncBN over 8 of 64 GPUs
+    config.objective.name = "swav"
+    config.swav.temperature = 0.1
+    config.swav.epsilon = 0.05
+    config.swav.iterations = 3
+    config.swav.head = (2048, 128)
+    config.optimizer.name = "larc"
+    config.optimizer.learning_rate = config_dict.placeholder(float)  # 4.8 at 4096, 0.6 at 256
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 10.0 if variant == "4096" else 0.0
+    config.optimizer.final = 1e-3
+    config.optimizer.weight_decay = 1e-6
+    return config

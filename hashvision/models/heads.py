@@ -1,0 +1,39 @@
+"""Heads that an objective puts on a trunk: the projection of SwAV and SEER."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hashvision.models import layers
+
+# What torch.nn.Linear starts from, and so the authors' heads: uniform in +-1 / sqrt(inputs).
+linear_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class ProjectionHead(nn.Module):
+    """Fully connected layers with ReLU between them, and BatchNorm before it where asked.
+
+    SwAV: widths (2048, 128) with BatchNorm; SEER: (8192, 8192, 256) without.
+    """
+
+    widths: tuple[int, ...]
+    norm: bool
+    norm_groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+        """Maps features (B, D) to embeddings, float32 (B, widths[-1])."""
+        x = features
+        for number, width in enumerate(self.widths):
+            if number:
+                if self.norm:
+                    norm = layers.BatchNorm(
+                        self.norm_groups, dtype=self.dtype, name=f"norm{number}"
+                    )
+                    x = norm(x, train)
+                x = nn.relu(x)
+            x = layers.Dense(width, self.dtype, linear_uniform, name=f"dense{number + 1}")(x)
+        return x.astype(jnp.float32)

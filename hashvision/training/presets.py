@@ -1,0 +1,109 @@
+"""Settings that follow from others: filled in where a config leaves them open, and explained."""
+
+import math
+
+from hashvision.errors import UserError
+from hashvision.training import Config
+
+_IMAGENET = 1_281_167  # photos
+
+# Prototypes for each photo that codes are computed over: SEER's 16,000 at batch 7936 is the most,
+# SwAV's 300 at batch 4096 the least that was published; 3000 at 4096 is the rule.
+_MOST, _LEAST, _USUAL = 16_000 / 7936, 300 / 4096, 3000 / 4096
+
+
+def fill(config: Config, epoch_length: float) -> list[str]:
+    """Fills in what a SwAV config leaves open, in place; other objectives leave nothing open.
+
+    What is filled in depends on the batch and the dataset alone, so that a run that goes on, longer
+    or on other machines, finds the same.
+
+    Args:
+      config: the schema of configs/base.py.
+      epoch_length: photos of an epoch.
+
+    Returns:
+      A line for each setting: its value and why.
+
+    Raises:
+      UserError: the batch and the queue are too small for the prototypes.
+    """
+    if config.objective.name != "swav":
+        return []
+    swav, batch = config.swav, config.batch_size
+    why = []
+    steps_an_epoch = max(1, round(epoch_length / batch))
+
+    def say(name: str, value: object, reason: str) -> None:
+        why.append(f"{name}={value}: {reason}")
+
+    if config.optimizer.learning_rate is None:
+        peak = 0.6 * (batch / 256) ** 0.75
+        config.optimizer.learning_rate = peak * 256 / batch
+        say(
+            "optimizer.learning_rate",
+            f"{config.optimizer.learning_rate:.3g}",
+            f"a peak of {peak:.3g} at batch {batch:,}, on the curve through the authors' 0.6 at 256"
+            " and 4.8 at 4096",
+        )
+    if swav.prototypes is None:
+        swav.prototypes = max(60, min(3000, round(epoch_length * 3000 / _IMAGENET)))
+        say(
+            "swav.prototypes",
+            swav.prototypes,
+            f"3000 for ImageNet's 1.28M photos, as many a photo for {epoch_length:,.0f}, at least"
+            " 60",
+        )
+    if swav.queue is None:
+        missing = swav.prototypes / _USUAL - batch
+        small = swav.prototypes > _MOST * batch
+        swav.queue = math.ceil(missing / batch) * batch if small else 0
+        say(
+            "swav.queue",
+            swav.queue,
+            f"with the batch's {batch:,} photos, as many for each prototype as 4096 for 3000"
+            if small
+            else f"a batch of {batch:,} does for {swav.prototypes:,} prototypes",
+        )
+    if swav.frozen_steps is None:
+        swav.frozen_steps = round(min(epoch_length, _IMAGENET) / batch)
+        say(
+            "swav.frozen_steps",
+            swav.frozen_steps,
+            "one epoch, of ImageNet's length at most (313 steps at batch 4096)",
+        )
+    if swav.queue_start is None:
+        swav.queue_start = 15 * steps_an_epoch
+        if swav.queue:
+            say(
+                "swav.queue_start",
+                swav.queue_start,
+                "after 15 epochs, as at the authors' batch 256",
+            )
+    if swav.patience is None:
+        swav.patience = max(500, 4 * steps_an_epoch)
+        say(
+            "swav.patience",
+            swav.patience,
+            "4 epochs, at least 500 steps, without learning stop a run",
+        )
+
+    if swav.queue % batch:
+        raise UserError(
+            f"swav.queue={swav.queue} is no multiple of batch_size={batch}; set"
+            f" --config.swav.queue={round(swav.queue / batch) * batch or batch}."
+        )
+    photos = batch + swav.queue
+    if swav.prototypes > _MOST * photos:
+        queue = math.ceil((swav.prototypes / _USUAL - batch) / batch) * batch
+        raise UserError(
+            f"Codes over {photos:,} photos (batch_size={batch:,}, swav.queue={swav.queue:,}) cannot"
+            f" be spread over swav.prototypes={swav.prototypes:,}; set --config.swav.queue={queue}"
+            f" or --config.swav.prototypes={int(_MOST * photos)} at most."
+        )
+    least, most = math.ceil(_LEAST * photos), int(_MOST * photos)
+    why.append(
+        f"Sane for codes over {photos:,} photos: {least:,} to {most:,} prototypes; there are"
+        f" {swav.prototypes:,}."
+    )
+    return why

@@ -1,0 +1,67 @@
+import pathlib
+
+import ml_collections
+import pytest
+
+from hashvision.__main__ import _config
+from hashvision.errors import UserError
+from hashvision.training import presets
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+IMAGENET = 1_281_167
+
+
+def swav(batch_size, *overrides, recipe="base"):
+    settings = ["--config.objective.name=swav", f"--config.batch_size={batch_size}", *overrides]
+    return _config(str(CONFIGS / f"{recipe}.py"), settings)
+
+
+def filled(batch_size, *overrides, photos=IMAGENET):
+    config = swav(batch_size, *overrides)
+    config.unlock()
+    config.optimizer.learning_rate = ml_collections.config_dict.placeholder(float)
+    config.lock()
+    return config, presets.fill(config, photos)
+
+
+@pytest.mark.parametrize(
+    ("batch", "peak", "queue", "frozen"), [(4096, 4.8, 0, 313), (256, 0.6, 3840, 5005)]
+)
+def test_the_authors_two_recipes_come_out(batch, peak, queue, frozen):
+    config, why = filled(batch)
+    assert config.optimizer.learning_rate * batch / 256 == pytest.approx(peak, rel=1e-3)
+    assert config.swav.prototypes == 3000
+    assert config.swav.queue == queue
+    assert config.swav.frozen_steps == pytest.approx(frozen, abs=1)
+    assert config.swav.queue_start == 15 * round(IMAGENET / batch)
+    assert any("learning_rate" in line for line in why)
+    assert any("swav.queue=" in line for line in why)
+
+
+def test_a_small_pile_of_photos_gets_few_prototypes():
+    config, why = filled(64, photos=5000)
+    assert config.swav.prototypes == 60 and config.swav.queue == 0
+    assert "5 to 129 prototypes; there are 60" in why[-1]
+
+
+def test_what_is_set_stays_and_nothing_is_left_open():
+    config, why = filled(256, "--config.swav.queue=512", "--config.swav.prototypes=500")
+    assert config.swav.queue == 512 and config.swav.prototypes == 500
+    assert not any("swav.queue=" in line for line in why)
+    assert all(value is not None for value in config.swav.values())
+    assert presets.fill(config, IMAGENET) == why[-1:]  # nothing more to fill
+
+
+def test_a_batch_too_small_for_its_prototypes_is_refused_with_the_remedy():
+    with pytest.raises(UserError, match=r"queue=3840 or --config.swav.prototypes=516 at most"):
+        filled(256, "--config.swav.queue=0", "--config.swav.prototypes=3000")
+    with pytest.raises(
+        UserError, match="no multiple of batch_size=256; set --config.swav.queue=512"
+    ):
+        filled(256, "--config.swav.queue=600")
+
+
+def test_hashtags_leave_nothing_open():
+    config = _config(str(CONFIGS / "demo.py"), [])
+    before = config.to_json()
+    assert presets.fill(config, 5000) == [] and config.to_json() == before
