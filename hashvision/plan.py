@@ -13,9 +13,9 @@ from hashvision.errors import UserError
 from hashvision.training import Config, presets
 from hashvision.training import program as programs
 
-# Memory of a device as JAX counts them, in GiB: a chip, or one of the two cores of a v3's.
-# cloud.google.com/tpu/docs/system-architecture-tpu-vm
-MEMORY = {"v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+# Memory of a chip in GiB (cloud.google.com/tpu/docs/system-architecture-tpu-vm). Where the compiler
+# counts each of a chip's two cores as a device, as for v3 and v4, each has half.
+MEMORY = {"v3": 32, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
 
 class Plan(NamedTuple):
@@ -98,7 +98,8 @@ def plan(config: Config, topology: str, classes: int, photos: float) -> Plan:
         "batch": _bytes_a_device(program.abstract_batch),
         "temporary": compiled.memory_analysis().temp_size_in_bytes,
     }
-    memory = MEMORY[topology.partition(":")[0]] * 2**30
+    chips = len({str(getattr(device, "coords", device.id)) for device in devices})
+    memory = MEMORY[topology.partition(":")[0]] * 2**30 * chips // len(devices)
     seconds = time.monotonic() - start
     return Plan(topology, len(devices), held, memory, seconds, compiled.as_text())
 
