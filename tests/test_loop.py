@@ -137,10 +137,18 @@ def same(place, one, other):
 
 @pytest.fixture(scope="module")
 def whole_swav(place):
-    """The same of photos without tags."""
-    code, out, err = finish(start(place, "whole-swav", config="tiny_swav"))
+    """The same of photos without tags, watched by kNN on two classes."""
+    for split, first in (("train", 0), ("test", 50)):
+        for number, name in enumerate(("dog", "boat")):
+            folder = place / "labelled" / split / name
+            folder.mkdir(parents=True)
+            for photo in range(6):
+                picture = datasets.jpeg(first + 2 * photo + number)
+                (folder / f"{photo}.jpg").write_bytes(picture)
+    overrides = [f"--config.knn.dataset={place / 'labelled'}", "--config.knn.every=10"]
+    code, out, err = finish(start(place, "whole-swav", *overrides, config="tiny_swav"))
     assert code == 0, err
-    assert "loss_per_ln_k" in out and "there are 12" in out
+    assert "loss_per_ln_k" in out and "there are 12" in out and "step 10/24  knn_labelled" in out
     return "whole-swav"
 
 
@@ -235,22 +243,11 @@ def test_a_run_that_learns_nothing_stops_with_cause_and_remedies(place):
     assert "Nothing was learnt in the last" in sentence and sentence.count("--config.") == 3
 
 
-def test_knn_is_watched_while_training(place):
-    for split, first in (("train", 0), ("test", 50)):
-        for number, name in enumerate(("dog", "boat")):
-            folder = place / "labelled" / split / name
-            folder.mkdir(parents=True)
-            for photo in range(6):
-                picture = datasets.jpeg(first + 2 * photo + number)
-                (folder / f"{photo}.jpg").write_bytes(picture)
-    overrides = [f"--config.knn.dataset={place / 'labelled'}", "--config.knn.every=10"]
-    code, out, err = finish(start(place, "watched", *overrides, config="tiny_swav"))
-    assert code == 0, err
-    lines = (place / "watched" / "metrics.jsonl").read_text().splitlines()
+def test_knn_is_watched_while_training(place, whole_swav):
+    lines = (place / whole_swav / "metrics.jsonl").read_text().splitlines()
     found = {line["step"]: line for line in map(json.loads, lines) if "knn_labelled" in line}
     assert list(found) == [0, 10, 20, 24]
     assert all(0 <= line["knn_labelled"] <= 1 for line in found.values())
-    assert "step 10/24  knn_labelled" in out
 
 
 def test_hashtags_start_from_a_swav_trunk(place, whole_swav):
