@@ -86,6 +86,7 @@ def test_a_wrong_override_is_one_sentence(override, words):
         ("--config.model.norm_groups=5", "model.norm_groups=5"),
         ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
         ("--config.accumulate=3", "accumulate=3"),
+        ("--config.accumulate=0", "accumulate=0"),
         ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than the one crop"),
         ("--config.data.crops=(1, 96)", "is no tuple of"),
         ("--config.data.crops=((1, 96, 0.2, 1.5),)", "is no tuple of"),
@@ -101,3 +102,18 @@ def test_steps_follow_from_epochs():
     config = load("demo", "--config.epochs=3", "--config.batch_size=64")
     assert program.total_steps(config, 1000.0) == 47
     assert program.total_steps(load("demo", "--config.steps=5"), 1000.0) == 5
+
+
+def test_each_part_of_an_accumulated_batch_divides_into_norm_groups():
+    config = load("demo", "--config.accumulate=4", "--config.model.norm_groups=16")
+    with pytest.raises(
+        UserError, match="accumulate=4 parts does not divide into model.norm_groups"
+    ):
+        program.build(config, 10, 100.0)
+
+
+def test_a_learning_rate_left_open_is_named():
+    crops = "--config.data.crops=((1, 96, 0.2, 1.0),)"
+    config = load("swav_resnet50", "--config.objective.name=hashtag", crops)
+    with pytest.raises(UserError, match="optimizer.learning_rate is not set"):
+        program.build(config, 10, 100.0)

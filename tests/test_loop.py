@@ -262,3 +262,17 @@ def test_hashtags_start_from_a_swav_trunk(place, whole_swav):
     assert "head" in hashtags["params"] and "prototypes" not in hashtags["params"]
     sentence = refused(place, "too-wide", *overrides, "--config.model.name=regnety_200mf")
     assert "does not fit this config" in sentence
+
+
+def test_a_check_between_checkpoints_leaves_the_mean_loss_whole(tmp_path):
+    from hashvision.__main__ import _config
+    from hashvision.training import loop
+
+    config = _config(str(REPO / "configs" / "demo.py"), [])
+    log = loop._Log(str(tmp_path), config, 0, 10, None, lambda scalars: None)
+    for step, loss in enumerate((1.0, 3.0), 1):
+        log.add(step, {"loss": loss, "gradient_norm": 1.0, "learning_rate": 0.1}, 0.0)
+        log.catch_up()
+        log.note(step, {"knn": 0.5})
+    assert log.settle() == {"loss": 2.0}
+    log.close()

@@ -3,12 +3,10 @@
 import jax
 import numpy as np
 
-from hashvision.errors import UserError
 from hashvision.evaluation import datasets, features, knn
+from hashvision.evaluation.encoder import BATCH_SIZE
 from hashvision.evaluation.protocols import NEIGHBOURS, TEMPERATURE
 from hashvision.training.loop import Predict
-
-BATCH_SIZE = 64
 
 
 class NearestNeighbours:
@@ -35,8 +33,6 @@ class NearestNeighbours:
         test = features.features(encoder, self._split.test)
         labels = self._split.train_labels[train.readable]
         wanted = self._split.test_labels[test.readable]
-        if not len(labels) or not len(wanted):
-            raise UserError(f"No photo of {self._name} can be read; mend its files.")
         predicted = knn.predict(
             train.values, labels, test.values, len(self._split.classes), NEIGHBOURS, TEMPERATURE
         )

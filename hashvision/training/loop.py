@@ -109,7 +109,7 @@ def _run(
             if last or (step + 1) % config.checkpoint.every == 0:
                 checkpoints.save(step + 1, state, log.settle())
             if check and (last or (step + 1) % config.knn.every == 0):
-                log.settle()
+                log.catch_up()
                 log.note(step + 1, _checked(check, program, config, state))
             if stopping.asked:
                 print(f"Stopped at step {step + 1:,}, saved; the same command goes on.", flush=True)
@@ -221,10 +221,13 @@ class _Log:
     def settle(self) -> dict[str, float]:
         """Deals with the last step too; the mean loss since the last save, for its checkpoint."""
         self._deal()
-        if self._since_save:
-            self._loss = float(np.mean(self._since_save))
+        loss = float(np.mean(self._since_save))
         self._since_save = []
-        return {"loss": self._loss}
+        return {"loss": loss}
+
+    def catch_up(self) -> None:
+        """Deals with the last step too, before something else takes time."""
+        self._deal()
 
     def _deal(self) -> None:
         if self._previous is None:

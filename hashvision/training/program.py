@@ -143,17 +143,22 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
             f"batch_size={config.batch_size} does not divide over {count} devices;"
             " set --config.batch_size to a multiple."
         )
-    if config.batch_size % config.model.norm_groups:
-        raise UserError(
-            f"batch_size={config.batch_size} does not divide into model.norm_groups="
-            f"{config.model.norm_groups} parts; set either to fit."
-        )
-    model = build_model(config, mesh.devices.flat[0].platform)
-    if config.batch_size % (count * config.accumulate):
+    if config.accumulate < 1 or config.batch_size % (count * config.accumulate):
         raise UserError(
             f"batch_size={config.batch_size} does not divide over {count} devices into accumulate="
             f"{config.accumulate} parts each; set either to fit."
         )
+    if config.batch_size // config.accumulate % config.model.norm_groups:
+        raise UserError(
+            f"batch_size={config.batch_size} in accumulate={config.accumulate} parts does not"
+            f" divide into model.norm_groups={config.model.norm_groups} parts; set either to fit."
+        )
+    if config.optimizer.learning_rate is None:
+        raise UserError(
+            "optimizer.learning_rate is not set, and only SwAV's follows from the batch; set"
+            " --config.optimizer.learning_rate."
+        )
+    model = build_model(config, mesh.devices.flat[0].platform)
     objective = build_objective(config, model, classes)
     steps = total_steps(config, epoch_length)
     settings = config.optimizer
