@@ -14,4 +14,5 @@ else
     .venv/bin/python -m ruff format --check .
     .venv/bin/basedpyright --pythonpath .venv/bin/python
 fi
-exec .venv/bin/python -m pytest -q -n auto --dist loadfile "${selection[@]}" "$@"
+# Slow files come first (tests/conftest.py); pytest-xdist would take those of many tests first.
+exec .venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

@@ -24,3 +24,9 @@ def shared_data() -> pathlib.Path:
     if not path.exists():
         pytest.skip("the real data (../shared/data) is not here")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, so that no worker is left with one while the others have nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

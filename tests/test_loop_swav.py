@@ -1,0 +1,73 @@
+"""The real loop of SwAV, in processes of their own: killed, collapsed, watched, started from."""
+
+import json
+
+import datasets
+import jax
+import numpy as np
+import pytest
+from runs import arrays, finish, killed_and_restarted, make, refused, same, start
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def whole_swav(place):
+    """An uninterrupted run, watched by kNN on two classes."""
+    for split, first in (("train", 0), ("test", 50)):
+        for number, name in enumerate(("dog", "boat")):
+            folder = place / "labelled" / split / name
+            folder.mkdir(parents=True)
+            for photo in range(6):
+                picture = datasets.jpeg(first + 2 * photo + number)
+                (folder / f"{photo}.jpg").write_bytes(picture)
+    overrides = [f"--config.knn.dataset={place / 'labelled'}", "--config.knn.every=10"]
+    code, out, err = finish(start(place, "whole-swav", *overrides, config="tiny_swav"))
+    assert code == 0, err
+    assert "loss_per_ln_k" in out and "there are 12" in out and "step 10/24  knn_labelled" in out
+    return "whole-swav"
+
+
+def test_killed_at_step_17_and_restarted_equals_uninterrupted_bit_for_bit(place, whole_swav):
+    killed_and_restarted(place, "killed", "tiny_swav")
+    same(place, "killed", whole_swav)
+    assert np.abs(arrays(place, "killed")["extra"]["queue"]).max() > 0.1
+
+
+def test_a_run_that_learns_nothing_stops_with_cause_and_remedies(place):
+    """Collapsed on purpose: a weight decay that leaves nothing of the weights."""
+    sentence = refused(
+        place,
+        "collapsed",
+        "--config.optimizer.weight_decay=5.0",
+        "--config.swav.patience=6",
+        "--config.steps=300",
+        config="tiny_swav",
+    )
+    assert "Nothing was learnt in the last" in sentence and sentence.count("--config.") == 3
+
+
+def test_knn_is_watched_while_training(place, whole_swav):
+    lines = (place / whole_swav / "metrics.jsonl").read_text().splitlines()
+    found = {line["step"]: line for line in map(json.loads, lines) if "knn_labelled" in line}
+    assert list(found) == [0, 10, 20, 24]
+    assert all(0 <= line["knn_labelled"] <= 1 for line in found.values())
+
+
+def test_hashtags_start_from_a_swav_trunk(place, whole_swav):
+    overrides = [f"--config.init_from={place / whole_swav}", "--config.optimizer.learning_rate=0.0"]
+    code, out, err = finish(start(place, "on-top", *overrides))
+    assert code == 0, err
+    swav, hashtags = arrays(place, whole_swav), arrays(place, "on-top")
+    # At a learning rate of 0 the trunk stays what it was; the average of SwAV's run came over.
+    jax.tree.map(
+        np.testing.assert_array_equal, swav["average"]["trunk"], hashtags["params"]["trunk"]
+    )
+    assert "head" in hashtags["params"] and "prototypes" not in hashtags["params"]
+    sentence = refused(place, "too-wide", *overrides, "--config.model.name=regnety_200mf")
+    assert "does not fit this config" in sentence
