@@ -32,6 +32,12 @@ def get_config() -> Any:
     data.crops = ((1, 224, 0.08, 1.0),)
     data.threads = config_dict.placeholder(int)  # of the input pipeline; one a core if unset
 
+    # Done on the device to each crop by itself; 0 leaves it out. Flips are always drawn.
+    config.augment = augment = _group()
+    augment.distortion = 0.0  # strength of the colour distortion; SwAV's is 1
+    augment.grey = 0.0  # probability
+    augment.blur = 0.0  # probability
+
     config.init_from = ""  # a workdir whose trunk this run starts from
     config.model = model = _group()
     model.name = "resnext101_32x16d"
@@ -56,7 +62,6 @@ def get_config() -> Any:
     swav.assigned = 2  # the first so many crops of the first size give codes
     swav.head = (2048, 128)  # widths of the projection
     swav.head_norm = True  # BatchNorm in it
-    swav.distortion = 1.0  # strength of the colour distortion
     swav.frozen_steps = config_dict.placeholder(int)  # prototypes stay as they began
     swav.queue = config_dict.placeholder(int)  # photos remembered, a multiple of the batch; 0: none
     swav.queue_start = config_dict.placeholder(int)  # step

@@ -15,6 +15,9 @@ def get_config() -> Any:
     config.epochs = 20.0
     config.data.sampling = "natural"
     config.data.crops = ((2, 64, 0.14, 1.0), (4, 32, 0.05, 0.14))
+    config.augment.distortion = 0.5
+    config.augment.grey = 0.2
+    config.augment.blur = 0.5
     config.model.name = "regnety_200mf"
     config.model.dtype = "float32"
     config.model.unroll = 0
@@ -22,7 +25,6 @@ def get_config() -> Any:
     config.objective.name = "swav"
     config.swav.prototypes = 60
     config.swav.epsilon = 0.02
-    config.swav.distortion = 0.5
     config.swav.head = (512, 128)
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.2  # 0.05 at batch 64

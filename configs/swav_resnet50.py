@@ -21,6 +21,9 @@ def get_config(variant: str = "4096") -> Any:
     config.data.lanes = 64
     config.data.sampling = "natural"
     config.data.crops = ((2, 224, 0.14, 1.0), (6, 96, 0.05, 0.14))
+    config.augment.distortion = 1.0
+    config.augment.grey = 0.2
+    config.augment.blur = 0.5
     config.model.name = "resnet50"
     config.model.zero_scale = False
     config.model.norm_groups = 8 if variant == "4096" else 1  # SyncBN over 8 of 64 GPUs

@@ -5,6 +5,7 @@ the same pixels on any number of devices. Images are float32 RGB in [0, 1] betwe
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,38 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision turn RG
 
 # What a draw is for; keeps the draws of one key independent of each other.
 _DISTORT, _GREY, _BLUR = range(3)
+
+
+class Augmentation(NamedTuple):
+    """What is done to crops besides the flip; 0 leaves a part out. SwAV's is (1, 0.2, 0.5)."""
+
+    distortion: float = 0.0  # strength of the colour distortion
+    grey: float = 0.0  # probability
+    blur: float = 0.0  # probability
+
+
+FLIPS = Augmentation()
+
+
+def augmented(crops: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
+    """Crops as the network takes them, in the order of SwAV's code: flip, colour, grey, blur.
+
+    Args:
+      crops: uint8 (B, H, W, 3).
+      keys: uint32 (B, 2).
+      augmentation: what is done besides the flip.
+
+    Returns:
+      float32 (B, H, W, 3) of about zero mean and unit variance.
+    """
+    images = flip(crops.astype(jnp.float32) / 255, keys)
+    if augmentation.distortion:
+        images = distort(images, keys, augmentation.distortion)
+    if augmentation.grey:
+        images = grey(images, keys, augmentation.grey)
+    if augmentation.blur:
+        images = blur(images, keys, augmentation.blur)
+    return standardize(images)
 
 
 def normalize(images: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from hashvision.augment import Augmentation
 from hashvision.data.crops import Crops
 from hashvision.models import ProjectionHead
 from hashvision.models.regnet import RegNetParameters, RegNetY
@@ -20,7 +21,7 @@ CLASSES, BATCH, SIDE, STEPS = 24, 32, 16, 10
 # percent in ten steps, on one device too.
 SWAV = swav.Settings(
     batch_size=BATCH, prototypes=24, temperature=0.3, epsilon=0.2, iterations=3, assigned=2,
-    frozen_steps=2, queue=2, queue_start=3, strength=1.0,
+    frozen_steps=2, queue=2, queue_start=3, augmentation=Augmentation(1.0, 0.2, 0.5),
 )  # fmt: skip
 CROPS = {"hashtag": [Crops(1, SIDE)], "swav": [Crops(2, SIDE), Crops(2, SIDE // 2)]}
 

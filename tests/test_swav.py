@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hashvision.augment import Augmentation
 from hashvision.models import ProjectionHead
 from hashvision.objectives import swav
 
@@ -169,7 +170,7 @@ def test_each_way_to_learn_nothing_is_named_with_remedies(changed, words):
 def settings(**changes):
     base = swav.Settings(
         batch_size=8, prototypes=16, temperature=0.1, epsilon=0.05, iterations=3, assigned=2,
-        frozen_steps=0, queue=0, queue_start=0, strength=1.0,
+        frozen_steps=0, queue=0, queue_start=0, augmentation=Augmentation(1.0, 0.2, 0.5),
     )  # fmt: skip
     return base._replace(**changes)
 

@@ -61,7 +61,13 @@ def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -
     return jnp.sum(jax.nn.softplus(logits), axis=1) - target
 
 
-def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float = 0.0) -> Objective:
+def objective(
+    model: Any,
+    classes: int,
+    loss: str = "softmax",
+    smoothing: float = 0.0,
+    augmentation: augment.Augmentation = augment.FLIPS,
+) -> Objective:
     """The hashtag objective over `model`: a trunk, and a linear head of `classes` outputs.
 
     Batches hold crops0 uint8 (B, 1, H, W, 3), labels int32 (B, T) and key uint32 (B, 2).
@@ -71,6 +77,7 @@ def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float 
       classes: K.
       loss: one of LOSSES.
       smoothing: label smoothing.
+      augmentation: of the photos while training; flips alone are WSL's.
 
     Raises:
       UserError: `loss` is none of LOSSES.
@@ -98,7 +105,7 @@ def objective(model: Any, classes: int, loss: str = "softmax", smoothing: float 
         params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
         del rng, step  # every draw of this objective is keyed by the record
-        images = augment.normalize(augment.flip(batch["crops0"][:, 0], batch["key"]))
+        images = augment.augmented(batch["crops0"][:, 0], batch["key"], augmentation)
         variables = {"params": params["trunk"], "batch_stats": extra["batch_stats"]}
         features, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         logits = head_logits(params["head"], features)

@@ -28,7 +28,7 @@ class Settings(NamedTuple):
     frozen_steps: int
     queue: int  # batches that are remembered; 0: none
     queue_start: int  # step
-    strength: float  # of the colour distortion
+    augmentation: augment.Augmentation
 
 
 def sinkhorn(
@@ -187,7 +187,7 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
             # Photo by photo, so that a device's crops are those of its own photos.
             together = batch[name].reshape(photos * count, *shape)
             keys = augment.crop_keys(batch["key"], first, count).reshape(-1, 2)
-            images = _augmented(together, keys, settings.strength)
+            images = augment.augmented(together, keys, settings.augmentation)
             variables = {"params": params["trunk"], "batch_stats": stats}
             out, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             stats = updated["batch_stats"]
@@ -266,10 +266,3 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
 def _products(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
     """Scores float32 (..., K) of embeddings (..., E): float32 whatever the trunk computes in."""
     return jnp.dot(embeddings, gathered(prototypes), precision=lax.Precision.HIGHEST)
-
-
-def _augmented(crops: jax.Array, keys: jax.Array, strength: float) -> jax.Array:
-    """uint8 (N, S, S, 3) to what the trunk takes, in the order of the authors' code."""
-    images = augment.flip(crops.astype(jnp.float32) / 255, keys)
-    images = augment.grey(augment.distort(images, keys, strength), keys)
-    return augment.standardize(augment.blur(images, keys))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hashvision import models
+from hashvision.augment import Augmentation
 from hashvision.data.crops import Crops
 from hashvision.errors import UserError
 from hashvision.models.layers import GROUP_CONV_FORMS
@@ -58,6 +59,7 @@ def build_objective(config: Config, model: Any, classes: int) -> Objective:
       UserError: there is no such objective, or the crops do not suit it.
     """
     name, sizes = config.objective.name, crops_of(config)
+    augmentation = Augmentation(**config.augment)
     if name == "hashtag":
         if [crops.per_photo for crops in sizes] != [1]:
             raise UserError(
@@ -65,7 +67,8 @@ def build_objective(config: Config, model: Any, classes: int) -> Objective:
                 " hashtags are learnt from; set --config.data.crops='((1, 224, 0.08, 1.0),)'."
             )
         settings = config.objective
-        return hashtag.objective(model, classes, settings.loss, settings.label_smoothing)
+        smoothing = settings.label_smoothing
+        return hashtag.objective(model, classes, settings.loss, smoothing, augmentation)
     if name != "swav":
         raise UserError(f"objective.name={name!r} is none of hashtag, swav.")
     if not 1 <= config.swav.assigned <= sizes[0].per_photo or sum(c.per_photo for c in sizes) < 2:
@@ -90,7 +93,7 @@ def build_objective(config: Config, model: Any, classes: int) -> Objective:
         config.swav.frozen_steps,
         config.swav.queue // config.batch_size,
         config.swav.queue_start,
-        config.swav.distortion,
+        augmentation,
     )
     return swav.objective(model, head, settings)
 
