@@ -1,4 +1,4 @@
-"""RegNetY-200MF at 96 px on a few thousand posts: two cores, some forty minutes.
+"""RegNetY-200MF at 96 px on a few thousand posts: two cores, half an hour.
 
 python -m hashvision train --config=configs/demo.py --config.dataset=DATASET --workdir=WORKDIR
 
