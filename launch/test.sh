@@ -14,5 +14,5 @@ else
     .venv/bin/python -m ruff format --check .
     .venv/bin/basedpyright --pythonpath .venv/bin/python
 fi
-# Slow files come first (tests/conftest.py); pytest-xdist would take those of many tests first.
+# Slow files come first (tests/conftest.py), where pytest-xdist would begin with those of many tests.
 exec .venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

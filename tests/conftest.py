@@ -1,5 +1,6 @@
 """What all tests share: 8 simulated devices, and the real data where it lies beside the repo."""
 
+import collections
 import os
 import pathlib
 
@@ -27,6 +28,6 @@ def shared_data() -> pathlib.Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first, so that no worker is left with one while the others have nothing to do."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files of many slow tests first, so that no worker is left with one when the others end."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

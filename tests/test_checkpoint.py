@@ -31,6 +31,7 @@ def shard_everything(monkeypatch):
     monkeypatch.setattr(meshes, "SMALLEST_SHARDED", 16)
 
 
+@pytest.mark.slow
 def test_restores_under_another_mesh_shape(tmp_path):
     state = make()
     for before, after in ((1, 8), (8, 2), (4, 1)):

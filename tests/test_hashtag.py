@@ -58,6 +58,7 @@ def test_a_loss_of_one_photo_is_that_of_the_batch(data, loss):
     np.testing.assert_allclose(loss(logits, labels), alone, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_sigmoid_head_starts_at_the_prior():
     from hashvision import models
     from hashvision.models.regnet import RegNetParameters, RegNetY

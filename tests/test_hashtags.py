@@ -75,6 +75,7 @@ def test_fold_is_idempotent_and_folds_to_a_tag():
             assert extract(f"#{fold(tag)}") in ([fold(tag)], [])
 
 
+@pytest.mark.slow
 def test_time_is_linear_in_hostile_texts():
     # A quadratic search would take minutes here.
     for piece in ("a", "a-", "a.", "#", "#a", "a://", "@a."):

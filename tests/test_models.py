@@ -362,6 +362,7 @@ def test_remat_of_a_scanned_stage_saves_memory():
 # Initial values and dtypes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["regnet", "resnext"])
 def test_initial_values(family):
     last_norm = functools.partial(layers.BatchNorm, scale_init=nn.initializers.zeros)
@@ -390,6 +391,7 @@ def test_residual_branches_start_at_zero_by_wsl_but_not_by_regnets_authors():
     assert not models.build("regnety_200mf").zero_scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regnety_200mf", "resnext50_32x4d"])
 def test_bfloat16_keeps_parameters_statistics_and_features_in_float32(name):
     model = models.build(name, group_conv="native", dtype=jnp.bfloat16)

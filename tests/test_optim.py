@@ -121,6 +121,7 @@ def test_an_unknown_optimizer_is_named():
         optim.build("adam", lambda step: 1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_plateau_halves_when_the_loss_stands_still():
     """Averages of 4 steps; three without a fall, and the learning rate is halved."""
     rate = optim.schedule("plateau", 0.5, 100, 0)

@@ -238,9 +238,10 @@ def test_without_wordnet_it_says_so_and_replaces_what_lay_there(
     assert {"dog", "dogs"} in merged and {"ursusarctos"} in merged
 
 
-@pytest.mark.parametrize(
-    "flags", [(), ("--direct_num_workers=2", "--direct_running_mode=multi_processing")]
-)
+IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+
+
+@pytest.mark.parametrize("flags", [(), pytest.param(IN_PROCESSES, marks=pytest.mark.slow)])
 def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags):
     output, manifest, dump = made
     again = tmp_path / "again"
@@ -326,6 +327,7 @@ def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_photos_without_any_text_are_kept_where_asked(tmp_path):
     """A pile of photos with no text at all: nothing to count, nothing to name."""
     lines = []

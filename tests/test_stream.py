@@ -29,6 +29,7 @@ def take(source, start, count, **options):
     return list(itertools.islice(batches, count))
 
 
+@pytest.mark.slow
 def test_same_batches_on_one_two_and_four_hosts(source):
     whole = take(source, 0, 3)
     for hosts in (2, 4):

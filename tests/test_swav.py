@@ -278,6 +278,7 @@ def test_the_heads_batchnorm_is_kept_and_used():
     assert np.any(after["head_stats"]["norm1"]["mean"] != extra["head_stats"]["norm1"]["mean"])
 
 
+@pytest.mark.slow
 def test_statistics_are_taken_one_pass_a_resolution():
     objective, params, extra, batch = made(settings())
     _, (after, _) = jax.jit(objective.loss)(params, extra, batch, None, 0)
@@ -290,6 +291,7 @@ def test_statistics_are_taken_one_pass_a_resolution():
     )
 
 
+@pytest.mark.slow
 def test_metrics_say_how_far_below_ln_k_the_loss_is():
     objective, params, extra, batch = made(settings())
     loss, (_, metrics) = jax.jit(objective.loss)(params, extra, batch, jax.random.key(0), 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hashvision.errors import UserError
@@ -41,6 +42,8 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
+        if read_only:  # Orbax would warn that what is opened so cannot be written
+            logging.set_verbosity(logging.ERROR)
         self._manager = ocp.CheckpointManager(
             self.path,
             item_handlers=ocp.StandardCheckpointHandler(),
