@@ -9,12 +9,12 @@ import base
 
 
 def get_config() -> Any:
-    """Few prototypes and sharp codes, for at the usual settings small batches stay at ln K."""
+    """Few prototypes and a high temperature: at the usual ones small batches stay at ln K."""
     config = base.get_config()
     config.batch_size = 64
     config.epochs = 20.0
     config.data.sampling = "natural"
-    config.data.crops = ((2, 64, 0.14, 1.0), (4, 32, 0.05, 0.14))
+    config.data.crops = ((2, 64, 0.2, 1.0), (4, 32, 0.08, 0.3))
     config.augment.distortion = 0.5
     config.augment.grey = 0.2
     config.augment.blur = 0.5
@@ -24,10 +24,10 @@ def get_config() -> Any:
     config.model.zero_scale = False
     config.objective.name = "swav"
     config.swav.prototypes = 60
-    config.swav.epsilon = 0.02
+    config.swav.temperature = 0.3
     config.swav.head = (512, 128)
     config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.2  # 0.05 at batch 64
+    config.optimizer.learning_rate = 1.2  # 0.3 at batch 64
     config.optimizer.weight_decay = 1e-6
     config.optimizer.warmup_epochs = 1.0
     config.log_every = 20
