@@ -90,6 +90,8 @@ def test_a_wrong_override_is_one_sentence(override, words):
         ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than the one crop"),
         ("--config.data.crops=(1, 96)", "is no tuple of"),
         ("--config.data.crops=((1, 96, 0.2, 1.5),)", "is no tuple of"),
+        ("--config.augment.distortion=-0.1", "is no strength of at least 0"),
+        ("--config.augment.grey=1.5", "two probabilities"),
     ],
 )
 def test_a_value_that_cannot_be_built_is_one_sentence(override, words):

@@ -42,6 +42,7 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
+        verbosity = logging.get_verbosity()
         if read_only:  # Orbax would warn that what is opened so cannot be written
             logging.set_verbosity(logging.ERROR)
         self._manager = ocp.CheckpointManager(
@@ -53,6 +54,7 @@ class Checkpoints:
                 read_only=read_only,
             ),
         )
+        logging.set_verbosity(verbosity)
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""

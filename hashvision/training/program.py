@@ -60,6 +60,11 @@ def build_objective(config: Config, model: Any, classes: int) -> Objective:
     """
     name, sizes = config.objective.name, crops_of(config)
     augmentation = Augmentation(**config.augment)
+    if min(augmentation) < 0 or max(augmentation.grey, augmentation.blur) > 1:
+        raise UserError(
+            f"augment={tuple(augmentation)} is no strength of at least 0 and two probabilities; set"
+            " --config.augment.distortion, .grey and .blur, each 0 to leave it out."
+        )
     if name == "hashtag":
         if [crops.per_photo for crops in sizes] != [1]:
             raise UserError(
