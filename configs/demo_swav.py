@@ -9,7 +9,7 @@ import base
 
 
 def get_config() -> Any:
-    """Few prototypes and a high temperature: at the usual ones small batches stay at ln K."""
+    """Few prototypes, a high temperature and AdamW: as published, small batches stay at ln K."""
     config = base.get_config()
     config.batch_size = 64
     config.epochs = 20.0
@@ -21,14 +21,13 @@ def get_config() -> Any:
     config.model.name = "regnety_200mf"
     config.model.dtype = "float32"
     config.model.unroll = 0
-    config.model.zero_scale = False
     config.objective.name = "swav"
     config.swav.prototypes = 60
     config.swav.temperature = 0.3
     config.swav.head = (512, 128)
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 1.2  # 0.3 at batch 64
-    config.optimizer.weight_decay = 1e-6
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 6e-3  # 1.5e-3 at batch 64
+    config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_epochs = 1.0
     config.log_every = 20
     config.checkpoint.every = 500

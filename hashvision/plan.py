@@ -34,7 +34,15 @@ class Plan(NamedTuple):
         return sum(self.held.values())
 
 
-def _devices(topology: str) -> list[Any]:
+def devices_of(topology: str) -> list[Any]:
+    """The devices of a TPU topology, to compile for.
+
+    Args:
+      topology: KIND:SHAPE, v5e:16x16 say.
+
+    Raises:
+      UserError: there is no such topology or no compiler for it.
+    """
     kind, _, shape = topology.partition(":")
     if kind not in MEMORY or not shape:
         raise UserError(
@@ -75,7 +83,7 @@ def plan(config: Config, topology: str, classes: int, photos: float) -> Plan:
     config = config.copy_and_resolve_references()
     for line in presets.fill(config, photos):
         print(line, flush=True)
-    devices = _devices(topology)
+    devices = devices_of(topology)
     program = programs.build(config, classes, photos, devices)
     start = time.monotonic()
     with jax.set_mesh(program.mesh):

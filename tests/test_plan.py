@@ -19,7 +19,7 @@ SMALL = (
 @pytest.mark.slow
 def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
     """On the devices at hand in place of a topology's."""
-    monkeypatch.setattr(plan, "_devices", lambda topology: jax.devices())
+    monkeypatch.setattr(plan, "devices_of", lambda topology: jax.devices())
     config = _config(str(CONFIGS / "demo.py"), list(SMALL))
     found = plan.plan(config, "v5e:2x4", 100, 5000.0)
     built = program.build(config, 100, 5000.0)
@@ -42,7 +42,7 @@ def test_what_does_not_fit_says_by_how_much():
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "tpu"])
 def test_an_unknown_topology_is_named(topology):
     with pytest.raises(UserError, match=f"--topology={topology} is none that is known"):
-        plan._devices(topology)
+        plan.devices_of(topology)
 
 
 def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
@@ -51,4 +51,4 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
 
     monkeypatch.setattr(plan.topologies, "get_topology_desc", absent)
     with pytest.raises(UserError, match=r"\(Unable to find libtpu\); install it with"):
-        plan._devices("v5e:2x2")
+        plan.devices_of("v5e:2x2")

@@ -1,3 +1,4 @@
+import importlib.util
 import math
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hashvision import plan
 from hashvision.augment import Augmentation
 from hashvision.models import ProjectionHead
 from hashvision.objectives import swav
@@ -315,3 +317,27 @@ def test_8_devices_give_the_same_codes_and_talk_of_prototypes_only(scores):
     assert few == many and few
     # A maximum and a sum of one number a prototype.
     assert {(kind, size) for kind, size in few} == {("all-reduce", 10)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="no TPU compiler: pip install libtpu"
+)
+@pytest.mark.parametrize("queue", [0, 3])
+def test_on_tpus_codes_talk_of_prototypes_only(queue):
+    """As the TPU compiler has it: bytes follow the prototypes, whatever the batch and the queue."""
+    mesh = jax.sharding.Mesh(np.array(plan.devices_of("v5e:2x4")), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def communicated(photos, prototypes):
+        shape = jax.ShapeDtypeStruct(
+            (photos, 1 + queue, prototypes), jnp.float32, sharding=sharding
+        )
+        codes = jax.jit(lambda s: swav.sinkhorn(s, 0.05, 3), out_shardings=sharding)
+        return collectives.of(codes.lower(shape).compile().as_text())
+
+    few, many = communicated(256, 3000), communicated(2048, 3000)
+    assert few == many and few
+    assert {kind for kind, _ in few} == {"all-reduce"}
+    assert 3000 <= max(size for _, size in few) < 2 * 3000
+    assert max(size for _, size in communicated(256, 6000)) >= 6000
