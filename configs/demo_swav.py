@@ -12,7 +12,7 @@ def get_config() -> Any:
     """Few prototypes, a high temperature and AdamW: as published, small batches stay at ln K."""
     config = base.get_config()
     config.batch_size = 64
-    config.epochs = 20.0
+    config.epochs = 18.0
     config.data.sampling = "natural"
     config.data.crops = ((2, 64, 0.2, 1.0), (4, 32, 0.08, 0.3))
     config.augment.distortion = 0.5
