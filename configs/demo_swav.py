@@ -11,13 +11,12 @@ import base
 def get_config() -> Any:
     """Few prototypes, a high temperature and AdamW: as published, small batches stay at ln K."""
     config = base.get_config()
-    config.batch_size = 64
-    config.epochs = 18.0
+    config.batch_size = 32
+    config.epochs = 10.0
     config.data.sampling = "natural"
-    config.data.crops = ((2, 64, 0.2, 1.0), (4, 32, 0.08, 0.3))
-    config.augment.distortion = 0.5
-    config.augment.grey = 0.2
-    config.augment.blur = 0.5
+    config.data.crops = ((2, 96, 0.2, 1.0), (4, 48, 0.08, 0.3))
+    config.augment.distortion = 0.4
+    config.augment.grey = 0.1
     config.model.name = "regnety_200mf"
     config.model.dtype = "float32"
     config.model.unroll = 0
@@ -26,7 +25,7 @@ def get_config() -> Any:
     config.swav.temperature = 0.3
     config.swav.head = (512, 128)
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 6e-3  # 1.5e-3 at batch 64
+    config.optimizer.learning_rate = 8e-3  # 1e-3 at batch 32
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_epochs = 1.0
     config.log_every = 20

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import types
 
 import datasets
 import pytest
@@ -91,7 +92,27 @@ def test_a_check_between_checkpoints_leaves_the_mean_loss_whole(tmp_path):
     log = loop._Log(str(tmp_path), config, 0, 10, None, lambda scalars: None)
     for step, loss in enumerate((1.0, 3.0), 1):
         log.add(step, {"loss": loss, "gradient_norm": 1.0, "learning_rate": 0.1}, 0.0)
-        log.catch_up()
-        log.note(step, {"knn": 0.5})
+        with log.aside():
+            log.note(step, {"knn": 0.5})
     assert log.settle() == {"loss": 2.0}
     log.close()
+
+
+def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatch):
+    from hashvision.__main__ import _config
+    from hashvision.training import loop
+
+    now = 0.0
+    clock = types.SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(loop, "time", clock)
+    config = _config(str(REPO / "configs" / "demo.py"), ["--config.log_every=4"])
+    log = loop._Log(str(tmp_path), config, 0, 5, None, lambda scalars: None)
+    for step in range(1, 6):  # a second each
+        now += 1.0
+        log.add(step, {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 0.1}, 0.0)
+        if step == 2:
+            with log.aside():
+                now += 100.0
+    log.close()
+    lines = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    assert {line["step"]: line["images_per_second"] for line in lines}[4] == config.batch_size

@@ -1,5 +1,6 @@
 """The one training loop: from the last checkpoint to the last step, whatever is being learnt."""
 
+import contextlib
 import math
 import signal
 import time
@@ -98,7 +99,8 @@ def _run(
     stopping = _Stopping()
     with jax.set_mesh(program.mesh), stopping:
         if check and start == 0:
-            log.note(0, _checked(check, program, config, state))
+            with log.aside():
+                log.note(0, _checked(check, program, config, state))
         for step in range(start, total):
             asked = time.perf_counter()
             batch = next(batches)
@@ -109,8 +111,8 @@ def _run(
             if last or (step + 1) % config.checkpoint.every == 0:
                 checkpoints.save(step + 1, state, log.settle())
             if check and (last or (step + 1) % config.knn.every == 0):
-                log.catch_up()
-                log.note(step + 1, _checked(check, program, config, state))
+                with log.aside():
+                    log.note(step + 1, _checked(check, program, config, state))
             if stopping.asked:
                 print(f"Stopped at step {step + 1:,}, saved; the same command goes on.", flush=True)
                 break
@@ -211,12 +213,11 @@ class _Log:
         self._previous = step, metrics
 
     def note(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes and shows what was measured besides, and leaves its time out of the speed."""
+        """Writes and shows what was measured besides."""
         if self._writer:
             self._writer.write(step, scalars)
             shown = "  ".join(f"{name} {value:.1%}" for name, value in scalars.items())
             print(f"step {step:,}/{self._total:,}  {shown}", flush=True)
-        self._time = time.perf_counter()
 
     def settle(self) -> dict[str, float]:
         """Deals with the last step too; the mean loss since the last save, for its checkpoint."""
@@ -225,9 +226,13 @@ class _Log:
         self._since_save = []
         return {"loss": loss}
 
-    def catch_up(self) -> None:
-        """Deals with the last step too, before something else takes time."""
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Deals with the last step too, and leaves what is done inside out of the speed."""
         self._deal()
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
 
     def _deal(self) -> None:
         if self._previous is None:
