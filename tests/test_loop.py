@@ -106,7 +106,7 @@ def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatc
     clock = types.SimpleNamespace(perf_counter=lambda: now)
     monkeypatch.setattr(loop, "time", clock)
     config = _config(str(REPO / "configs" / "demo.py"), ["--config.log_every=4"])
-    log = loop._Log(str(tmp_path), config, 0, 5, None, lambda scalars: None)
+    log = loop._Log(str(tmp_path), config, 0, 9, None, lambda scalars: None)
     for step in range(1, 6):  # a second each
         now += 1.0
         log.add(step, {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 0.1}, 0.0)
@@ -114,5 +114,5 @@ def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatc
             with log.aside():
                 now += 100.0
     log.close()
-    lines = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert {line["step"]: line["images_per_second"] for line in lines}[4] == config.batch_size
