@@ -12,7 +12,7 @@ def get_config() -> Any:
     """Few prototypes, a high temperature and AdamW: as published, small batches stay at ln K."""
     config = base.get_config()
     config.batch_size = 32
-    config.epochs = 10.0
+    config.epochs = 9.0
     config.data.sampling = "natural"
     config.data.crops = ((2, 96, 0.2, 1.0), (4, 48, 0.08, 0.3))
     config.augment.distortion = 0.4
