@@ -45,16 +45,18 @@ class Checkpoints:
         verbosity = logging.get_verbosity()
         if read_only:  # Orbax would warn that what is opened so cannot be written
             logging.set_verbosity(logging.ERROR)
-        self._manager = ocp.CheckpointManager(
-            self.path,
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-            ),
-        )
-        logging.set_verbosity(verbosity)
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.path,
+                item_handlers=ocp.StandardCheckpointHandler(),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                    cleanup_tmp_directories=not read_only,
+                    read_only=read_only,
+                ),
+            )
+        finally:
+            logging.set_verbosity(verbosity)
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""
