@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from golden import weights_rule
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hashvision.models import layers
+from hashvision.training import optim
 
 FORMS = {
     form: functools.partial(layers.grouped_conv, form=form)
@@ -360,3 +362,29 @@ def test_gradients_of_blocks_are_joined_and_not_padded():
     x, kernel = jnp.ones((2, 5, 5, 40)), jnp.ones((3, 3, 8, 40))
     gradient = jax.make_jaxpr(jax.grad(lambda x: layers.block_conv(x, kernel, 1).sum()))(x)
     assert " pad[" not in str(gradient) and "concatenate[" in str(gradient)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "larc", "adamw"])
+def test_zeros_stored_beyond_the_outputs_change_nothing_and_stay_zero(monkeypatch, optimizer):
+    """Three steps with and without: the same features, parameters and, for LARC, norms."""
+    tx = optim.build(optimizer, optim.schedule("constant", 0.1, 9, 0), 0.1)
+    x = jnp.asarray(weights_rule.uniform("padded", 4 * 6 * 6 * 6), jnp.float32).reshape(4, 6, 6, 6)
+
+    def three_steps():
+        module = layers.GroupConv(10, 3)
+        params = module.init(jax.random.key(0), x)
+        state = tx.init(params)
+        for _ in range(3):
+            grads = jax.grad(lambda p: jnp.square(module.apply(p, x) - 1).sum())(params)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params["params"]["kernel"], module.apply(params, x)
+
+    kernel, features = three_steps()
+    monkeypatch.setattr(layers, "LARGE_KERNEL", kernel.size)
+    monkeypatch.setattr(layers, "STORED_MULTIPLE", 8)
+    padded, same = three_steps()
+    assert kernel.shape == (3, 3, 6, 10) and padded.shape == (3, 3, 6, 16)
+    np.testing.assert_array_equal(padded[..., 10:], 0)
+    np.testing.assert_allclose(padded[..., :10], kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(same, features, rtol=1e-5, atol=1e-6)

@@ -1,7 +1,9 @@
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from hashvision import models
 from hashvision.errors import UserError
 from hashvision.training import mesh
 
@@ -20,6 +22,18 @@ from hashvision.training import mesh
 def test_the_last_divisible_dimension_of_a_large_array_is_sharded(shape, spec):
     assert mesh.state_spec(shape, 8) == spec
     assert mesh.state_spec(shape, 1) == P()
+
+
+@pytest.mark.parametrize("name", ["regnety_32gf", "regnety_128gf", "regnety_256gf", "regnety_10b"])
+@pytest.mark.parametrize("fsdp", [8, 128])
+def test_the_widest_networks_are_cut_evenly(name, fsdp):
+    """Widths such as 4,103 and 11,110, which no power of two divides, included."""
+    model = models.build(name, group_conv="native")  # fastest to trace
+    images = jnp.zeros((1, 32, 32, 3))
+    params = jax.eval_shape(lambda key: model.init(key, images, False), jax.random.key(0))["params"]
+    leaves = jax.tree.leaves(params)
+    whole = sum(x.size for x in leaves if "fsdp" not in mesh.state_spec(x.shape, fsdp))
+    assert 4 * whole < 100e6  # bytes
 
 
 def test_mesh_axes_and_order():

@@ -5,9 +5,11 @@ RegNetYs under both of PyTorch's namings and the smallest ResNeXt: all else diff
 """
 
 import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -68,10 +70,13 @@ RECIPES = {
 
 @functools.cache
 def abstract(name: str) -> tuple[jax.ShapeDtypeStruct, Any]:
-    """Shapes of the features and of the variables of the network called `name`."""
+    """Shapes of the features and of the variables of the network called `name`, none padded."""
     images = jnp.zeros((1, 32, 32, 3))
     model = models.build(name, group_conv="native")  # fastest to trace
-    return jax.eval_shape(lambda key: model.init_with_output(key, images, False), jax.random.key(0))
+    with mock.patch.object(layers, "LARGE_KERNEL", math.inf):
+        return jax.eval_shape(
+            lambda key: model.init_with_output(key, images, False), jax.random.key(0)
+        )
 
 
 def parameter_count(tree: Any) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from steps import MODEL, accumulation_changes_nothing, batches, build, losses, same_as_alone
 
+from hashvision.models import layers
 from hashvision.training import mesh as meshes
 from hashvision.training import state
 
@@ -22,7 +23,10 @@ def single():
 
 @pytest.fixture(autouse=True)
 def shard_everything(monkeypatch):
+    """And store kernels with zeros beyond their outputs; `single`, made before, has none."""
     monkeypatch.setattr(meshes, "SMALLEST_SHARDED", 64)
+    monkeypatch.setattr(layers, "LARGE_KERNEL", 64)
+    monkeypatch.setattr(layers, "STORED_MULTIPLE", 24)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])

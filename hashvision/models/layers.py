@@ -5,6 +5,7 @@ are sharded over the mesh axes BATCH_AXES of the mesh in force (`jax.set_mesh`),
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,12 @@ GROUP_CONV_FORMS = {"cpu": "blocks", "tpu": "packed", "gpu": "native"}
 CPU_BLOCK = 16
 TPU_LANES = 128
 
+# Kernels of this many elements are stored with outputs of zero up to a multiple of 128, so that
+# every power of two up to it divides them, as a state sharded over that many devices needs: the
+# 11,110 channels of RegNetY-10B would be cut into two at most, and be held whole everywhere.
+LARGE_KERNEL = 2**20
+STORED_MULTIPLE = 128
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # PyTorch's kaiming_normal_(mode="fan_out") of both families' authors: std sqrt(2 / (h w D)). For a
 # grouped kernel PyTorch counts all D channels out, and so does this initializer.
@@ -39,6 +46,29 @@ def gathered(parameter: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return parameter
     return lax.with_sharding_constraint(parameter, PartitionSpec())
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a kernel of `shape` is a parameter: its outputs padded where it is large.
+
+    The rest is zero and stays so: nothing reads it, so it has no gradient, and no optimiser here
+    moves a zero without one.
+    """
+    if math.prod(shape) < LARGE_KERNEL:
+        return shape
+    return (*shape[:-1], -(-shape[-1] // STORED_MULTIPLE) * STORED_MULTIPLE)
+
+
+def _kernel(module: nn.Module, shape: tuple[int, ...], init: Any) -> jax.Array:
+    """The module's parameter `kernel`, of `shape` and the module's dtype, whole on every device."""
+    stored = stored_shape(shape)
+
+    def padded(rng: jax.Array, dtype: Any) -> jax.Array:
+        kernel = init(rng, shape, dtype)
+        return jnp.pad(kernel, [(0, more - size) for size, more in zip(shape, stored, strict=True)])
+
+    kernel = module.param("kernel", padded, jnp.float32)
+    return gathered(kernel.astype(module.dtype))[..., : shape[-1]]
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
@@ -162,8 +192,7 @@ class GroupConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), features)."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", fan_out_normal, shape, jnp.float32)
-        x, kernel = x.astype(self.dtype), gathered(kernel.astype(self.dtype))
+        x, kernel = x.astype(self.dtype), _kernel(self, shape, fan_out_normal)
         if self.groups == 1:
             return conv(x, kernel, self.stride)
         if x.shape[-1] != self.features:
@@ -230,9 +259,9 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, C) to (B, features)."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = _kernel(self, shape, self.kernel_init)
         bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
-        return x.astype(self.dtype) @ gathered(kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return x.astype(self.dtype) @ kernel + bias.astype(self.dtype)
 
 
 class SqueezeExcite(nn.Module):
