@@ -31,7 +31,9 @@ def shard_everything(monkeypatch):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
 def test_eight_devices_equal_one(single, data, fsdp):
-    same_as_alone(single, data, fsdp, "hashtag")
+    final, alone = same_as_alone(single, data, fsdp, "hashtag")
+    sizes = [sum(x.size for x in jax.tree.leaves(each.params)) for each in (final, alone)]
+    assert sizes[0] > sizes[1]  # zeros and all
 
 
 def compiled(data, fsdp, model=MODEL):
