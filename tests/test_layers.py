@@ -128,6 +128,63 @@ def test_dense_conv_equals_plain_numpy(size, stride):
     np.testing.assert_allclose(y, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_a_1x1_convolution_equal_plain_numpy(stride):
+    x, kernel = drawn("x", 2, 7, 6, 5), drawn("kernel", 1, 1, 5, 3)
+    y, pull = jax.vjp(functools.partial(layers.conv, stride=stride), x, kernel)
+    dy = drawn("dy", *y.shape)
+    plain_dx = np.zeros(x.shape)
+    plain_dx[:, ::stride, ::stride] = dy.astype(np.float64) @ kernel[0, 0].T
+    plain_dkernel = np.einsum("bhwc,bhwd->cd", x[:, ::stride, ::stride].astype(np.float64), dy)
+    dx, dkernel = pull(dy)
+    np.testing.assert_allclose(dx, plain_dx, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dkernel[0, 0], plain_dkernel, rtol=1e-5, atol=1e-6)
+
+
+def compiled_kernel_gradient(product: Any) -> str:
+    """The program for CPU of the gradient in the kernel, between what stands around it in a net."""
+    x, kernel, dy = drawn("x", 8, 16, 16, 64), drawn("kernel", 64, 32), drawn("dy", 8, 16, 16, 32)
+
+    def gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> Any:
+        return jax.vjp(product, jnp.maximum(x, 0), kernel)[1](dy * 2 + 1)[1]
+
+    return jax.jit(gradient).lower(x, kernel, dy).compile().as_text()
+
+
+def test_no_gradient_of_a_1x1_convolution_is_transposed_in_memory():
+    # ResNeXt-50's step was a fifth slower by these copies. When the second line fails, XLA needs
+    # no help with it, and `matmul` can go.
+    assert "copy" not in compiled_kernel_gradient(layers.matmul)
+    assert "copy" in compiled_kernel_gradient(lambda x, kernel: x @ kernel)
+
+
+def plain_max_pool(x: np.ndarray, dy: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Each window's largest, and dy laid where the first of them is, position by position."""
+    batch, height, width, channels = x.shape
+    y = np.zeros((batch, -(-height // 2), -(-width // 2), channels))
+    dx = np.zeros(x.shape)
+    for b, row, column, c in np.ndindex(y.shape):
+        top, left = max(2 * row - 1, 0), max(2 * column - 1, 0)
+        window = x[b, top : 2 * row + 2, left : 2 * column + 2, c]
+        y[b, row, column, c] = window.max()
+        if dy is not None:
+            first = np.unravel_index(window.argmax(), window.shape)
+            dx[b, top + first[0], left + first[1], c] += dy[b, row, column, c]
+    return y, dx
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 2)])
+@pytest.mark.parametrize("equal", [False, True], ids=["drawn", "many equal"])
+def test_max_pool_and_its_gradient_equal_plain_numpy(size, equal):
+    x = drawn("x", 2, *size, 3)
+    x = np.round(x) if equal else x - 2  # below zero, that no padding may win
+    y, pull = jax.vjp(layers.max_pool, x)
+    dy = drawn("dy", *y.shape)
+    plain, plain_dx = plain_max_pool(x, dy)
+    np.testing.assert_array_equal(y, plain)
+    np.testing.assert_allclose(pull(dy)[0], plain_dx, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_group_conv_module_has_one_kernel_shape_in_every_form(form):
     module = layers.GroupConv(24, 3, 2, groups=3, form=form, dtype=jnp.bfloat16)
@@ -241,6 +298,45 @@ def test_batch_norm_equals_plain_numpy(groups):
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(after["mean"], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(after["var"], var, rtol=1e-5)
+
+
+def plain_batch_norm_gradients(
+    x: np.ndarray, scale: np.ndarray, dy: np.ndarray, groups: int, epsilon: float = 1e-5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ioffe and Szegedy's section 3, equation by equation, in float64: dx, dscale, dbias."""
+    inputs, scales = [], []
+    for part, gradient in zip(np.split(x, groups), np.split(dy, groups), strict=True):
+        flat, g = (a.astype(np.float64).reshape(-1, x.shape[-1]) for a in (part, gradient))
+        mean, var = flat.mean(0), flat.var(0)
+        normal = g * scale
+        dvar = (normal * (flat - mean) * -0.5 * (var + epsilon) ** -1.5).sum(0)
+        dmean = (-normal / np.sqrt(var + epsilon)).sum(0) + dvar * -2 * (flat - mean).mean(0)
+        dx = normal / np.sqrt(var + epsilon) + dvar * 2 * (flat - mean) / len(flat)
+        inputs.append((dx + dmean / len(flat)).reshape(part.shape))
+        scales.append((g * (flat - mean) / np.sqrt(var + epsilon)).sum(0))
+    return np.concatenate(inputs), np.sum(scales, 0), dy.astype(np.float64).sum((0, 1, 2))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_gradients_of_batch_norm_equal_plain_numpy(groups):
+    x, variables = 3 * drawn("x", 8, 3, 5, 6) + 2, norm_variables(6)
+    dy = drawn("dy", *x.shape)
+
+    def output(x: jax.Array, params: Any) -> jax.Array:
+        return normalise(x, {**variables, "params": params}, groups=groups)[0]
+
+    dx, params = jax.vjp(output, x, variables["params"])[1](dy)
+    plain = plain_batch_norm_gradients(x, variables["params"]["scale"], dy, groups)
+    for ours, expected in zip((dx, params["scale"], params["bias"]), plain, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_keeps_no_float32_copy_of_bfloat16_for_its_gradient():
+    # Autodiff would keep x - mean in float32: twice the activations of a network.
+    x, variables = jnp.asarray(drawn("x", 8, 4, 4, 6), jnp.bfloat16), norm_variables(6)
+    _, pull = jax.vjp(lambda x: normalise(x, variables, dtype=jnp.bfloat16)[0], x)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]
+    assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
 
 
 def test_batch_norm_of_two_groups_normalises_the_halves_apart():
