@@ -68,11 +68,21 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
+    if arguments.topology != "gpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
     from hashvision import plan
 
-    config = _config(arguments.config, rest)
-    print(plan.table(plan.plan(config, arguments.topology, arguments.classes, arguments.photos)))
+    found = plan.plan(
+        _config(arguments.config, rest),
+        arguments.topology,
+        arguments.classes,
+        arguments.images,
+        arguments.price_per_chip_hour,
+    )
+    print(plan.table(found))
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            file.write(found.as_json() + "\n")
 
 
 def _nothing_more(rest: list[str]) -> None:
@@ -191,14 +201,20 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser(
         "plan",
-        help="what a TPU pod's chips would hold, with no TPU at hand",
+        help="memory, speed and price of a run on a TPU pod, with no TPU at hand",
         description="Compiles the step that `train` would run (needs `pip install libtpu`)."
         " --config.KEY=VALUE sets any key of configs/base.py.",
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
-    verb.add_argument("--topology", required=True, help="KIND:SHAPE, such as v4:4x4x8 or v5e:16x16")
+    verb.add_argument(
+        "--topology",
+        required=True,
+        help="KIND:SHAPE, such as v4:4x4x8 or v5e:16x16; cpu:N; or gpu, those that are here",
+    )
     verb.add_argument("--classes", type=int, default=1500, help="of the vocabulary (hashtags)")
-    verb.add_argument("--photos", type=float, default=1e9, help="of an epoch")
+    verb.add_argument("--images", type=float, default=1e9, help="of an epoch")
+    verb.add_argument("--price_per_chip_hour", type=float, default=0.0)
+    verb.add_argument("--json", help="a file for all figures")
     verb.set_defaults(run=_plan)
 
     verb = verbs.add_parser("evaluate", help="workdir and labelled photos -> numbers")

@@ -1,53 +1,141 @@
-"""The train step compiled for a TPU topology nobody has started yet: what a chip would hold."""
+"""The train step compiled for chips that are not here: what one would hold, and how fast it is."""
 
+import dataclasses
+import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
+from hashvision import hlo
 from hashvision.errors import UserError
 from hashvision.training import Config, presets
 from hashvision.training import program as programs
 
-# Memory of a chip in GiB (cloud.google.com/tpu/docs/system-architecture-tpu-vm). Where the compiler
-# counts each of a chip's two cores as a device, as for v3 and v4, each has half.
-MEMORY = {"v3": 32, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+CHIPS_A_HOST = 4
 
 
-class Plan(NamedTuple):
-    """What one device of the topology holds while it trains, in bytes."""
+class Chip(NamedTuple):
+    """Of cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of each kind.
 
+    Where the compiler counts each of a chip's two cores as a device, as for v3 and v4, each has
+    half of all but the clock.
+    """
+
+    memory: int  # GiB
+    tflops: float  # at most, in bfloat16
+    # Of a core, GHz: what gives that peak with its matrix units of 128x128 (v6e: 256x256).
+    clock: float
+    interconnect: int  # GB/s to the neighbours together, one way
+
+
+CHIPS = {
+    "v3": Chip(32, 123, 0.94, 400),
+    "v4": Chip(32, 275, 1.05, 300),
+    "v5e": Chip(16, 197, 1.5, 200),
+    "v5p": Chip(95, 459, 1.75, 600),
+    "v6e": Chip(32, 918, 1.75, 448),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run of a config on a topology. Sizes are bytes on one device, times seconds."""
+
+    model: str
     topology: str
     devices: int
+    chips: int
+    batch_size: int
+    steps: int
     held: dict[str, int]  # by kind; temporary is the compiler's own figure
-    memory: int  # that the device has
+    memory: int  # that the device has; 0 where that is not known
+    model_flops: float  # of a step on all devices, without what a form of the step adds
+    compiled_flops: float  # of a step on one device; a loop's body counts once
+    cycles: int  # the compiler's estimate of a step on one device; 0 where it makes none
+    collectives: list[hlo.Collective]
     compile_seconds: float
-    text: str  # the compiled program's HLO
+    price_per_chip_hour: float = 0.0
+    text: str = dataclasses.field(default="", repr=False)  # the compiled program's HLO
 
     @property
     def needed(self) -> int:
         """Bytes that a device needs in all."""
         return sum(self.held.values())
 
+    @property
+    def chip(self) -> Chip | None:
+        """The kind of chip; None for devices that are no TPUs."""
+        return CHIPS.get(self.topology.partition(":")[0])
+
+    @property
+    def share(self) -> float:
+        """How much of a chip a device is."""
+        return self.chips / self.devices
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of a step, by the compiler's cycles."""
+        return self.cycles / (self.chip.clock * 1e9) if self.chip else 0.0
+
+    @property
+    def collective_seconds(self) -> float:
+        """Of a step, if its collectives used every link fully: their floor."""
+        if not self.chip:
+            return 0.0
+        return sum(each.sent for each in self.collectives) / (
+            self.chip.interconnect * 1e9 * self.share
+        )
+
+    @property
+    def step_seconds(self) -> float:
+        """With nothing overlapped."""
+        return self.compute_seconds + self.collective_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation (PaLM, appendix B) with nothing overlapped."""
+        if not (self.chip and self.step_seconds):
+            return 0.0
+        return self.model_flops / (self.step_seconds * self.chip.tflops * 1e12 * self.chips)
+
+    def as_json(self) -> str:
+        """All figures, also those that follow from others."""
+        values = dataclasses.asdict(self)
+        del values["text"]
+        values["collectives"] = [{**each._asdict(), "sent": each.sent} for each in self.collectives]
+        for name in ("needed", "compute_seconds", "collective_seconds", "step_seconds", "mfu"):
+            values[name] = getattr(self, name)
+        return json.dumps(values, indent=2)
+
 
 def devices_of(topology: str) -> list[Any]:
-    """The devices of a TPU topology, to compile for.
+    """The devices of a topology, to compile for.
 
     Args:
-      topology: KIND:SHAPE, v5e:16x16 say.
+      topology: KIND:SHAPE of TPUs, v5e:16x16 say; cpu:N for N simulated devices (before JAX has
+        made any); gpu for those that are here.
 
     Raises:
       UserError: there is no such topology or no compiler for it.
     """
     kind, _, shape = topology.partition(":")
-    if kind not in MEMORY or not shape:
+    if kind == "cpu" and shape.isdigit() and int(shape):
+        jax.config.update("jax_num_cpu_devices", int(shape))
+        return jax.devices("cpu")
+    if topology == "gpu":
+        try:
+            return jax.devices("gpu")
+        except RuntimeError:
+            raise UserError("--topology=gpu: JAX finds no GPU here; give a TPU or cpu:N.") from None
+    if kind not in CHIPS or not shape:
         raise UserError(
             f"--topology={topology} is none that is known; give KIND:SHAPE, such as v4:4x4x8 or"
-            f" v5e:16x16, of {', '.join(MEMORY)}."
+            f" v5e:16x16, of {', '.join(CHIPS)}, or cpu:N, or gpu."
         )
     # What libtpu asks for where there is no TPU that would tell it.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
@@ -55,6 +143,10 @@ def devices_of(topology: str) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # It takes no TPU, so it may plan beside a run that has one.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Code is made fusion by fusion, which takes most of the time: on all cores.
+    threads = f"--xla_jf_internal_num_threads={os.cpu_count()}"
+    parallel = f"{threads} --xla_tpu_impure_hlo_parallel_compile=true"
+    os.environ.setdefault("LIBTPU_INIT_ARGS", parallel)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # libtpu answers with several kinds
@@ -70,14 +162,60 @@ def _bytes_a_device(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def plan(config: Config, topology: str, classes: int, photos: float) -> Plan:
-    """Compiles the step that `train` would run, with its shardings, for a TPU topology.
+def forward_flops(jaxpr: Any) -> float:
+    """Two for each multiplication of the convolutions and products of a jaxpr; loops by length."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        operands = [x.aval.shape for x in (*equation.invars, *equation.outvars)]
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            products = math.prod(operands[0][axis] for axis in contracted)
+            total += 2.0 * math.prod(operands[-1]) * products
+        elif equation.primitive.name == "conv_general_dilated":
+            features = operands[1][equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(operands[-1]) * (math.prod(operands[1]) // features)
+        # Of a condition one branch runs; a function with its own gradient may stand there twice.
+        inner = max((forward_flops(each) for each in _jaxprs(equation.params)), default=0.0)
+        total += inner * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+    return total
+
+
+def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
+    for value in parameters.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(each, "jaxpr", each)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def model_flops(config: Config, program: programs.Program, classes: int, photos: float) -> float:
+    """FLOPs of a step on all devices: three times those of its forward pass.
+
+    Of the network as the paper has it: neither the zeros of merged groups nor what is computed
+    again to save memory count.
+    """
+    plain = config.copy_and_resolve_references()
+    plain.model.group_conv, plain.mesh.fsdp = "native", 1
+    objective = programs.build(plain, classes, photos, jax.devices()[:1]).objective
+    arguments = (program.abstract.params, program.abstract.extra, program.abstract_batch)
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    step = jax.ShapeDtypeStruct((), "int32")
+    loss = jax.make_jaxpr(objective.loss)(*arguments, jax.random.key(0), step)
+    return 3 * forward_flops(loss.jaxpr)
+
+
+def plan(
+    config: Config, topology: str, classes: int, photos: float, price_per_chip_hour: float = 0.0
+) -> Plan:
+    """Compiles the step that `train` would run, with its shardings, for a topology.
 
     Args:
       config: the schema of configs/base.py.
-      topology: KIND:SHAPE, v5e:16x16 say.
+      topology: see `devices_of`.
       classes: of the vocabulary.
       photos: of an epoch.
+      price_per_chip_hour: in any currency; 0 prices nothing.
 
     Raises:
       UserError: there is no such topology or no compiler for it, or the config does not fit it.
@@ -97,8 +235,11 @@ def plan(config: Config, topology: str, classes: int, photos: float) -> Plan:
             if line is None:
                 raise
             raise UserError(
-                f"{config.model.name} does not fit {topology}: {line.strip()}"
+                f"{config.model.name} does not fit {topology}: {line.strip()} More chips, a larger"
+                " --config.mesh.fsdp, --config.accumulate, a smaller --config.batch_size or"
+                " --config.model.remat='(True, True, True, True)' would need less."
             ) from None
+    seconds = time.monotonic() - start
     state = program.abstract
     held = {
         "parameters": _bytes_a_device(state.params),
@@ -109,22 +250,70 @@ def plan(config: Config, topology: str, classes: int, photos: float) -> Plan:
         "temporary": compiled.memory_analysis().temp_size_in_bytes,
     }
     chips = len({str(getattr(device, "coords", device.id)) for device in devices})
-    memory = MEMORY[topology.partition(":")[0]] * 2**30 * chips // len(devices)
-    seconds = time.monotonic() - start
-    return Plan(topology, len(devices), held, memory, seconds, compiled.as_text())
+    chip, text = CHIPS.get(topology.partition(":")[0]), compiled.as_text()
+    return Plan(
+        model=config.model.name,
+        topology=topology,
+        devices=len(devices),
+        chips=chips,
+        batch_size=config.batch_size,
+        steps=program.total_steps,
+        held=held,
+        memory=chip.memory * 2**30 * chips // len(devices) if chip else 0,
+        model_flops=model_flops(config, program, classes, photos),
+        compiled_flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
+        cycles=hlo.cycles(text),
+        collectives=hlo.collectives(text),
+        compile_seconds=seconds,
+        price_per_chip_hour=price_per_chip_hour,
+        text=text,
+    )
 
 
 def table(found: Plan) -> str:
     """A plan as the lines that are printed."""
-    rows: Mapping[str, int] = {**found.held, "in all": found.needed, "there is": found.memory}
-    lines = [f"{found.topology}: {found.devices} devices, GiB on each", ""]
-    lines += [f"{name:<22}{size / 2**30:>8.2f}" for name, size in rows.items()]
-    share = found.needed / found.memory
-    lines.append("")
-    lines.append(
-        f"fits, with {1 - share:.0%} to spare"
-        if share <= 1
-        else f"does not fit, by {(share - 1) * found.memory / 2**30:.2f} GiB a device"
-    )
+    lines = [f"{found.model} on {found.topology}: {found.devices} devices, GiB on each", ""]
+    rows = {**found.held, "in all": found.needed}
+    if found.memory:
+        rows["there is"] = found.memory
+    lines += [f"{name:<22}{size / 2**30:>8.2f}" for name, size in rows.items()] + [""]
+    if found.memory:
+        share = found.needed / found.memory
+        lines.append(
+            f"fits, with {1 - share:.0%} to spare"
+            if share <= 1
+            else f"does not fit, by {(share - 1) * found.memory / 2**30:.2f} GiB a device"
+        )
     lines.append(f"compiled in {found.compile_seconds:.0f} s")
+    lines += ["", f"{'model FLOPs a step':<22}{found.model_flops:>11.3g}, on all devices"]
+
+    kinds = {each.kind: [0, 0.0] for each in found.collectives}
+    for each in found.collectives:
+        kinds[each.kind][0] += each.times
+        kinds[each.kind][1] += each.sent
+    for kind, (count, sent) in kinds.items():
+        lines.append(f"{kind:<22}{count:>6} a step, {sent / 2**20:,.1f} MiB sent by a device")
+    if not (found.cycles and found.chip):
+        lines.append("This compiler estimates no cycles: no step time, no price.")
+        return "\n".join(lines)
+    hours = found.steps * found.step_seconds / 3600
+    hosts = max(1, found.chips // CHIPS_A_HOST)
+    rate = found.batch_size / found.step_seconds
+    lines += [
+        "",
+        "Estimated, from the compiler's cycles of each fusion, one after the other, at"
+        f" {found.chip.clock} GHz,",
+        "and collectives at the speed of all links, nothing overlapped. Left out: waiting for",
+        "copies in memory, for slower chips and for the host.",
+        f"{'cycles a step':<22}{found.cycles / 1e6:>10.1f} million on a device",
+        f"{'step':<22}{found.step_seconds:>10.4f} s: {found.compute_seconds:.4f} of computation,"
+        f" {found.collective_seconds:.4f} of collectives",
+        f"{'MFU':<22}{found.mfu:>10.1%} of {found.chip.tflops * found.chips / 1000:,.1f} PFLOP/s",
+        f"{'photos':<22}{rate:>10,.0f} a second, {rate / hosts:,.0f} from each of {hosts} hosts",
+        f"{'run':<22}{hours:>10,.1f} hours of {found.steps:,} steps",
+    ]
+    if found.price_per_chip_hour:
+        price = hours * found.chips * found.price_per_chip_hour
+        each = found.price_per_chip_hour
+        lines.append(f"{'price':<22}{price:>10,.0f} at {each} a chip and hour")
     return "\n".join(lines)

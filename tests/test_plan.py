@@ -1,12 +1,19 @@
+import dataclasses
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from hashvision import plan
+from hashvision import hlo, plan
 from hashvision.__main__ import _config
 from hashvision.errors import UserError
-from hashvision.training import program
+from hashvision.models import layers
+from hashvision.training import presets, program
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 SMALL = (
@@ -34,9 +41,100 @@ def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
     assert "all-gather" in found.text
 
 
+# 1,000 steps of 64 photos on four chips of 197 TFLOP/s at 1.5 GHz: half a second of cycles a step,
+# and half a second for what each sends (an all-reduce of 80 GB over two, at 200 GB/s, half twice).
+MADE_UP = plan.Plan(
+    model="made_up",
+    topology="v5e:2x2",
+    devices=4,
+    chips=4,
+    batch_size=64,
+    steps=1000,
+    held={"parameters": 20 * 2**30},
+    memory=16 * 2**30,
+    model_flops=4 * 197e12 / 4,
+    compiled_flops=0.0,
+    cycles=750_000_000,
+    collectives=[hlo.Collective("all-reduce", 25 * 10**9, 10**11, 2, 1)],
+    compile_seconds=1.0,
+    price_per_chip_hour=9.0,
+)
+
+
 def test_what_does_not_fit_says_by_how_much():
-    found = plan.Plan("v5e:2x2", 4, {"parameters": 20 * 2**30}, 16 * 2**30, 1.0, "")
-    assert "does not fit, by 4.00 GiB a device" in plan.table(found)
+    assert "does not fit, by 4.00 GiB a device" in plan.table(MADE_UP)
+
+
+def test_time_price_and_mfu_follow_from_cycles_and_bytes():
+    assert MADE_UP.compute_seconds == pytest.approx(0.5)
+    assert MADE_UP.collective_seconds == pytest.approx(0.5)
+    assert MADE_UP.mfu == pytest.approx(0.25)
+    text = plan.table(MADE_UP)
+    assert "64 a second, 64 from each of 1 hosts" in text
+    assert "0.3 hours of 1,000 steps" in text and "10 at 9.0 a chip and hour" in text
+    values = json.loads(MADE_UP.as_json())
+    assert values["mfu"] == pytest.approx(0.25) and values["held"] == MADE_UP.held
+    assert values["collectives"][0]["sent"] == 1e11 and "text" not in values
+
+
+def test_a_core_that_counts_as_a_device_has_half_a_chips_links():
+    core = dataclasses.replace(MADE_UP, topology="v4:2x2x1", devices=8)
+    seconds = 1e11 / (plan.CHIPS["v4"].interconnect / 2 * 1e9)
+    assert core.collective_seconds == pytest.approx(seconds)
+
+
+def test_the_clock_gives_the_peak_of_the_matrix_units():
+    # Matrix units of a chip, and their side: cloud.google.com/tpu/docs, the page of each kind.
+    units = {"v3": (4, 128), "v4": (8, 128), "v5e": (4, 128), "v5p": (8, 128), "v6e": (4, 256)}
+    for kind, (count, side) in units.items():
+        peak = count * side**2 * 2 * plan.CHIPS[kind].clock / 1000
+        assert peak == pytest.approx(plan.CHIPS[kind].tflops, rel=0.01)
+
+
+def test_flops_of_loops_conditions_and_grouped_convolutions():
+    def forward(x, kernel, matrix):
+        y = layers.grouped_conv(x, kernel, 2, "native")  # 2x3x3 positions, 8 out of 3 * 3 * 4
+        flat = y.reshape(18, 8)
+        flat, _ = jax.lax.scan(lambda z, _: (jnp.tanh(z @ matrix), None), flat, length=5)
+        other = lambda z: z  # noqa: E731
+        return jax.lax.cond(flat[0, 0] > 0, lambda z: layers.matmul(z, matrix), other, flat)
+
+    shapes = [jnp.zeros(shape) for shape in ((2, 6, 6, 8), (3, 3, 4, 8), (8, 8))]
+    flops = plan.forward_flops(jax.make_jaxpr(forward)(*shapes).jaxpr)
+    assert flops == 2 * (2 * 3 * 3) * 8 * 3 * 3 * 4 + (5 + 1) * 2 * 18 * 8 * 8
+
+
+@pytest.mark.parametrize(("variant", "gflops"), [("32x8d", 16.4), ("32x48d", 153.0)])
+def test_model_flops_are_the_papers(variant, gflops):
+    """Multiplications of a photo of 224 pixels (WSL, table 3: 16 and 153 billion), times 6."""
+    config = _config(str(CONFIGS / f"wsl_resnext101.py:{variant}"), ["--config.batch_size=8"])
+    presets.fill(config, 1e9)
+    built = program.build(config, 1500, 1e9, jax.devices()[:8])
+    flops = plan.model_flops(config, built, 1500, 1e9)
+    assert flops == pytest.approx(8 * 6e9 * gflops, rel=0.02)
+
+
+@pytest.mark.slow
+def test_plan_on_simulated_cpus_needs_no_tpu_compiler(tmp_path):
+    """As a user would, in a process of its own: devices are made before JAX starts."""
+    arguments = [
+        "plan",
+        f"--config={CONFIGS / 'demo.py'}",
+        "--topology=cpu:2",
+        f"--json={tmp_path / 'plan.json'}",
+        *SMALL[:2],
+        "--config.batch_size=8",
+    ]
+    command = [sys.executable, "-m", "hashvision", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "regnety_200mf on cpu:2: 2 devices" in done.stdout
+    assert "estimates no cycles" in done.stdout and "there is" not in done.stdout
+    values = json.loads((tmp_path / "plan.json").read_text())
+    assert values["devices"] == 2 and values["step_seconds"] == 0
+    assert {each["kind"] for each in values["collectives"]} == {"all-reduce"}
+    # 200 MF of multiplications at 224 pixels, at 32, where borders weigh more, and the classes.
+    assert values["model_flops"] == pytest.approx(8 * 6 * 200e6 * (32 / 224) ** 2, rel=0.3)
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "tpu"])

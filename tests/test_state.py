@@ -2,13 +2,13 @@
 
 import re
 
-import collectives
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from steps import MODEL, accumulation_changes_nothing, batches, build, losses, same_as_alone
 
+from hashvision import hlo
 from hashvision.models import layers
 from hashvision.training import mesh as meshes
 from hashvision.training import state
@@ -98,4 +98,4 @@ def test_accumulating_moves_no_photos():
     mesh, _, abstract, batch, step = build(8, 1, parts=2)
     with jax.set_mesh(mesh):
         text = step.lower(abstract, batch).compile().as_text()
-    assert {kind for kind, _ in collectives.of(text)} == {"all-reduce"}
+    assert {each.kind for each in hlo.collectives(text)} == {"all-reduce"}

@@ -2,14 +2,13 @@ import importlib.util
 import math
 import pathlib
 
-import collectives
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hashvision import plan
+from hashvision import hlo, plan
 from hashvision.augment import Augmentation
 from hashvision.models import ProjectionHead
 from hashvision.objectives import swav
@@ -311,7 +310,8 @@ def test_8_devices_give_the_same_codes_and_talk_of_prototypes_only(scores):
 
     def communicated(photos):
         shape = jax.ShapeDtypeStruct((photos, 10), jnp.float32, sharding=sharding)
-        return collectives.of(codes.lower(shape).compile().as_text())
+        found = hlo.collectives(codes.lower(shape).compile().as_text())
+        return [(each.kind, each.elements) for each in found]
 
     few, many = communicated(64), communicated(6400)
     assert few == many and few
@@ -334,7 +334,8 @@ def test_on_tpus_codes_talk_of_prototypes_only(queue):
             (photos, 1 + queue, prototypes), jnp.float32, sharding=sharding
         )
         codes = jax.jit(lambda s: swav.sinkhorn(s, 0.05, 3), out_shardings=sharding)
-        return collectives.of(codes.lower(shape).compile().as_text())
+        found = hlo.collectives(codes.lower(shape).compile().as_text())
+        return [(each.kind, each.elements) for each in found]
 
     # A maximum and a sum of one number a prototype, in each iteration.
     for photos, prototypes in ((256, 3000), (2048, 3000), (256, 6000)):

@@ -43,15 +43,18 @@ def schedule(
         raise UserError(f"optimizer.schedule={kind!r} is none of {', '.join(SCHEDULES)}")
 
     def rate(step: Any) -> jax.Array:
+        # Floats: a plan of a billion photos may have more steps than an int32 counts.
         step = jnp.asarray(step, jnp.float32)
-        done = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+        done = jnp.clip(
+            (step - float(warmup_steps)) / max(float(total_steps - warmup_steps), 1), 0.0, 1.0
+        )
         if kind == "cosine":
             decay = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
         elif kind == "halving":
             decay = 0.5 ** jnp.floor(done * (halvings + 1)).clip(0, halvings)
         else:
             decay = jnp.ones(())
-        warmup = jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
+        warmup = jnp.minimum((step + 1) / max(float(warmup_steps), 1), 1.0)
         return jnp.asarray(peak * warmup * decay, jnp.float32)
 
     return rate

@@ -1,0 +1,108 @@
+"""What a compiled program does, read from its text (HLO): cycles and collectives."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_START = re.compile(r"(ENTRY )?%([\w.\-]+) .*\{$")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_SHAPE = re.compile(r"([a-z]+\d+)\w*\[([\d,]*)\]")
+_GROUP = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\})")
+_MESH = re.compile(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}")
+
+
+class Collective(NamedTuple):
+    """A collective of a program as one device has it."""
+
+    kind: str  # one of COLLECTIVES
+    elements: int  # of the result; several results are added up
+    size: int  # bytes of the result
+    devices: int  # that take part; 0 where the text does not say
+    times: int  # it runs in one run of the program
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends at least, in all its runs (of a ring, which is optimal)."""
+        others = (self.devices - 1) / self.devices if self.devices else 1.0
+        # Of a reduce-scatter the result is one device's share of what is summed.
+        whole = self.size * (self.devices or 1) if self.kind == "reduce-scatter" else self.size
+        passes = 2 if self.kind == "all-reduce" else 1
+        return self.times * whole * (1.0 if self.kind == "collective-permute" else passes * others)
+
+
+def instructions(text: str) -> Iterator[tuple[str, int]]:
+    """The instructions that run, from the entry down, each with how often it does.
+
+    The inside of a fusion is not entered but for collectives' sake: its cycles stand at its call.
+    A loop whose trips the compiler does not know counts once.
+
+    Args:
+      text: `compiled.as_text()`.
+    """
+    computations: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        start = _START.match(line)
+        if start:
+            current = computations.setdefault(start[2], [])
+            entry = start[2] if start[1] else entry
+        elif current is not None:
+            current.append(line)
+
+    def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
+        for line in computations.get(name, ()):
+            yield line, times
+            body = re.search(r"body=%([\w.\-]+)", line)
+            if body:
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                yield from walk(body[1], times * (int(trips[1]) if trips else 1))
+            for called in re.findall(r"calls=%([\w.\-]+)", line):
+                yield from walk(called, times)
+            for called in re.findall(r" call\(.*to_apply=%([\w.\-]+)", line):
+                yield from walk(called, times)
+            branches = re.search(r"branch_computations=\{(.*?)\}", line)
+            if branches:  # one of them runs; the first stands for all
+                yield from walk(branches[1].split(",")[0].strip().removeprefix("%"), times)
+
+    yield from walk(entry, 1)
+
+
+def cycles(text: str) -> int:
+    """The compiler's own estimate of each instruction's cycles, added up; 0 where it makes none."""
+    total = 0
+    for line, times in instructions(text):
+        found = re.search(r'"estimated_cycles":"(\d+)"', line)
+        total += times * int(found[1]) if found else 0
+    return total
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of a program, in the order of their kinds and sizes."""
+    found = []
+    for line, times in instructions(text):
+        match = _COLLECTIVE.search(line)
+        if not match:
+            continue
+        shapes = _SHAPE.findall(match[1])
+        if match[0].endswith("-start(") and len(shapes) > 1 and match[2] != "all-reduce":
+            shapes = shapes[len(shapes) // 2 :]  # (operands, results)
+        counts = [math.prod(int(n) for n in dims.split(",") if n) for _, dims in shapes]
+        bits = [int(re.sub(r"\D", "", kind)) for kind, _ in shapes]
+        size = sum(n * b for n, b in zip(counts, bits, strict=True)) // 8
+        found.append(Collective(match[2], sum(counts), size, _devices(line), times))
+    return sorted(found)
+
+
+def _devices(line: str) -> int:
+    """How many take part in a collective: [groups,N]<=..., {{0,1,...},...} or mesh[...] {axes}."""
+    group, mesh = _GROUP.search(line), _MESH.search(line)
+    if group:
+        return int(group[1]) if group[1] else len(group[2].split(","))
+    if not mesh:
+        return 0
+    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+    # Part of an axis is 'axis':(before)size.
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+    return math.prod(int(part) if part else sizes[axis] for axis, part in axes)
