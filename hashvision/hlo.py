@@ -35,8 +35,9 @@ class Collective(NamedTuple):
 def instructions(text: str) -> Iterator[tuple[str, int]]:
     """The instructions that run, from the entry down, each with how often it does.
 
-    The inside of a fusion is not entered but for collectives' sake: its cycles stand at its call.
-    A loop whose trips the compiler does not know counts once.
+    A loop counts by its trips: those the compiler writes at it, as it does for CPU, or those of a
+    condition `counter < constant` with a counter from 0, as JAX makes of a scan. A loop of another
+    kind counts once.
 
     Args:
       text: `compiled.as_text()`.
@@ -56,8 +57,7 @@ def instructions(text: str) -> Iterator[tuple[str, int]]:
             yield line, times
             body = re.search(r"body=%([\w.\-]+)", line)
             if body:
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                yield from walk(body[1], times * (int(trips[1]) if trips else 1))
+                yield from walk(body[1], times * _trips(line, computations))
             for called in re.findall(r"calls=%([\w.\-]+)", line):
                 yield from walk(called, times)
             for called in re.findall(r" call\(.*to_apply=%([\w.\-]+)", line):
@@ -67,6 +67,17 @@ def instructions(text: str) -> Iterator[tuple[str, int]]:
                 yield from walk(branches[1].split(",")[0].strip().removeprefix("%"), times)
 
     yield from walk(entry, 1)
+
+
+def _trips(loop: str, computations: dict[str, list[str]]) -> int:
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%([\w.\-]+)", loop)
+    lines = computations.get(condition[1], []) if condition else []
+    constants = dict(re.findall(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", "\n".join(lines)))
+    limit = re.search(r"compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT", "\n".join(lines))
+    return int(constants.get(limit[1], 1)) if limit else 1
 
 
 def cycles(text: str) -> int:

@@ -25,14 +25,19 @@ TEXT = """HloModule jit_step, is_scheduled=true
   ROOT %t = (s32[], f32[8]) tuple(%i, %f.1)
 }
 
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %constant.2 = s32[]{:T(128)} constant(5)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt.0 = pred[]{:T(512)} compare(%i, %constant.2), direction=LT
+}
+
 %unused (p: f32[8]) -> f32[8] {
   %f.3 = f32[8]{0} fusion(%x), calls=%fused_computation, backend_config={"estimated_cycles":"999"}
 }
 
 ENTRY %main (x: f32[8]) -> f32[8] {
   %f.2 = f32[8]{0} fusion(%x), calls=%fused_computation, backend_config={"estimated_cycles":"7"}
-  %w = (s32[], f32[8]) while(%t), condition=%c, body=%body, \
-backend_config={"known_trip_count":{"n":"5"}}
+  %w = (s32[], f32[8]) while(%t), condition=%condition, body=%body
   %s = ((bf16[16]{0}), bf16[128]{0}) async-start(%f.2), calls=%async_computation
   %d = f32[2]{0} reduce-scatter(%w), replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
   ROOT %p = (f32[6]{0}, f32[6]{0}) collective-permute-start(%w), source_target_pairs={{0,1}}
@@ -42,7 +47,9 @@ backend_config={"known_trip_count":{"n":"5"}}
 
 def test_cycles_count_loops_by_their_trips_and_nothing_that_does_not_run():
     assert hlo.cycles(TEXT) == 7 + 5 * 10
-    assert hlo.cycles(TEXT.replace('"known_trip_count":{"n":"5"}', "")) == 7 + 10
+    known = TEXT.replace("body=%body\n", 'body=%body, config={"known_trip_count":{"n":"3"}}\n')
+    assert hlo.cycles(known) == 7 + 3 * 10
+    assert hlo.cycles(TEXT.replace("direction=LT", "direction=GT")) == 7 + 10
 
 
 def test_collectives_are_found_in_loops_and_in_what_is_called():
