@@ -1,0 +1,44 @@
+"""A worker of train_step.py: the same step in PyTorch with timm's network, channels last.
+
+python tests/bench/peer.py MODEL BATCH SIZE; in a Python that has torch and timm. On a CUDA GPU it
+is compiled, in bfloat16.
+"""
+
+import contextlib
+import sys
+import time
+
+with contextlib.suppress(ImportError):
+    import torchvision_cpu  # noqa: F401 # ty: ignore; where torchvision has no CPU build
+import timm
+import torch
+
+
+def main(name: str, batch: str, size: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = {"memory_format": torch.channels_last}
+    model = timm.create_model(name, num_classes=0).to(device, **layout).train()
+    images = torch.randn(int(batch), 3, int(size), int(size)).to(device, **layout)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    forward = torch.compile(model) if device == "cuda" else model
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            features = forward(images)
+        features.float().logsumexp(1).mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    start = time.perf_counter()
+    step()
+    print("ready", time.perf_counter() - start, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
