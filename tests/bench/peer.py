@@ -9,7 +9,7 @@ import sys
 import time
 
 with contextlib.suppress(ImportError):
-    import torchvision_cpu  # noqa: F401 # ty: ignore; where torchvision has no CPU build
+    import torchvision_cpu  # noqa: F401 - a stand-in where torchvision has no CPU build
 import timm
 import torch
 
