@@ -81,8 +81,14 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
     print(plan.table(found))
     if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            file.write(found.as_json() + "\n")
+        try:
+            with open(arguments.json, "w", encoding="utf-8") as file:
+                file.write(found.as_json() + "\n")
+        except OSError as error:
+            raise UserError(
+                f"--json={arguments.json} cannot be written ({error.strerror}); the plan stands"
+                " above."
+            ) from None
 
 
 def _nothing_more(rest: list[str]) -> None:

@@ -103,13 +103,35 @@ class Plan:
             return 0.0
         return self.model_flops / (self.step_seconds * self.chip.tflops * 1e12 * self.chips)
 
+    @property
+    def hosts(self) -> int:
+        """Of the topology."""
+        return max(1, self.chips // CHIPS_A_HOST)
+
+    @property
+    def photos_per_second(self) -> float:
+        """That all hosts together must deliver; 0 where no time is estimated."""
+        return self.batch_size / self.step_seconds if self.step_seconds else 0.0
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.steps * self.step_seconds / 3600
+
+    @property
+    def price(self) -> float:
+        """Of the whole run."""
+        return self.hours * self.chips * self.price_per_chip_hour
+
     def as_json(self) -> str:
         """All figures, also those that follow from others."""
         values = dataclasses.asdict(self)
         del values["text"]
         values["collectives"] = [{**each._asdict(), "sent": each.sent} for each in self.collectives]
-        for name in ("needed", "compute_seconds", "collective_seconds", "step_seconds", "mfu"):
+        following = [name for name, each in vars(Plan).items() if isinstance(each, property)]
+        for name in following:
             values[name] = getattr(self, name)
+        values["chip"] = self.chip and self.chip._asdict()
         return json.dumps(values, indent=2)
 
 
@@ -296,9 +318,7 @@ def table(found: Plan) -> str:
     if not (found.cycles and found.chip):
         lines.append("This compiler estimates no cycles: no step time, no price.")
         return "\n".join(lines)
-    hours = found.steps * found.step_seconds / 3600
-    hosts = max(1, found.chips // CHIPS_A_HOST)
-    rate = found.batch_size / found.step_seconds
+    rate, hosts = found.photos_per_second, found.hosts
     lines += [
         "",
         "Estimated, from the compiler's cycles of each fusion, one after the other, at"
@@ -310,10 +330,9 @@ def table(found: Plan) -> str:
         f" {found.collective_seconds:.4f} of collectives",
         f"{'MFU':<22}{found.mfu:>10.1%} of {found.chip.tflops * found.chips / 1000:,.1f} PFLOP/s",
         f"{'photos':<22}{rate:>10,.0f} a second, {rate / hosts:,.0f} from each of {hosts} hosts",
-        f"{'run':<22}{hours:>10,.1f} hours of {found.steps:,} steps",
+        f"{'run':<22}{found.hours:>10,.1f} hours of {found.steps:,} steps",
     ]
     if found.price_per_chip_hour:
-        price = hours * found.chips * found.price_per_chip_hour
         each = found.price_per_chip_hour
-        lines.append(f"{'price':<22}{price:>10,.0f} at {each} a chip and hour")
+        lines.append(f"{'price':<22}{found.price:>10,.0f} at {each} a chip and hour")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures speed beside the peers: benchmarks.md and benchmarks.json. PEER_PYTHON names a Python that
-# has torch and timm (pip install torch timm, in a venv of its own); without it only ours would run.
+# has torch and timm (pip install torch timm, in a venv of its own).
 # Some twenty minutes on two cores, which should do nothing else. Arguments go to
 # tests/bench/train_step.py: --rounds=20, --batches=16, --native, ...
 set -euo pipefail

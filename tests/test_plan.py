@@ -42,7 +42,7 @@ def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
 
 
 # 1,000 steps of 64 photos on four chips of 197 TFLOP/s at 1.5 GHz: half a second of cycles a step,
-# and half a second for what each sends (an all-reduce of 80 GB over two, at 200 GB/s, half twice).
+# and half a second for what each sends: 100 GB reduced over two at 200 GB/s, half of it twice.
 MADE_UP = plan.Plan(
     model="made_up",
     topology="v5e:2x2",
@@ -75,6 +75,8 @@ def test_time_price_and_mfu_follow_from_cycles_and_bytes():
     values = json.loads(MADE_UP.as_json())
     assert values["mfu"] == pytest.approx(0.25) and values["held"] == MADE_UP.held
     assert values["collectives"][0]["sent"] == 1e11 and "text" not in values
+    assert values["hours"] == pytest.approx(1000 / 3600) and values["photos_per_second"] == 64
+    assert values["price"] == pytest.approx(10) and values["hosts"] == 1
 
 
 def test_a_core_that_counts_as_a_device_has_half_a_chips_links():

@@ -120,7 +120,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--native", action="store_true", help="beside XLA's own grouped form too")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = arguments.device
+    if arguments.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for model in arguments.models.split(","):
         for batch in arguments.batches.split(","):
             ours = [sys.executable, str(HERE / "ours.py"), model, batch, str(arguments.size)]
@@ -133,7 +137,7 @@ def main() -> None:
             speed, ratio = compare(workers, int(batch), arguments.rounds)
             rows = [
                 {
-                    "name": f"train_step/{model}/{arguments.size}px/b{batch}/cpu",
+                    "name": f"train_step/{model}/{arguments.size}px/b{batch}/{arguments.device}",
                     "unit": "images/s",
                     "ours": speed["ours"],
                     "peer": speed[peer],
