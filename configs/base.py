@@ -88,6 +88,7 @@ def get_config() -> Any:
     config.knn.every = 1000  # steps
 
     config.log_every = 50  # steps
+    config.profile = ()  # (first step, how many) to trace into WORKDIR/tensorboard
     config.checkpoint = checkpoint = _group()
     checkpoint.every = 1000  # steps
     checkpoint.keep = 3  # of the newest; the one with the lowest loss is kept besides

@@ -6,6 +6,7 @@ import signal
 import types
 
 import datasets
+import jax
 import pytest
 from runs import REPO, finish, killed_and_restarted, make, refused, same, start, until
 
@@ -19,8 +20,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """An uninterrupted run to compare with."""
-    code, out, err = finish(start(place, "whole"))
+    """An uninterrupted run to compare with, traced for a while."""
+    code, out, err = finish(start(place, "whole", "--config.profile=3,4"))
     assert code == 0, err
     assert "step 24/24" in out and "images/s" in out and "waiting" in out and "left" in out
     return "whole"
@@ -49,6 +50,19 @@ def test_metrics_lines_have_the_promised_keys(place, whole):
     assert list((place / whole / "tensorboard").glob("events*"))
     kept = sorted(int(path.name) for path in (place / whole / "checkpoints").iterdir())
     assert kept[-3:] == [15, 20, 24] and len(kept) <= 4  # the newest three and the best
+
+
+def test_a_trace_holds_the_steps_that_were_asked_for(place, whole):
+    (trace,) = (place / whole / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+    events = [event for plane in planes for line in plane.lines for event in line.events]
+    steps = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+    assert sorted(steps) == [3, 4, 5, 6]
+    assert any(event.name == "ThunkExecutor::Execute" for event in events)  # what XLA did too
+
+
+def test_a_trace_of_steps_that_make_no_sense_is_refused(place):
+    assert "--config.profile=100,5" in refused(place, "unborn", "--config.profile=5,")
 
 
 def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(place):

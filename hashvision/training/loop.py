@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,12 @@ def train(config: Config, workdir: str, check: Check | None = None) -> None:
     Raises:
       UserError: something does not fit, the loss is no longer finite, or nothing is learnt.
     """
+    steps = config.profile
+    if steps and (len(steps) != 2 or not all(isinstance(n, int) and n > 0 for n in steps)):
+        raise UserError(
+            f"profile={steps!r} is no step and number of steps; set --config.profile=100,5 to trace"
+            " the five from step 100."
+        )
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
@@ -96,17 +103,20 @@ def _run(
     )
     batches = _on_devices(host_batches, program.abstract_batch)
     log = _Log(workdir, config, start, total, checkpoints, program.objective.diagnose)
-    stopping = _Stopping()
-    with jax.set_mesh(program.mesh), stopping:
+    stopping, profile = _Stopping(), _Profile(workdir, config.profile, start, total)
+    with jax.set_mesh(program.mesh), stopping, profile:
         if check and start == 0:
             with log.aside():
                 log.note(0, _checked(check, program, config, state))
         for step in range(start, total):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - asked
-            state, metrics = program.step(state, batch)  # asynchronous; the state is donated
+            profile.before(step + 1)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - asked
+                state, metrics = program.step(state, batch)  # asynchronous; the state is donated
             log.add(step + 1, metrics, waited)
+            profile.after(step + 1, metrics)
             last = step + 1 == total or stopping.asked
             if last or (step + 1) % config.checkpoint.every == 0:
                 checkpoints.save(step + 1, state, log.settle())
@@ -176,6 +186,42 @@ class _Stopping:
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
+
+
+class _Profile:
+    """A trace of some steps, which TensorBoard's profiler opens; an open one ends with the loop."""
+
+    def __init__(self, workdir: str, steps: tuple[int, ...], start: int, total: int) -> None:
+        self._folder, self._open = os.path.join(workdir, "tensorboard"), False
+        self._first, self._last = (steps[0], sum(steps) - 1) if steps else (0, 0)
+        if steps and not start < self._first <= total:
+            print(f"No trace: step {self._first:,} is none of this run's.", flush=True)
+
+    def before(self, step: int) -> None:
+        """Begins the trace if this step is its first."""
+        if step == self._first:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every Python call would hide the rest
+            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._open = True
+
+    def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Ends the trace if this step is its last, once the devices have done it."""
+        if step == self._last and self._open:
+            jax.block_until_ready(metrics)
+            self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        jax.profiler.stop_trace()
+        print(f"A trace lies in {self._folder}; TensorBoard's profiler opens it.", flush=True)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            self._close()
 
 
 class _Log:

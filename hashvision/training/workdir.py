@@ -17,6 +17,7 @@ _FREE = (
     "epochs",
     "steps",
     "log_every",
+    "profile",
     "knn",
     "swav.patience",
     "checkpoint",
