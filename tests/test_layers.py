@@ -1,7 +1,6 @@
 """Tests of the layers: equations beside plain NumPy, and what they cost on 8 devices."""
 
 import functools
-import re
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from golden import weights_rule
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from simulated import collectives, drawn, flops, mesh_of_8, replicated, sharded
 
 from hashvision.models import layers
 from hashvision.training import optim
@@ -22,34 +21,6 @@ FORMS = {
 # Channels and channels a group: groups of odd number, that do and don't divide a block or the
 # lanes, that are wider than them, and one alone.
 CHANNELS = [(24, 8), (56, 8), (40, 4), (48, 24), (264, 88), (16, 16)]
-
-
-def drawn(name: str, *shape: int) -> np.ndarray:
-    """Numbers in [-1, 1), float32."""
-    return weights_rule.uniform(name, int(np.prod(shape))).reshape(shape).astype(np.float32)
-
-
-def mesh_of_8(shape: tuple[int, int] = (8, 1)) -> jax.sharding.Mesh:
-    assert len(jax.devices()) == 8  # simulated: conftest.py
-    return jax.make_mesh(shape, layers.BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
-
-
-def sharded(mesh: jax.sharding.Mesh, x: np.ndarray) -> jax.Array:
-    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(layers.BATCH_AXES)))
-
-
-def replicated(mesh: jax.sharding.Mesh, tree: Any) -> Any:
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def flops(compiled: Any) -> float:
-    """Operations of one device."""
-    return compiled.cost_analysis()["flops"]
-
-
-def collectives(compiled: Any, kind: str) -> list[str]:
-    """The instructions of that kind in the compiled program, as text."""
-    return re.findall(rf".* {kind}(?:-start)?\(.*", compiled.as_text())
 
 
 # Grouped convolution
@@ -197,6 +168,18 @@ def test_group_conv_module_has_one_kernel_shape_in_every_form(form):
     np.testing.assert_allclose(y.astype(jnp.float32), plain, atol=0.05)
 
 
+@pytest.mark.parametrize(("groups", "apart"), [(layers.TPU_BLOCKS, True), (18, False)])
+def test_many_merged_groups_are_one_convolution_and_few_are_convolutions_of_their_own(
+    groups, apart
+):
+    x, kernel = drawn("x", 2, 4, 4, groups * 4), drawn("kernel", 3, 3, 2, groups * 4)
+    packed = functools.partial(layers.packed_conv, stride=1, lanes=4)
+    plain = plain_grouped_conv(x, kernel, 1)
+    np.testing.assert_allclose(packed(x, kernel), plain, rtol=1e-5, atol=1e-5)
+    text = str(jax.make_jaxpr(packed)(x, kernel))
+    assert text.count("conv_general_dilated") == (groups if apart else 1)
+
+
 def test_group_conv_refuses_groups_that_change_width():
     # The forms that merge groups would compute something else than a grouped convolution.
     module = layers.GroupConv(8, 3, groups=2)
@@ -248,187 +231,6 @@ def test_partitioner_alone_would_not_share_it(gradients):
     assert flops(eight) > 5 / 8 * flops_of_one
 
 
-# Batch normalisation
-
-
-def plain_batch_norm(
-    x: np.ndarray, variables: Any, groups: int = 1, momentum: float = 0.9, epsilon: float = 1e-5
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ioffe and Szegedy's equations in float64: y, and the running mean and variance after it."""
-    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
-    outputs, means, variances = [], [], []
-    for part in np.split(x.astype(np.float64), groups):
-        flat = part.reshape(-1, part.shape[-1])
-        mean, var = flat.mean(0), flat.var(0)  # biased for normalising
-        outputs.append((part - mean) / np.sqrt(var + epsilon) * scale + bias)
-        means.append(mean)
-        variances.append(flat.var(0, ddof=1))  # unbiased for running
-    old = variables["batch_stats"]
-    running_mean = momentum * old["mean"] + (1 - momentum) * np.mean(means, 0)
-    running_var = momentum * old["var"] + (1 - momentum) * np.mean(variances, 0)
-    return np.concatenate(outputs), running_mean, running_var
-
-
-def norm_variables(channels: int) -> Any:
-    shape = (channels,)
-    return {
-        "params": {
-            "scale": weights_rule.draw("weight", shape),
-            "bias": weights_rule.draw("bias", shape),
-        },
-        "batch_stats": {
-            "mean": weights_rule.draw("running_mean", shape),
-            "var": weights_rule.draw("running_var", shape),
-        },
-    }
-
-
-def normalise(x: Any, variables: Any, **options: Any) -> tuple[jax.Array, Any]:
-    """Output and statistics of a training step of BatchNorm."""
-    norm = layers.BatchNorm(**options)
-    y, after = norm.apply(variables, x, True, mutable=["batch_stats"])
-    return y, after["batch_stats"]
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_batch_norm_equals_plain_numpy(groups):
-    x, variables = 3 * drawn("x", 8, 3, 5, 6) + 2, norm_variables(6)
-    y, after = normalise(x, variables, groups=groups)
-    plain, mean, var = plain_batch_norm(x, variables, groups)
-    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(after["mean"], mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(after["var"], var, rtol=1e-5)
-
-
-def plain_batch_norm_gradients(
-    x: np.ndarray, scale: np.ndarray, dy: np.ndarray, groups: int, epsilon: float = 1e-5
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ioffe and Szegedy's section 3, equation by equation, in float64: dx, dscale, dbias."""
-    inputs, scales = [], []
-    for part, gradient in zip(np.split(x, groups), np.split(dy, groups), strict=True):
-        flat, g = (a.astype(np.float64).reshape(-1, x.shape[-1]) for a in (part, gradient))
-        mean, var = flat.mean(0), flat.var(0)
-        normal = g * scale
-        dvar = (normal * (flat - mean) * -0.5 * (var + epsilon) ** -1.5).sum(0)
-        dmean = (-normal / np.sqrt(var + epsilon)).sum(0) + dvar * -2 * (flat - mean).mean(0)
-        dx = normal / np.sqrt(var + epsilon) + dvar * 2 * (flat - mean) / len(flat)
-        inputs.append((dx + dmean / len(flat)).reshape(part.shape))
-        scales.append((g * (flat - mean) / np.sqrt(var + epsilon)).sum(0))
-    return np.concatenate(inputs), np.sum(scales, 0), dy.astype(np.float64).sum((0, 1, 2))
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_gradients_of_batch_norm_equal_plain_numpy(groups):
-    x, variables = 3 * drawn("x", 8, 3, 5, 6) + 2, norm_variables(6)
-    dy = drawn("dy", *x.shape)
-
-    def output(x: jax.Array, params: Any) -> jax.Array:
-        return normalise(x, {**variables, "params": params}, groups=groups)[0]
-
-    dx, params = jax.vjp(output, x, variables["params"])[1](dy)
-    plain = plain_batch_norm_gradients(x, variables["params"]["scale"], dy, groups)
-    for ours, expected in zip((dx, params["scale"], params["bias"]), plain, strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_batch_norm_keeps_no_float32_copy_of_bfloat16_for_its_gradient():
-    # Autodiff would keep x - mean in float32: twice the activations of a network.
-    x, variables = jnp.asarray(drawn("x", 8, 4, 4, 6), jnp.bfloat16), norm_variables(6)
-    _, pull = jax.vjp(lambda x: normalise(x, variables, dtype=jnp.bfloat16)[0], x)
-    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]
-    assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
-
-
-def test_batch_norm_of_two_groups_normalises_the_halves_apart():
-    x, variables = drawn("x", 8, 4, 4, 6), norm_variables(6)
-    x[4:] = 5 * x[4:] + 7
-    y, after = normalise(x, variables, groups=2)
-    halves = [normalise(half, variables) for half in np.split(x, 2)]
-    np.testing.assert_allclose(y, np.concatenate([half for half, _ in halves]), atol=1e-5)
-    for name in ("mean", "var"):
-        average = (halves[0][1][name] + halves[1][1][name]) / 2
-        np.testing.assert_allclose(after[name], average, rtol=1e-5)
-    together, _ = normalise(x, variables)
-    assert np.abs(np.asarray(y - together)).max() > 0.5
-
-
-def test_batch_norm_in_evaluation_uses_and_keeps_the_running_statistics():
-    x, variables = drawn("x", 3, 2, 2, 6), norm_variables(6)
-    y, after = layers.BatchNorm().apply(variables, x, False, mutable=["batch_stats"])
-    old = variables["batch_stats"]
-    plain = (x - old["mean"]) / np.sqrt(old["var"] + 1e-5)
-    plain = plain * variables["params"]["scale"] + variables["params"]["bias"]
-    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], old)
-
-
-def test_batch_norm_does_not_cancel_far_from_zero():
-    # With E[x^2] - E[x]^2 this input came out with a deviation of 15.8 (RECIPES part 4).
-    x = (1000 + 0.05 * np.sqrt(3) * drawn("x", 32, 16, 16, 4)).astype(np.float32)
-    variables = layers.BatchNorm().init(jax.random.key(0), x, True)
-    y, after = normalise(x, variables)
-    plain, mean, var = plain_batch_norm(x, variables)
-    assert np.std(y) == pytest.approx(1, abs=0.01)
-    # The mean rounds to float32 near 1000 (6e-5 apart), which is 1e-3 deviations.
-    np.testing.assert_allclose(y, plain, atol=5e-3)
-    np.testing.assert_allclose(after["mean"], mean, rtol=1e-6)
-    np.testing.assert_allclose(after["var"], var, rtol=1e-4)
-
-
-def test_batch_norm_takes_float32_statistics_of_bfloat16():
-    x, variables = jnp.asarray(3 + drawn("x", 64, 8, 8, 4), jnp.bfloat16), norm_variables(4)
-    y, after = normalise(x, variables, dtype=jnp.bfloat16)
-    plain, mean, var = plain_batch_norm(np.asarray(x, np.float32), variables)
-    assert y.dtype == jnp.bfloat16
-    assert after["mean"].dtype == after["var"].dtype == jnp.float32
-    np.testing.assert_allclose(y.astype(jnp.float32), plain, atol=0.02)
-    np.testing.assert_allclose(after["mean"], mean, rtol=1e-5)  # bfloat16 would be off by 4e-3
-    np.testing.assert_allclose(after["var"], var, rtol=1e-5)
-
-
-def test_batch_norm_init_leaves_the_statistics_at_their_start():
-    variables = layers.BatchNorm().init(jax.random.key(0), drawn("x", 2, 2, 2, 3) + 4, True)
-    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
-    np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
-
-
-def test_batch_norm_refuses_a_batch_that_does_not_divide():
-    with pytest.raises(ValueError, match="a batch of 6 does not divide into 4 groups"):
-        normalise(drawn("x", 6, 2, 2, 3), norm_variables(3), groups=4)
-
-
-def normalise_on_8(x: np.ndarray, variables: Any, groups: int, statistics: bool) -> tuple[Any, Any]:
-    """The compiled program of 8 devices, and what it returns."""
-    mesh = mesh_of_8((4, 2))
-
-    def run(x: jax.Array, variables: Any) -> Any:
-        y, after = normalise(x, variables, groups=groups)
-        return (y, after) if statistics else y
-
-    with jax.set_mesh(mesh):
-        arguments = sharded(mesh, x), replicated(mesh, variables)
-        compiled = jax.jit(run).lower(*arguments).compile()
-        return compiled, compiled(*arguments)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 8])
-def test_batch_norm_on_8_devices_equals_one(groups):
-    x, variables = drawn("x", 16, 3, 3, 5), norm_variables(5)
-    x += np.linspace(0, 2, 16, dtype=np.float32)[:, None, None, None]  # each device another mean
-    compiled, results = normalise_on_8(x, variables, groups, statistics=True)
-    expected = normalise(x, variables, groups=groups)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), results, expected)
-    assert not collectives(compiled, "all-gather")
-
-
-def test_batch_norm_of_a_group_a_device_sends_no_statistics():
-    x, variables = drawn("x", 16, 3, 3, 5), norm_variables(5)
-    compiled, _ = normalise_on_8(x, variables, groups=8, statistics=False)
-    assert not collectives(compiled, "all-reduce")
-    compiled, _ = normalise_on_8(x, variables, groups=1, statistics=False)
-    assert collectives(compiled, "all-reduce")
-
-
 # Squeeze and excitation
 
 
@@ -451,6 +253,13 @@ def test_squeeze_excite_equals_plain_numpy(dtype):
     np.testing.assert_allclose(
         y.astype(jnp.float32), x * gates[:, None, None, :], rtol=tolerance, atol=tolerance
     )
+
+
+def test_gradients_of_gates_equal_plain_numpy():
+    x, gates, dy = drawn("x", 3, 4, 5, 6), drawn("gates", 3, 6), drawn("dy", 3, 4, 5, 6)
+    dx, dgates = jax.vjp(layers.gated, x, gates)[1](jnp.asarray(dy))
+    np.testing.assert_allclose(dx, dy * gates[:, None, None], rtol=1e-6)
+    np.testing.assert_allclose(dgates, (dy * x).sum((1, 2)), rtol=1e-5)
 
 
 def test_gradients_of_blocks_are_joined_and_not_padded():

@@ -20,7 +20,7 @@ from golden import torch_names, weights_rule
 
 from hashvision import models
 from hashvision.errors import UserError
-from hashvision.models import layers, regnet, resnext
+from hashvision.models import layers, norm, regnet, resnext
 from hashvision.models.stages import Stage
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -251,8 +251,8 @@ class ToyBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = layers.GroupConv(self.width, 1, dtype=self.dtype, name="conv1")(x)
         y = layers.GroupConv(self.width, 3, self.stride, 2, dtype=self.dtype, name="conv2")(y)
-        y = layers.BatchNorm(dtype=self.dtype, name="norm")(y, train)
-        y = layers.SqueezeExcite(2, self.dtype, name="squeeze_excite")(nn.relu(y))
+        y = norm.BatchNorm(dtype=self.dtype, name="norm")(y, train, relu=True)
+        y = layers.SqueezeExcite(2, self.dtype, name="squeeze_excite")(y)
         if x.shape != y.shape:
             x = layers.GroupConv(self.width, 1, self.stride, name="shortcut", dtype=self.dtype)(x)
         return x + y
@@ -361,7 +361,20 @@ def test_remat_of_a_scanned_stage_saves_memory():
         toy_step(9, unroll=1, remat=remat).memory_analysis().temp_size_in_bytes
         for remat in (False, True)
     )
-    assert again < 0.6 * kept
+    assert again < 0.7 * kept
+
+
+def test_a_loop_keeps_its_input_and_what_convolutions_compute_alone():
+    # And neither ReLU's input and mask, nor what goes into the next convolution.
+    variables = toy_variables(5)
+
+    def output(params: Any) -> jax.Array:
+        trained = {**variables, "params": params}
+        return toy_stage(5).apply(trained, TOY_IMAGES, True, mutable=["batch_stats"])[0]
+
+    _, pull = jax.vjp(output, variables["params"])
+    shapes = [leaf.shape for leaf in jax.tree.leaves(pull)]
+    assert [shape for shape in shapes if shape[:4] == (4, 4, 5, 6)] == [(4, 4, 5, 6, 16)] * 3
 
 
 # Initial values and dtypes
@@ -370,8 +383,8 @@ def test_remat_of_a_scanned_stage_saves_memory():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["regnet", "resnext"])
 def test_initial_values(family):
-    last_norm = functools.partial(layers.BatchNorm, scale_init=nn.initializers.zeros)
-    parts = {"norm": layers.BatchNorm, "last_norm": last_norm, "conv": layers.GroupConv}
+    last_norm = functools.partial(norm.BatchNorm, scale_init=nn.initializers.zeros)
+    parts = {"norm": norm.BatchNorm, "last_norm": last_norm, "conv": layers.GroupConv}
     if family == "regnet":
         block = functools.partial(regnet.Block, width=96, group=16, dtype=jnp.float32, **parts)
     else:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hashvision.models import layers
+from hashvision.models.norm import BatchNorm
 
 # What torch.nn.Linear starts from, and so the authors' heads: uniform in +-1 / sqrt(inputs).
 linear_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -30,10 +31,9 @@ class ProjectionHead(nn.Module):
         for number, width in enumerate(self.widths):
             if number:
                 if self.norm:
-                    norm = layers.BatchNorm(
-                        self.norm_groups, dtype=self.dtype, name=f"norm{number}"
-                    )
-                    x = norm(x, train)
-                x = nn.relu(x)
+                    norm = BatchNorm(self.norm_groups, dtype=self.dtype, name=f"norm{number}")
+                    x = norm(x, train, relu=True)
+                else:
+                    x = nn.relu(x)
             x = layers.Dense(width, self.dtype, linear_uniform, name=f"dense{number + 1}")(x)
         return x.astype(jnp.float32)

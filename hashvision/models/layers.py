@@ -1,4 +1,4 @@
-"""The layers both families are made of: GroupConv, BatchNorm and SqueezeExcite.
+"""The layers both families are made of: GroupConv, Dense, SqueezeExcite; norm.py has BatchNorm.
 
 Arrays are NHWC. Parameters and statistics are float32; `dtype` is the dtype of compute. Batches
 are sharded over the mesh axes BATCH_AXES of the mesh in force (`jax.set_mesh`), if there is one.
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
@@ -20,12 +21,21 @@ BATCH_AXES = ("data", "fsdp")
 # The forms of a grouped convolution; all give the same numbers from the same kernel.
 #   blocks: dense convolutions over blocks of about 16 channels. XLA's own form is some twenty
 #           times slower to train on CPU: ResNeXt-50, 128 px, batch 16: 6.95 against 0.36 img/s.
-#   packed: groups merged up to the 128 lanes of a TPU, then XLA's grouped convolution. ResNeXt-50,
-#           64 images at 224 px on v5e: 84.1M cycles against 120.2M by the compiler's estimate.
+#           Blocks of 32 or 64 are slower.
+#   packed: groups merged up to the 128 lanes of a TPU, each then a dense convolution of its own
+#           where they are few. XLA's form sets them apart in a dimension of their own, and copies
+#           activations there and back. By the compiler's estimate, 64 photos: ResNeXt-50's step at
+#           224 px on v5e 121M cycles, merged but left to XLA's form 129M, not merged 176M; a block
+#           of RegNetY-128GF's third stage (11 groups of 264) on v5p 14.8M against 17.0M. Of 32
+#           groups of 128 or more that gains 2% and takes three times as long to compile.
 #   native: XLA's grouped convolution as it is.
 GROUP_CONV_FORMS = {"cpu": "blocks", "tpu": "packed", "gpu": "native"}
 CPU_BLOCK = 16
 TPU_LANES = 128
+TPU_BLOCKS = 16  # at most, that are convolutions of their own
+
+# What a block's backward pass takes as it was, and does not compute again (stages.Stage).
+KEPT = "kept"
 
 # Kernels of this many elements are stored with outputs of zero up to a multiple of 128, so that
 # every power of two up to it divides them, as a state sharded over that many devices needs: the
@@ -198,10 +208,10 @@ def merge_groups(kernel: jax.Array, merge: int) -> jax.Array:
 
 
 def block_conv(x: jax.Array, kernel: jax.Array, stride: int, block: int = CPU_BLOCK) -> jax.Array:
-    """Grouped convolution as dense convolutions over blocks of about `block` channels.
+    """Grouped convolution as dense convolutions over blocks of at most `block` channels.
 
-    XLA's own grouped convolution is some twenty times slower to train on CPU (GROUP_CONV_FORMS).
-    The last block is narrower where `block` does not divide the channels.
+    A block is never narrower than a group. The last one is narrower than the others where they do
+    not divide the channels.
     """
     group, features = kernel.shape[2:]
     width = max(1, block // group) * group
@@ -213,8 +223,10 @@ def block_conv(x: jax.Array, kernel: jax.Array, stride: int, block: int = CPU_BL
 
 
 def packed_conv(x: jax.Array, kernel: jax.Array, stride: int, lanes: int = TPU_LANES) -> jax.Array:
-    """Grouped convolution whose groups are merged, while they divide, up to `lanes` channels."""
+    """Grouped convolution by groups merged up to `lanes` channels: by blocks, or XLA's own form."""
     group, features = kernel.shape[2:]
+    if features <= TPU_BLOCKS * max(1, lanes // group) * group:
+        return block_conv(x, kernel, stride, lanes)
     groups = features // group
     merge = max(
         m for m in range(1, groups + 1) if groups % m == 0 and (m == 1 or m * group <= lanes)
@@ -271,104 +283,10 @@ class GroupConv(nn.Module):
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         x, kernel = x.astype(self.dtype), _kernel(self, shape, fan_out_normal)
         if self.groups == 1:
-            return conv(x, kernel, self.stride)
+            return checkpoint_name(conv(x, kernel, self.stride), KEPT)
         if x.shape[-1] != self.features:
             raise ValueError(f"groups keep the width; {x.shape[-1]} in, {self.features} out differ")
-        return grouped_conv(x, kernel, self.stride, self.form)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch normalisation of each part by its own statistics (Ioffe and Szegedy 2015, algorithm 1).
-
-    The variance takes a second pass: E[x^2] - E[x]^2 cancels badly at large means. The backward
-    pass is written out, and keeps x in its own dtype where autodiff would keep a float32 x - mean.
-
-    Args:
-      x: (parts, B, H, W, C).
-      scale: float32 (C,).
-      bias: float32 (C,).
-      epsilon: added to the variance.
-
-    Returns:
-      y as x, and the float32 (parts, 1, 1, 1, C) mean and variance, which carry no gradient.
-    """
-    return _normalise_forward(x, scale, bias, epsilon)[0]
-
-
-def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Any:
-    axes = tuple(range(1, x.ndim - 1))
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axes, keepdims=True)
-    var = jnp.mean(jnp.square(wide - mean), axes, keepdims=True)
-    y = (wide - mean) * (scale * lax.rsqrt(var + epsilon)) + bias
-    return (y.astype(x.dtype), mean, var), (x, mean, var, scale)
-
-
-def _normalise_backward(epsilon: float, saved: Any, gradients: Any) -> tuple[jax.Array, ...]:
-    x, mean, var, scale = saved
-    axes = tuple(range(1, x.ndim - 1))
-    dy = gradients[0].astype(jnp.float32)
-    centred = x.astype(jnp.float32) - mean
-    inverse = lax.rsqrt(var + epsilon)
-    mean_dy = jnp.mean(dy, axes, keepdims=True)
-    mean_dy_centred = jnp.mean(dy * centred, axes, keepdims=True)
-    slope = mean_dy_centred * inverse * inverse
-    dx = (dy - mean_dy - centred * slope) * (scale * inverse)
-    count = x.size // mean.size
-    dscale = jnp.sum(mean_dy_centred * inverse, range(x.ndim - 1)) * count
-    dbias = jnp.sum(mean_dy, range(x.ndim - 1)) * count
-    return dx.astype(x.dtype), dscale, dbias
-
-
-normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) with float32 statistics.
-
-    Under `jit` the statistics are those of the global batch. With `groups` above 1 the batch is cut
-    into that many equal parts, each normalised by its own statistics; with one part a device (or a
-    group of devices) no statistics travel further than that. The running statistics average over
-    the parts. Momentum, epsilon and the unbiased running variance are PyTorch's, as
-    both authors used them.
-    """
-
-    groups: int = 1
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    scale_init: Any = nn.initializers.ones
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises (B, H, W, C) over all axes but the last."""
-        shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        if not train:
-            scale = scale * lax.rsqrt(running_var.value + self.epsilon)
-            y = (x.astype(jnp.float32) - running_mean.value) * scale + bias
-            return y.astype(self.dtype)
-
-        if x.shape[0] % self.groups:
-            raise ValueError(f"a batch of {x.shape[0]} does not divide into {self.groups} groups")
-        parts = x.reshape(self.groups, -1, *x.shape[1:])
-        results: Any = normalise(parts, scale, bias, self.epsilon)
-        y, mean, var = results
-        if not self.is_initializing():
-            count = parts.size // (self.groups * x.shape[-1])
-            unbiased = jnp.mean(var, 0).reshape(shape) * (count / max(count - 1, 1))
-            keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(mean, 0).reshape(
-                shape
-            )
-            running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        return y.reshape(x.shape).astype(self.dtype)
+        return checkpoint_name(grouped_conv(x, kernel, self.stride, self.form), KEPT)
 
 
 class Dense(nn.Module):
@@ -387,6 +305,24 @@ class Dense(nn.Module):
         return x.astype(self.dtype) @ kernel + bias.astype(self.dtype)
 
 
+@jax.custom_vjp
+def gated(x: jax.Array, gates: jax.Array) -> jax.Array:
+    """The channels of x, (B, H, W, C), times gates, (B, C)."""
+    return x * gates[:, None, None, :]
+
+
+def _gated_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, gates = saved
+    # XLA for TPU would put the sum below into the convolution that makes dy, which trebles its
+    # cycles (RegNetY-128GF, third stage: 3.1M against 1.0M and 0.4M apart, v5p).
+    dy = lax.optimization_barrier(dy)
+    dgates = jnp.sum(dy.astype(jnp.float32) * x, (1, 2))
+    return gated(dy, gates), dgates.astype(gates.dtype)
+
+
+gated.defvjp(lambda x, gates: (gated(x, gates), (x, gates)), _gated_backward)
+
+
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excitation (Hu et al. 2018) as RegNetY has it: ReLU inside, sigmoid outside."""
 
@@ -396,7 +332,7 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scales the channels of (B, H, W, C) by gates in (0, 1) computed from their means."""
-        pooled = jnp.mean(x, (1, 2), dtype=jnp.float32)
+        pooled = checkpoint_name(jnp.mean(x, (1, 2), dtype=jnp.float32), KEPT)
         hidden = nn.relu(Dense(self.hidden, self.dtype, name="reduce")(pooled))
         gates = nn.sigmoid(Dense(x.shape[-1], self.dtype, name="expand")(hidden))
-        return x * gates[:, None, None, :]
+        return gated(x, gates)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hashvision.models import layers
+from hashvision.models.norm import BatchNorm
 from hashvision.models.stages import Stage
 
 STEM_WIDTH = 32
@@ -75,10 +76,10 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (B, H, W, C) to (B, H / stride, W / stride, width)."""
         y = self.conv(self.width, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y, train))
+        y = self.norm(name="norm1")(y, train, relu=True)
         groups = self.width // self.group
         y = self.conv(self.width, 3, self.stride, groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="norm2")(y, train))
+        y = self.norm(name="norm2")(y, train, relu=True)
         hidden = round(SQUEEZE_RATIO * x.shape[-1])
         y = layers.SqueezeExcite(hidden, self.dtype, name="squeeze_excite")(y)
         y = self.conv(self.width, 1, name="conv3")(y)
@@ -104,11 +105,11 @@ class RegNetY(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps normalised images (B, H, W, 3) to features, float32 (B, width of the last stage)."""
         conv = functools.partial(layers.GroupConv, form=self.group_conv, dtype=self.dtype)
-        norm = functools.partial(layers.BatchNorm, self.norm_groups, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, self.norm_groups, dtype=self.dtype)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         last_norm = functools.partial(norm, scale_init=start)
         x = conv(STEM_WIDTH, 3, 2, name="stem_conv")(images)
-        x = nn.relu(norm(name="stem_norm")(x, train))
+        x = norm(name="stem_norm")(x, train, relu=True)
         for index, (width, depth, group) in enumerate(stage_shapes(self.parameters)):
             block = functools.partial(
                 Block,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hashvision.models import layers
+from hashvision.models.norm import BatchNorm
 from hashvision.models.stages import Stage
 
 STEM_WIDTH = 64
@@ -47,9 +48,9 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (B, H, W, C) to (B, H / stride, W / stride, width)."""
         y = self.conv(self.inner, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y, train))
+        y = self.norm(name="norm1")(y, train, relu=True)
         y = self.conv(self.inner, 3, self.stride, self.groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="norm2")(y, train))
+        y = self.norm(name="norm2")(y, train, relu=True)
         y = self.conv(self.width, 1, name="conv3")(y)
         y = self.last_norm(name="norm3")(y, train)
         if x.shape != y.shape:
@@ -73,12 +74,12 @@ class ResNeXt(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps normalised images (B, H, W, 3) to features, float32 (B, 2048)."""
         conv = functools.partial(layers.GroupConv, form=self.group_conv, dtype=self.dtype)
-        norm = functools.partial(layers.BatchNorm, self.norm_groups, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, self.norm_groups, dtype=self.dtype)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         last_norm = functools.partial(norm, scale_init=start)
         depths, groups, group = self.parameters
         x = conv(STEM_WIDTH, 7, 2, name="stem_conv")(images)
-        x = nn.relu(norm(name="stem_norm")(x, train))
+        x = norm(name="stem_norm")(x, train, relu=True)
         x = layers.max_pool(x)
         for index, depth in enumerate(depths):
             block = functools.partial(

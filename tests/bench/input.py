@@ -1,0 +1,101 @@
+"""The host's input beside torchvision's, on mosaics of real photos; and what a pod asks of a host.
+
+Photos smaller than a platform's are put together, four by three, to JPEGs of about 500 by 375.
+"""
+
+import argparse
+import io
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+import datasets
+import figures
+from PIL import Image
+
+CROPS = {
+    "crop_224": "((1, 224, 0.08, 1.0),)",
+    "multicrop_2x224+6x96": "((2, 224, 0.14, 1.0), (6, 96, 0.05, 0.14))",
+}
+COLUMNS, ROWS, SIDE = 4, 3, 125
+
+
+def mosaics(photos: list[pathlib.Path], folder: pathlib.Path) -> None:
+    """Writes JPEGs of COLUMNS by ROWS photos each, of SIDE pixels a photo."""
+    each = COLUMNS * ROWS
+    for number in range(len(photos) // each):
+        mosaic = Image.new("RGB", (COLUMNS * SIDE, ROWS * SIDE))
+        for place, path in enumerate(photos[number * each : (number + 1) * each]):
+            photo = Image.open(path).convert("RGB").resize((SIDE, SIDE))
+            mosaic.paste(photo, (place % COLUMNS * SIDE, place // COLUMNS * SIDE))
+        mosaic.save(folder / f"{number:05d}.jpg", quality=95)
+
+
+def readable(path: pathlib.Path) -> bool:
+    try:
+        Image.open(io.BytesIO(path.read_bytes())).load()
+    except OSError:
+        return False
+    return True
+
+
+def need(plan: str, rates: dict[str, float]) -> str:
+    """What each host of a plan must deliver, and whether it would at this machine's speed."""
+    found = json.loads(pathlib.Path(plan).read_text())
+    wanted = found["photos_per_second"] / found["hosts"]
+    crops = "multicrop_2x224+6x96" if found["crops"] > 1 else "crop_224"
+    have, a_core = found["chip"]["host_cores"], rates[crops] / (os.cpu_count() or 1)
+    needed = wanted / a_core
+    verdict = "enough" if needed <= have else "too few"
+    return (
+        f"{found['model']} on {found['topology']}: {wanted:,.0f} photos a second from each of"
+        f" {found['hosts']} hosts; at {a_core:,.0f} a core ({crops}) that takes {needed:,.1f} of its"
+        f" {have} cores: {verdict}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer_python", required=True, help="one that has torch and torchvision")
+    parser.add_argument("--photos", default="../shared/data/posts/images", help="folder of JPEGs")
+    parser.add_argument("--crops", default=",".join(CROPS))
+    parser.add_argument("--batches", type=int, default=20, help="of 64 photos, a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plan", action="append", default=[], help="a plan's --json")
+    arguments = parser.parse_args()
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    photos = [path for path in sorted(pathlib.Path(arguments.photos).rglob("*.jpg"))[:6000]]
+    photos = [path for path in photos if readable(path)]
+    with tempfile.TemporaryDirectory() as temporary:
+        jpegs, folder = pathlib.Path(temporary, "jpegs"), pathlib.Path(temporary, "dataset")
+        jpegs.mkdir()
+        mosaics(photos, jpegs)
+        paths = sorted(jpegs.iterdir())
+        size = sum(path.stat().st_size for path in paths) / len(paths) / 1000
+        print(f"{len(paths):,} JPEGs of {COLUMNS * SIDE}x{ROWS * SIDE}, {size:.0f} KB each")
+        datasets.write(folder, len(paths), photo=lambda number: paths[number].read_bytes())
+        rates = {}
+        for crops in arguments.crops.split(","):
+            amount = ["64", str(arguments.batches), CROPS[crops]]
+            ours = [sys.executable, str(figures.HERE / "input_ours.py"), str(folder), *amount]
+            peer = [arguments.peer_python, str(figures.HERE / "input_peer.py"), str(jpegs), *amount]
+            workers = {"ours": ours, "torchvision": [*peer, "1" if "multi" in crops else "0"]}
+            if "multi" in crops:
+                workers["torchvision, without colour and blur"] = [*peer, "0"]
+            found = figures.compare(
+                f"input/{crops}/{os.cpu_count()}cores",
+                "photos/s",
+                workers,
+                64 * arguments.batches,
+                arguments.rounds,
+            )
+            figures.write(found, figures.machine())
+            rates[crops] = found[0].ours
+    for plan in arguments.plan:
+        print(need(plan, rates))
+
+
+if __name__ == "__main__":
+    main()

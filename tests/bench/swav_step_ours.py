@@ -1,0 +1,63 @@
+"""A worker of train_step.py: the step that `train` runs for SwAV, on crops that stay the same.
+
+python tests/bench/swav_step_ours.py MODEL BATCH SIZE FORM: two crops of SIZE, four of half of it,
+3000 prototypes, SGD; nothing augmented but flips, as in the peer's nothing is
+"""
+
+import sys
+import time
+
+import jax
+import numpy as np
+from figures import ROOT
+
+from hashvision.__main__ import _config
+from hashvision.models.layers import GROUP_CONV_FORMS
+from hashvision.training import presets, program
+
+
+def main(name: str, batch: str, size: str, form: str) -> None:
+    form = GROUP_CONV_FORMS[jax.default_backend()] if form == "auto" else form
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    crops = f"((2, {size}, 0.14, 1.0), (4, {int(size) // 2}, 0.05, 0.14))"
+    settings = {
+        "batch_size": batch,
+        "steps": 1000,
+        "data.crops": crops,
+        "augment.distortion": 0.0,
+        "augment.grey": 0.0,
+        "augment.blur": 0.0,
+        "model.name": name,
+        "model.dtype": dtype,
+        "model.norm_groups": 1,
+        "model.unroll": 0,
+        "model.group_conv": form,
+        "swav.prototypes": 3000,
+        "swav.queue": 0,
+        "optimizer.name": "sgd",
+        "optimizer.learning_rate": 0.1,
+    }
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    config = _config(str(ROOT / "configs" / "swav_resnet50.py"), overrides)
+    presets.fill(config, 1e6)
+    built = program.build(config, 0, 1e6)
+    rng = np.random.default_rng(0)
+    draw = {"uint8": lambda s: rng.integers(0, 256, s, "u1"), "int32": lambda s: np.full(s, -1)}
+    photos = {
+        key: jax.device_put(draw.get(str(x.dtype), np.zeros)(x.shape).astype(x.dtype), x.sharding)
+        for key, x in built.abstract_batch.items()
+    }
+    with jax.set_mesh(built.mesh):
+        state = program.initial_state(built, 0)
+        start = time.perf_counter()
+        compiled = built.step.lower(built.abstract, built.abstract_batch).compile()
+        print("ready", time.perf_counter() - start, flush=True)
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            state, metrics = compiled(state, photos)
+            jax.block_until_ready((state, metrics))
+            print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
