@@ -197,6 +197,16 @@ def test_all_crops_of_a_photo_are_those_of_their_boxes():
     assert len({crop.tobytes() for group in found for crop in group.numpy()}) == 5
 
 
+@pytest.mark.parametrize("size", [(96, 96), (60, 70), (50, 96), (1, 1), (97, 60), (200, 150)])
+def test_resizing_is_antialiased_bilinear_whether_or_not_it_shrinks(size):
+    import tensorflow as tf
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    expected = tf.image.resize(pixels, [96, 96], "bilinear", antialias=True).numpy()
+    found = crops._resize(tf.constant(pixels), 96).numpy()
+    assert np.abs(found - expected).max() < 0.501  # rounded
+
+
 def test_more_crops_leave_the_first_where_it_was():
     import tensorflow as tf
 
