@@ -70,15 +70,15 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.topology != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
-    from hashvision import plan
+    from hashvision import fit, plan
 
-    found = plan.plan(
-        _config(arguments.config, rest),
-        arguments.topology,
-        arguments.classes,
-        arguments.images,
-        arguments.price_per_chip_hour,
-    )
+    config, topology = _config(arguments.config, rest), arguments.topology
+    settings = arguments.classes, arguments.images, arguments.price_per_chip_hour
+    if arguments.fit:
+        choice, found = fit.fit(config, topology, *settings)
+        print(f"\nThe shortest step of those that fit: {choice.overrides()}\n")
+    else:
+        found = plan.plan(config, topology, *settings)
     print(plan.table(found))
     if arguments.json:
         try:
@@ -220,6 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--classes", type=int, default=1500, help="of the vocabulary (hashtags)")
     verb.add_argument("--images", type=float, default=1e9, help="of an epoch")
     verb.add_argument("--price_per_chip_hour", type=float, default=0.0)
+    verb.add_argument(
+        "--fit", action="store_true", help="search fsdp, remat and accumulate for what fits best"
+    )
     verb.add_argument("--json", help="a file for all figures")
     verb.set_defaults(run=_plan)
 

@@ -5,18 +5,21 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
-from hashvision import hlo
+from hashvision import flops, hlo
 from hashvision.errors import UserError
 from hashvision.training import Config, presets
 from hashvision.training import program as programs
 
 CHIPS_A_HOST = 4
+
+
+class DoesNotFit(UserError):
+    """A step needs more memory than its devices have."""
 
 
 class Chip(NamedTuple):
@@ -31,14 +34,16 @@ class Chip(NamedTuple):
     # Of a core, GHz: what gives that peak with its matrix units of 128x128 (v6e: 256x256).
     clock: float
     interconnect: int  # GB/s to the neighbours together, one way
+    lanes: int  # width of its matrix units
+    host_cores: int  # virtual ones of the host of CHIPS_A_HOST chips
 
 
 CHIPS = {
-    "v3": Chip(32, 123, 0.94, 400),
-    "v4": Chip(32, 275, 1.05, 300),
-    "v5e": Chip(16, 197, 1.5, 200),
-    "v5p": Chip(95, 459, 1.75, 600),
-    "v6e": Chip(32, 918, 1.75, 448),
+    "v3": Chip(32, 123, 0.94, 400, 128, 96),
+    "v4": Chip(32, 275, 1.05, 300, 128, 240),
+    "v5e": Chip(16, 197, 1.5, 200, 128, 112),
+    "v5p": Chip(95, 459, 1.75, 600, 128, 208),
+    "v6e": Chip(32, 918, 1.75, 448, 256, 180),
 }
 
 
@@ -51,10 +56,12 @@ class Plan:
     devices: int
     chips: int
     batch_size: int
+    crops: int  # of a photo
     steps: int
     held: dict[str, int]  # by kind; temporary is the compiler's own figure
     memory: int  # that the device has; 0 where that is not known
     model_flops: float  # of a step on all devices, without what a form of the step adds
+    lane_flops: float  # what matrix units have to do for that, padded to their width
     compiled_flops: float  # of a step on one device; a loop's body counts once
     cycles: int  # the compiler's estimate of a step on one device; 0 where it makes none
     collectives: list[hlo.Collective]
@@ -102,6 +109,11 @@ class Plan:
         if not (self.chip and self.step_seconds):
             return 0.0
         return self.model_flops / (self.step_seconds * self.chip.tflops * 1e12 * self.chips)
+
+    @property
+    def mfu_limit(self) -> float:
+        """The most that padding channels to the width of the matrix units leaves."""
+        return self.model_flops / self.lane_flops
 
     @property
     def hosts(self) -> int:
@@ -179,43 +191,27 @@ def devices_of(topology: str) -> list[Any]:
         ) from None
 
 
-def _bytes_a_device(tree: Any) -> int:
+def chips_of(devices: list[Any]) -> int:
+    """How many chips the devices are; of some TPUs each core counts as a device."""
+    return len({str(getattr(device, "coords", device.id)) for device in devices})
+
+
+def memory_of(topology: str, devices: list[Any]) -> int:
+    """Bytes that each of a topology's devices has; 0 where that is not known."""
+    chip = CHIPS.get(topology.partition(":")[0])
+    return chip.memory * 2**30 * chips_of(devices) // len(devices) if chip else 0
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Of the shards that one device holds of a tree of shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def forward_flops(jaxpr: Any) -> float:
-    """Two for each multiplication of the convolutions and products of a jaxpr; loops by length."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        operands = [x.aval.shape for x in (*equation.invars, *equation.outvars)]
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            products = math.prod(operands[0][axis] for axis in contracted)
-            total += 2.0 * math.prod(operands[-1]) * products
-        elif equation.primitive.name == "conv_general_dilated":
-            features = operands[1][equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * math.prod(operands[-1]) * (math.prod(operands[1]) // features)
-        # Of a condition one branch runs; a function with its own gradient may stand there twice.
-        inner = max((forward_flops(each) for each in _jaxprs(equation.params)), default=0.0)
-        total += inner * (equation.params["length"] if equation.primitive.name == "scan" else 1)
-    return total
+def forward_pass(config: Config, program: programs.Program, classes: int, photos: float) -> Any:
+    """The jaxpr of a step's loss, on all devices together.
 
-
-def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
-    for value in parameters.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(each, "jaxpr", each)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-def model_flops(config: Config, program: programs.Program, classes: int, photos: float) -> float:
-    """FLOPs of a step on all devices: three times those of its forward pass.
-
-    Of the network as the paper has it: neither the zeros of merged groups nor what is computed
-    again to save memory count.
+    Of the network as the paper has it, without the zeros of merged groups.
     """
     plain = config.copy_and_resolve_references()
     plain.model.group_conv, plain.mesh.fsdp = "native", 1
@@ -223,8 +219,7 @@ def model_flops(config: Config, program: programs.Program, classes: int, photos:
     arguments = (program.abstract.params, program.abstract.extra, program.abstract_batch)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     step = jax.ShapeDtypeStruct((), "int32")
-    loss = jax.make_jaxpr(objective.loss)(*arguments, jax.random.key(0), step)
-    return 3 * forward_flops(loss.jaxpr)
+    return jax.make_jaxpr(objective.loss)(*arguments, jax.random.key(0), step).jaxpr
 
 
 def plan(
@@ -256,33 +251,44 @@ def plan(
             line = next((x for x in str(error).splitlines() if "Ran out of memory" in x), None)
             if line is None:
                 raise
-            raise UserError(
+            raise DoesNotFit(
                 f"{config.model.name} does not fit {topology}: {line.strip()} More chips, a larger"
                 " --config.mesh.fsdp, --config.accumulate, a smaller --config.batch_size or"
-                " --config.model.remat='(True, True, True, True)' would need less."
+                " --config.model.remat='(True, True, True, True)' would need less; --fit searches."
             ) from None
     seconds = time.monotonic() - start
     state = program.abstract
-    held = {
-        "parameters": _bytes_a_device(state.params),
-        "optimiser": _bytes_a_device(state.opt_state),
-        "average": _bytes_a_device(state.average),
-        "statistics and queue": _bytes_a_device(state.extra),
-        "batch": _bytes_a_device(program.abstract_batch),
-        "temporary": compiled.memory_analysis().temp_size_in_bytes,
-    }
-    chips = len({str(getattr(device, "coords", device.id)) for device in devices})
     chip, text = CHIPS.get(topology.partition(":")[0]), compiled.as_text()
+    memory, batch = compiled.memory_analysis(), program.abstract_batch
+    loss = forward_pass(config, program, classes, photos)
+    held = {
+        "parameters": bytes_a_device(state.params),
+        "optimiser": bytes_a_device(state.opt_state),
+        "average": bytes_a_device(state.average),
+        "statistics and queue": bytes_a_device(state.extra),
+        "batch": bytes_a_device(batch),
+    }
+    # Layouts are padded, on TPU to tiles of 8x128; results that take no argument's place, the code.
+    held["padding and results"] = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + max(memory.generated_code_size_in_bytes, 0)
+        - sum(held.values())
+    )
+    held["temporary"] = memory.temp_size_in_bytes
     return Plan(
         model=config.model.name,
         topology=topology,
         devices=len(devices),
-        chips=chips,
+        chips=chips_of(devices),
         batch_size=config.batch_size,
+        crops=sum(crops.per_photo for crops in programs.crops_of(config)),
         steps=program.total_steps,
         held=held,
-        memory=chip.memory * 2**30 * chips // len(devices) if chip else 0,
-        model_flops=model_flops(config, program, classes, photos),
+        memory=memory_of(topology, devices),
+        model_flops=3 * flops.forward(loss),  # the backward pass takes twice as many
+        lane_flops=3 * flops.forward(loss, chip.lanes if chip else 1),
         compiled_flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
         cycles=hlo.cycles(text),
         collectives=hlo.collectives(text),
@@ -328,7 +334,8 @@ def table(found: Plan) -> str:
         f"{'cycles a step':<22}{found.cycles / 1e6:>10.1f} million on a device",
         f"{'step':<22}{found.step_seconds:>10.4f} s: {found.compute_seconds:.4f} of computation,"
         f" {found.collective_seconds:.4f} of collectives",
-        f"{'MFU':<22}{found.mfu:>10.1%} of {found.chip.tflops * found.chips / 1000:,.1f} PFLOP/s",
+        f"{'MFU':<22}{found.mfu:>10.1%} of {found.chip.tflops * found.chips / 1000:,.1f} PFLOP/s;"
+        f" {found.mfu_limit:.1%} if matrix units of {found.chip.lanes} lanes never waited",
         f"{'photos':<22}{rate:>10,.0f} a second, {rate / hosts:,.0f} from each of {hosts} hosts",
         f"{'run':<22}{found.hours:>10,.1f} hours of {found.steps:,} steps",
     ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hashvision import hlo, plan
+from hashvision import flops, hlo, plan
 from hashvision.__main__ import _config
 from hashvision.errors import UserError
 from hashvision.models import layers
@@ -49,10 +49,12 @@ MADE_UP = plan.Plan(
     devices=4,
     chips=4,
     batch_size=64,
+    crops=1,
     steps=1000,
     held={"parameters": 20 * 2**30},
     memory=16 * 2**30,
     model_flops=4 * 197e12 / 4,
+    lane_flops=2 * 4 * 197e12 / 4,
     compiled_flops=0.0,
     cycles=750_000_000,
     collectives=[hlo.Collective("all-reduce", 25 * 10**9, 10**11, 2, 1)],
@@ -68,7 +70,7 @@ def test_what_does_not_fit_says_by_how_much():
 def test_time_price_and_mfu_follow_from_cycles_and_bytes():
     assert MADE_UP.compute_seconds == pytest.approx(0.5)
     assert MADE_UP.collective_seconds == pytest.approx(0.5)
-    assert MADE_UP.mfu == pytest.approx(0.25)
+    assert MADE_UP.mfu == pytest.approx(0.25) and MADE_UP.mfu_limit == 0.5
     text = plan.table(MADE_UP)
     assert "64 a second, 64 from each of 1 hosts" in text
     assert "0.3 hours of 1,000 steps" in text and "10 at 9.0 a chip and hour" in text
@@ -102,8 +104,26 @@ def test_flops_of_loops_conditions_and_grouped_convolutions():
         return jax.lax.cond(flat[0, 0] > 0, lambda z: layers.matmul(z, matrix), other, flat)
 
     shapes = [jnp.zeros(shape) for shape in ((2, 6, 6, 8), (3, 3, 4, 8), (8, 8))]
-    flops = plan.forward_flops(jax.make_jaxpr(forward)(*shapes).jaxpr)
-    assert flops == 2 * (2 * 3 * 3) * 8 * 3 * 3 * 4 + (5 + 1) * 2 * 18 * 8 * 8
+    found = flops.forward(jax.make_jaxpr(forward)(*shapes).jaxpr)
+    assert found == 2 * (2 * 3 * 3) * 8 * 3 * 3 * 4 + (5 + 1) * 2 * 18 * 8 * 8
+
+
+def test_lanes_round_channels_up_and_merge_groups_where_that_pays():
+    def forward(x, kernel):
+        return layers.grouped_conv(x, kernel, 1, "native")
+
+    def ratio(group, groups, lanes):
+        width = group * groups
+        shapes = jnp.zeros((1, 4, 4, width)), jnp.zeros((3, 3, group, width))
+        jaxpr = jax.make_jaxpr(forward)(*shapes).jaxpr
+        return flops.forward(jaxpr, lanes) / flops.forward(jaxpr)
+
+    assert ratio(264, 2, 128) == pytest.approx(19 * 3 * 128**2 / (9 * 264**2))  # 2376, 264
+    assert ratio(128, 2, 128) == 1
+    # Of 4 channels: 36 in and 4 out to 128 and 128, or 14 groups merged, 504 in and 56 out ...
+    assert ratio(4, 32, 128) == pytest.approx(
+        min((32 // m) * -(-36 * m // 128) * 128 * 128 for m in (1, 2, 4, 8, 16, 32)) / (36 * 4 * 32)
+    )
 
 
 @pytest.mark.parametrize(("variant", "gflops"), [("32x8d", 16.4), ("32x48d", 153.0)])
@@ -112,8 +132,8 @@ def test_model_flops_are_the_papers(variant, gflops):
     config = _config(str(CONFIGS / f"wsl_resnext101.py:{variant}"), ["--config.batch_size=8"])
     presets.fill(config, 1e9)
     built = program.build(config, 1500, 1e9, jax.devices()[:8])
-    flops = plan.model_flops(config, built, 1500, 1e9)
-    assert flops == pytest.approx(8 * 6e9 * gflops, rel=0.02)
+    found = flops.forward(plan.forward_pass(config, built, 1500, 1e9))
+    assert 3 * found == pytest.approx(8 * 6e9 * gflops, rel=0.02)
 
 
 @pytest.mark.slow

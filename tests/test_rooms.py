@@ -10,6 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "hashvision"
 ROOMS = (
     "errors",
+    "flops",
     "hlo",
     "data",
     "prepare",
@@ -18,6 +19,7 @@ ROOMS = (
     "objectives",
     "training",
     "plan",
+    "fit",
     "evaluation",
 )
 ONLY_IN = {
