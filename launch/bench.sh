@@ -1,13 +1,33 @@
 #!/usr/bin/env bash
-# Measures speed beside the peers: benchmarks.md and benchmarks.json. PEER_PYTHON names a Python that
-# has torch and timm (pip install torch timm, in a venv of its own).
-# Some twenty minutes on two cores, which should do nothing else. Arguments go to
-# tests/bench/train_step.py: --rounds=20, --batches=16, --native, ...
+# Measures speed beside the peers: benchmarks.md and benchmarks.json. `bash launch/bench.sh` runs all,
+# `bash launch/bench.sh NAME ARGUMENTS` one of
+#   train_step   the training step beside PyTorch's (--rounds=20, --batches=16, --native, ...)
+#   input        the host's input beside torchvision's (--photos=FOLDER, --plan=FILE, ...)
+#   prepare      posts a second as posts and workers grow (--posts=1000,4000, --workers=1,2)
+#   tpu          the TPU compiler's cycles beside XLA's own grouped form; needs `pip install libtpu`
+# The first two need PEER_PYTHON, a Python that has torch, torchvision, timm and lightly (in a venv of
+# its own). All take some two hours on two cores, which should do nothing else.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
-if ! "${PEER_PYTHON:-false}" -c "import torch" 2>/dev/null; then
-    echo "Set PEER_PYTHON to a Python that has torch and timm; there is nothing to compare with." >&2
-    exit 2
+chosen=(train_step input prepare tpu)
+if [ $# -gt 0 ]; then
+    if [ ! -f "tests/bench/$1.py" ]; then
+        echo "There is no benchmark $1; give one of ${chosen[*]}." >&2
+        exit 2
+    fi
+    chosen=("$1")
+    shift
 fi
+case " ${chosen[*]} " in *" train_step "* | *" input "*)
+    if ! "${PEER_PYTHON:-false}" -c "import lightly, timm, torch" 2>/dev/null; then
+        echo "Set PEER_PYTHON to a Python that has torch, torchvision, timm and lightly; there is nothing to compare with." >&2
+        exit 2
+    fi
+    ;;
+esac
 setup requirements-test.txt
-exec .venv/bin/python tests/bench/train_step.py --peer_python="$PEER_PYTHON" "$@"
+for name in "${chosen[@]}"; do
+    peer=()
+    case $name in train_step | input) peer=("--peer_python=$PEER_PYTHON") ;; esac
+    PYTHONPATH="tests:.${PYTHONPATH:+:$PYTHONPATH}" .venv/bin/python "tests/bench/$name.py" "${peer[@]}" "$@"
+done

@@ -21,8 +21,8 @@ def jpeg(seed: int, height: int = 40, width: int = 56) -> bytes:
     return file.getvalue()
 
 
-def write(folder: pathlib.Path, size: int = 64, shards: int = 2) -> pathlib.Path:
-    """Writes a dataset of `size` records; class 0 on most, class 2 on few."""
+def write(folder: pathlib.Path, size: int = 64, shards: int = 2, photo=jpeg) -> pathlib.Path:
+    """Writes a dataset of `size` records, photo(number) each; class 0 on most, class 2 on few."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = [
@@ -34,7 +34,7 @@ def write(folder: pathlib.Path, size: int = 64, shards: int = 2) -> pathlib.Path
     for shard in range(shards):
         numbers = range(shard * size // shards, (shard + 1) * size // shards)
         name = records.shard_name(shard, shards)
-        rows = [records.Record(f"p{i}", f"u{i % 5}", jpeg(i), labels[i]) for i in numbers]
+        rows = [records.Record(f"p{i}", f"u{i % 5}", photo(i), labels[i]) for i in numbers]
         index = records.write_shard(folder / name, rows, counts)
         np.save(folder / records.index_name(shard, shards), index)
         size_bytes = (folder / name).stat().st_size

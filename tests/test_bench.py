@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from bench import train_step
+from bench import figures
 
 WORKER = """
 import sys
@@ -20,40 +20,27 @@ def worker(seconds):
 
 def test_figures_are_medians_and_ratios_are_of_the_same_round():
     workers = {"ours": worker(0.5), "peer": worker(1.0)}
-    speed, ratio = train_step.compare(workers, batch=8, rounds=6)
-    assert speed == {"ours": 8 / 1.0, "peer": 8 / 2.0}
-    assert ratio == {"ours": 1.0, "peer": 2.0}
+    (found,) = figures.compare("step", "images/s", workers, amount=8, rounds=6)
+    assert found == figures.Figure("step", "images/s", 8 / 1.0, 8 / 2.0, "peer", 2.0)
 
 
 def test_a_worker_that_ends_is_named():
     with pytest.raises(SystemExit, match="exit"):
-        train_step.Worker([sys.executable, "-c", "exit(3)"])
+        figures.Worker([sys.executable, "-c", "exit(3)"])
 
 
 def test_both_files_keep_what_was_not_measured_again(tmp_path):
     rows = [
-        {
-            "name": f"train_step/{name}/128px/b16/cpu",
-            "unit": "images/s",
-            "ours": ours,
-            "peer": 2.0,
-            "peer_name": "PyTorch, timm",
-            "ratio": ours / 2,
-        }
-        for name, ours in (("a", 1.0), ("b", 3.0), ("a", 4.0))
+        figures.Figure(name, "images/s", ours, 2.0, "PyTorch", ours / 2)
+        for name, ours in (("step/b", 3.0), ("step/a", 1.0), ("step/a", 4.0))
     ]
-    for row in rows:
-        train_step.write([row], "two cores", tmp_path)
-    assert json.loads((tmp_path / "benchmarks.json").read_text()) == [rows[2], rows[1]]
+    for number, row in enumerate(rows):
+        figures.write([row], f"machine {number}", tmp_path)
+    kept = [rows[2], rows[0]]
+    assert json.loads((tmp_path / "benchmarks.json").read_text()) == [x._asdict() for x in kept]
     lines = (tmp_path / "benchmarks.md").read_text().splitlines()[-3:]
     assert lines[0].startswith("|---")
-    assert [line.split("|")[1:6] for line in lines[1:]] == [
-        [
-            f" {row['name']} ",
-            " images/s ",
-            f" {row['ours']:.2f} ",
-            " 2.00 ",
-            f" {row['ratio']:.2f} ",
-        ]
-        for row in (rows[2], rows[1])
+    assert lines[1:] == [
+        "| step/a | images/s | 4.00 | 2.00 | 2.00 | PyTorch | machine 2 |",
+        "| step/b | images/s | 3.00 | 2.00 | 1.50 | PyTorch | machine 0 |",
     ]

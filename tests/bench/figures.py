@@ -123,7 +123,7 @@ def machine() -> str:
 
 
 def write(figures: list[Figure], note: str, folder: pathlib.Path = ROOT) -> None:
-    """Prints the figures and puts them into both files, in place of those of the same name and peer.
+    """Prints the figures and puts them into both files, for those of the same name and peer.
 
     Args:
       figures: to write.

@@ -51,8 +51,8 @@ def need(plan: str, rates: dict[str, float]) -> str:
     verdict = "enough" if needed <= have else "too few"
     return (
         f"{found['model']} on {found['topology']}: {wanted:,.0f} photos a second from each of"
-        f" {found['hosts']} hosts; at {a_core:,.0f} a core ({crops}) that takes {needed:,.1f} of its"
-        f" {have} cores: {verdict}."
+        f" {found['hosts']} hosts; at {a_core:,.0f} a core ({crops}) that takes {needed:,.1f} of"
+        f" its {have} cores: {verdict}."
     )
 
 

@@ -1,6 +1,6 @@
 """A worker of train_step.py: our network's training step, once for every line it reads.
 
-python tests/bench/ours.py MODEL BATCH SIZE FORM, with FORM one of GROUP_CONV_FORMS' or `auto`
+python tests/bench/train_step_ours.py MODEL BATCH SIZE FORM, of GROUP_CONV_FORMS' values or auto
 """
 
 import sys
