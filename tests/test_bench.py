@@ -3,8 +3,11 @@
 import json
 import sys
 
+import figures
+import input as input_benchmark
+import numpy as np
 import pytest
-from bench import figures
+from PIL import Image
 
 WORKER = """
 import sys
@@ -44,3 +47,27 @@ def test_both_files_keep_what_was_not_measured_again(tmp_path):
         "| step/a | images/s | 4.00 | 2.00 | 2.00 | PyTorch | machine 2 |",
         "| step/b | images/s | 3.00 | 2.00 | 1.50 | PyTorch | machine 0 |",
     ]
+
+
+@pytest.mark.parametrize(("cores", "verdict"), [(10, "enough"), (1, "too few")])
+def test_a_host_is_fast_enough_for_its_pod_or_not(tmp_path, monkeypatch, cores, verdict):
+    plan = {"model": "net", "topology": "v5e:4x4", "photos_per_second": 8000.0, "hosts": 4}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**plan, "crops": 1, "chip": {"host_cores": cores}}))
+    monkeypatch.setattr(input_benchmark.os, "cpu_count", lambda: 2)
+    line = input_benchmark.need(str(path), {"crop_224": 1000.0})  # of two cores
+    assert "2,000 photos a second from each of 4 hosts" in line
+    assert f"takes 4.0 of its {cores} cores: {verdict}." in line
+
+
+def test_mosaics_hold_every_photo_at_its_place(tmp_path):
+    colours = [(20 * number, 255 - 20 * number, 128) for number in range(12)]
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "made").mkdir()
+    input_benchmark.mosaics(sorted(tmp_path.glob("*.png")), tmp_path / "made")
+    (made,) = (tmp_path / "made").iterdir()
+    pixels = np.asarray(Image.open(made)).astype(int)
+    assert pixels.shape == (375, 500, 3)
+    middles = pixels[62::125, 62::125].reshape(12, 3)
+    assert np.abs(middles - colours).max() < 6  # JPEG
