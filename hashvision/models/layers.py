@@ -313,8 +313,8 @@ def gated(x: jax.Array, gates: jax.Array) -> jax.Array:
 
 def _gated_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, gates = saved
-    # XLA for TPU would put the sum below into the convolution that makes dy, which trebles its
-    # cycles (RegNetY-128GF, third stage: 3.1M against 1.0M and 0.4M apart, v5p).
+    # Without this XLA for TPU makes the sum below a part of the convolution that makes dy. A block
+    # of RegNetY-128GF's third stage, 64 photos on v5p: 14.6M cycles so, 14.2M apart.
     dy = lax.optimization_barrier(dy)
     dgates = jnp.sum(dy.astype(jnp.float32) * x, (1, 2))
     return gated(dy, gates), dgates.astype(gates.dtype)

@@ -1,7 +1,7 @@
 """A worker of train_step.py: the step that `train` runs for SwAV, on crops that stay the same.
 
 python tests/bench/swav_step_ours.py MODEL BATCH SIZE FORM: two crops of SIZE, four of half of it,
-3000 prototypes, SGD; nothing augmented but flips, as in the peer's nothing is
+two prototypes a photo, SGD; nothing augmented but flips, as in the peer's nothing is
 """
 
 import sys
@@ -32,7 +32,7 @@ def main(name: str, batch: str, size: str, form: str) -> None:
         "model.norm_groups": 1,
         "model.unroll": 0,
         "model.group_conv": form,
-        "swav.prototypes": 3000,
+        "swav.prototypes": 2 * int(batch),
         "swav.queue": 0,
         "optimizer.name": "sgd",
         "optimizer.learning_rate": 0.1,

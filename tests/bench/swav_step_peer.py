@@ -21,7 +21,7 @@ def main(name: str, batch: str, size: str) -> None:
     layout = {"memory_format": torch.channels_last}
     trunk = timm.create_model(name, num_classes=0).to(device, **layout).train()
     head = SwaVProjectionHead(trunk.num_features, 2048, 128).to(device)
-    prototypes = SwaVPrototypes(128, 3000).to(device)
+    prototypes = SwaVPrototypes(128, 2 * int(batch)).to(device)
     loss = SwaVLoss(sinkhorn_iterations=3, sinkhorn_epsilon=0.05)
     crops = [
         torch.randn(count * int(batch), 3, side, side).to(device, **layout)
