@@ -5,7 +5,8 @@ python tests/bench/input_ours.py DATASET BATCH BATCHES CROPS
 
 import ast
 import sys
-import time
+
+from serve import serve
 
 from hashvision.data import dataset, stream
 from hashvision.data.crops import Crops
@@ -18,15 +19,12 @@ def main(folder: str, batch: str, batches: str, crops: str) -> None:
         dataset.load(folder), batch_size=int(batch), lanes=8, seed=0, method="natural"
     )
     source = photos.batches([Crops(*each) for each in ast.literal_eval(crops)], 16)
-    next(source)
-    print("ready", 0.0, flush=True)
-    for _ in sys.stdin:
-        for _ in range(AHEAD):
+
+    def take(count: int) -> None:
+        for _ in range(count):
             next(source)
-        start = time.perf_counter()
-        for _ in range(int(batches)):
-            next(source)
-        print(time.perf_counter() - start, flush=True)
+
+    serve(lambda: take(int(batches)), before=lambda: take(AHEAD))
 
 
 if __name__ == "__main__":

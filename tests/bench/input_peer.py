@@ -11,12 +11,12 @@ import os
 import pathlib
 import random
 import sys
-import time
 
 with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401 - a stand-in where torchvision has no CPU build
 import torch
 from PIL import Image, ImageFilter
+from serve import serve
 from torchvision import transforms as T
 
 AHEAD = 6  # batches that may be ready before they are asked for: two a worker, and some
@@ -53,15 +53,12 @@ def main(folder: str, batch: str, batches: str, crops: str, colour: str) -> None
     order = range(len(photos))
     loader = torch.utils.data.DataLoader(photos, int(batch), sampler=order, num_workers=workers)
     source = iter(loader)
-    next(source)
-    print("ready", 0.0, flush=True)
-    for _ in sys.stdin:
-        for _ in range(AHEAD):
+
+    def take(count: int) -> None:
+        for _ in range(count):
             next(source)
-        start = time.perf_counter()
-        for _ in range(int(batches)):
-            next(source)
-        print(time.perf_counter() - start, flush=True)
+
+    serve(lambda: take(int(batches)), before=lambda: take(AHEAD))
 
 
 if __name__ == "__main__":

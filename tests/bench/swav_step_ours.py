@@ -5,11 +5,11 @@ two prototypes a photo, SGD; nothing augmented but flips, as in the peer's nothi
 """
 
 import sys
-import time
 
 import jax
 import numpy as np
 from figures import ROOT
+from serve import serve
 
 from hashvision.__main__ import _config
 from hashvision.models.layers import GROUP_CONV_FORMS
@@ -49,14 +49,12 @@ def main(name: str, batch: str, size: str, form: str) -> None:
     }
     with jax.set_mesh(built.mesh):
         state = program.initial_state(built, 0)
-        start = time.perf_counter()
-        compiled = built.step.lower(built.abstract, built.abstract_batch).compile()
-        print("ready", time.perf_counter() - start, flush=True)
-        for _ in sys.stdin:
-            start = time.perf_counter()
-            state, metrics = compiled(state, photos)
-            jax.block_until_ready((state, metrics))
-            print(time.perf_counter() - start, flush=True)
+
+        def work() -> None:
+            nonlocal state
+            state, _ = jax.block_until_ready(built.step(state, photos))
+
+        serve(work)
 
 
 if __name__ == "__main__":

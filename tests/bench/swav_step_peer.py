@@ -6,7 +6,6 @@ On a CUDA GPU the network is compiled, in bfloat16.
 
 import contextlib
 import sys
-import time
 
 with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401 - a stand-in where torchvision has no CPU build
@@ -14,6 +13,7 @@ import timm
 import torch
 from lightly.loss import SwaVLoss
 from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
+from serve import serve
 
 
 def main(name: str, batch: str, size: str) -> None:
@@ -43,13 +43,7 @@ def main(name: str, batch: str, size: str) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    start = time.perf_counter()
-    step()
-    print("ready", time.perf_counter() - start, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(time.perf_counter() - start, flush=True)
+    serve(step)
 
 
 if __name__ == "__main__":

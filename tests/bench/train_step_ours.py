@@ -4,13 +4,13 @@ python tests/bench/train_step_ours.py MODEL BATCH SIZE FORM, of GROUP_CONV_FORMS
 """
 
 import sys
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from serve import serve
 
 from hashvision import models
 from hashvision.models.layers import GROUP_CONV_FORMS
@@ -38,13 +38,13 @@ def main(name: str, batch: str, size: str, form: str) -> None:
     variables = jax.jit(lambda rng: model.init(rng, images[:2], False))(jax.random.key(0))
     params = variables["params"]
     state = params, variables["batch_stats"], tx.init(params)
-    start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*state).compile()
-    print("ready", time.perf_counter() - start, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        state = jax.block_until_ready(compiled(*state))
-        print(time.perf_counter() - start, flush=True)
+    jitted = jax.jit(step, donate_argnums=(0, 1, 2))
+
+    def work() -> None:
+        nonlocal state
+        state = jax.block_until_ready(jitted(*state))
+
+    serve(work)
 
 
 if __name__ == "__main__":

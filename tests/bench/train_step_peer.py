@@ -6,12 +6,12 @@ a CUDA GPU it is compiled, in bfloat16.
 
 import contextlib
 import sys
-import time
 
 with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401 - a stand-in where torchvision has no CPU build
 import timm
 import torch
+from serve import serve
 
 
 def main(name: str, batch: str, size: str) -> None:
@@ -31,13 +31,7 @@ def main(name: str, batch: str, size: str) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    start = time.perf_counter()
-    step()
-    print("ready", time.perf_counter() - start, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(time.perf_counter() - start, flush=True)
+    serve(step)
 
 
 if __name__ == "__main__":
