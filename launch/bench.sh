@@ -19,7 +19,7 @@ if [ $# -gt 0 ]; then
     shift
 fi
 case " ${chosen[*]} " in *" train_step "* | *" input "*)
-    if ! "${PEER_PYTHON:-false}" -c "import lightly, timm, torch" 2>/dev/null; then
+    if ! "${PEER_PYTHON:-false}" -c "import torch" 2>/dev/null; then
         echo "Set PEER_PYTHON to a Python that has torch, torchvision, timm and lightly; there is nothing to compare with." >&2
         exit 2
     fi
