@@ -59,7 +59,7 @@ def compiled(stage: Stage, width: int, photos: int, device: Any) -> tuple[int, f
         return jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), tree)
 
     x = shaped(jax.ShapeDtypeStruct((photos, SIDE, SIDE, width), jnp.bfloat16))
-    variables = jax.eval_shape(stage.init, jax.random.key(0), x, True)
+    variables = jax.eval_shape(functools.partial(stage.init, train=True), jax.random.key(0), x)
 
     def loss(params: Any, x: jax.Array, statistics: Any, weights: jax.Array) -> Any:
         each = {"params": params, "batch_stats": statistics}
