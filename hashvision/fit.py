@@ -60,7 +60,8 @@ def fit(
       UserError: no choice fits, or what `plan.plan` raises.
     """
     config = config.copy_and_resolve_references()
-    presets.fill(config, photos)
+    for line in presets.fill(config, photos):
+        print(line, flush=True)
     devices = plans.devices_of(topology)
     memory = plans.memory_of(topology, devices)
     count, batch, groups = len(devices), config.batch_size, config.model.norm_groups
@@ -103,7 +104,7 @@ def search(
       UserError: nothing fits.
     """
     best: Found | None = None
-    for fsdp in [width for width in widths if width == widths[-1] or state_fits(width)]:
+    for fsdp in (width for width in widths if width == widths[-1] or state_fits(width)):
         for count in parts:
             found = _least_remat(fsdp, count, attempt)
             if best and not (found and found.plan.step_seconds < best.plan.step_seconds):

@@ -50,6 +50,17 @@ def test_the_state_is_sharded_no_wider_than_it_has_to_be():
     assert search(24, 2, 16).fsdp == 4  # 24 / 4 is within 0.4 of 16, and 24 / 2 is not
 
 
+def test_no_wider_state_is_built_once_one_fits():
+    asked = []
+
+    def fits(width):
+        asked.append(width)
+        return width == 2
+
+    assert fit.search((1, 2, 4, 8), (1,), fits, made_up(4, 2, 16)).choice.fsdp == 2
+    assert asked == [1, 2]
+
+
 def test_the_least_remat_that_fits_is_taken_before_more_parts_cost_more():
     assert search(4, 16, 16) == (1, 1, (True, True, False, False))  # 4 + 16 * 3 / 5 <= 16
 

@@ -8,7 +8,6 @@ minutes on two cores (pip install libtpu).
 import argparse
 import functools
 import os
-import sys
 import time
 from typing import Any
 
@@ -115,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
