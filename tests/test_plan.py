@@ -36,6 +36,8 @@ def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
     batch = 32 * (32 * 32 * 3 + 16 * 4 + 2 * 4)
     assert found.held["batch"] == batch / 8
     assert found.held["temporary"] > 0
+    # The executable's arguments and results are the state and the batch, and a few scalars.
+    assert 0 <= found.held["padding and results"] < 0.01 * found.needed
     assert found.memory == 16 * 2**30 and found.devices == 8
     assert f"{found.needed / 2**30:.2f}" in plan.table(found) and "fits" in plan.table(found)
     assert "all-gather" in found.text
