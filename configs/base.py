@@ -27,6 +27,7 @@ def get_config() -> Any:
     data.sampling = "square_root"  # natural, square_root or uniform (WSL, section 2.2)
     data.sampling_threshold = config_dict.placeholder(float)  # t; the mean class frequency if unset
     data.max_labels = 16  # tags kept of a photo
+    data.photo_size = 512  # pixels: photos with a longer side are shrunk to it before crops are cut
     # Crops of a photo, a row for each size: how many, pixels a side, least and largest share of the
     # photo's area. Evaluation sees photos at the first size.
     data.crops = ((1, 224, 0.08, 1.0),)

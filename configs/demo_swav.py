@@ -14,6 +14,7 @@ def get_config() -> Any:
     config.batch_size = 32
     config.epochs = 9.0
     config.data.sampling = "natural"
+    config.data.photo_size = 192
     config.data.crops = ((2, 96, 0.2, 1.0), (4, 48, 0.08, 0.3))
     config.augment.distortion = 0.4
     config.augment.grey = 0.1

@@ -18,7 +18,7 @@ STD = (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision turn RGB to grey
 
 # What a draw is for; keeps the draws of one key independent of each other.
-_DISTORT, _GREY, _BLUR = range(3)
+_DISTORT, _GREY, _BLUR, CROP = range(4)
 
 
 class Augmentation(NamedTuple):
@@ -73,6 +73,11 @@ def crop_keys(keys: jax.Array, first: int, count: int) -> jax.Array:
     return jax.vmap(lambda key: jax.vmap(lambda crop: of_crop(key, crop))(crops))(keys)
 
 
+def drawing(key: jax.Array, purpose: int) -> jax.Array:
+    """The key (uint32 (2,)) of a photo or crop as JAX takes it, for draws of one purpose."""
+    return jax.random.fold_in(jax.random.wrap_key_data(key), purpose)
+
+
 def _per_image(
     function: Callable[[jax.Array, jax.Array], jax.Array],
     images: jax.Array,
@@ -80,7 +85,7 @@ def _per_image(
     purpose: int,
 ) -> jax.Array:
     def apply(image: jax.Array, key: jax.Array) -> jax.Array:
-        return function(image, jax.random.fold_in(jax.random.wrap_key_data(key), purpose))
+        return function(image, drawing(key, purpose))
 
     return jax.vmap(apply)(images, keys)
 

@@ -56,7 +56,6 @@ class Plan:
     devices: int
     chips: int
     batch_size: int
-    crops: int  # of a photo
     steps: int
     held: dict[str, int]  # by kind; temporary is the compiler's own figure
     memory: int  # that the device has; 0 where that is not known
@@ -211,12 +210,14 @@ def bytes_a_device(tree: Any) -> int:
 def forward_pass(config: Config, program: programs.Program, classes: int, photos: float) -> Any:
     """The jaxpr of a step's loss, on all devices together.
 
-    Of the network as the paper has it, without the zeros of merged groups.
+    Of the network as the paper has it, without the zeros of merged groups, and of crops as they
+    are: what it takes to cut them is none of the model's.
     """
     plain = config.copy_and_resolve_references()
     plain.model.group_conv, plain.mesh.fsdp = "native", 1
     objective = programs.build(plain, classes, photos, jax.devices()[:1]).objective
-    arguments = (program.abstract.params, program.abstract.extra, program.abstract_batch)
+    batch = jax.eval_shape(program.cut, program.abstract_batch)
+    arguments = (program.abstract.params, program.abstract.extra, batch)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     step = jax.ShapeDtypeStruct((), "int32")
     return jax.make_jaxpr(objective.loss)(*arguments, jax.random.key(0), step).jaxpr
@@ -283,7 +284,6 @@ def plan(
         devices=len(devices),
         chips=chips_of(devices),
         batch_size=config.batch_size,
-        crops=sum(crops.per_photo for crops in programs.crops_of(config)),
         steps=program.total_steps,
         held=held,
         memory=memory_of(topology, devices),

@@ -26,6 +26,7 @@ def get_config():
     config = base.get_config()
     config.batch_size = 16
     config.steps = 24
+    config.data.photo_size = 56
     config.data.crops = ((1, 24, 0.3, 1.0),)
     config.model.name = "tiny"
     config.model.dtype = "float32"

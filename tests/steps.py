@@ -1,10 +1,12 @@
 """Small train steps of both objectives on simulated devices, and what has to be equal."""
 
+import functools
+
 import jax
 import numpy as np
 
 from hashvision.augment import Augmentation
-from hashvision.data.crops import Crops
+from hashvision.crops import Crops, cut
 from hashvision.models import ProjectionHead
 from hashvision.models.regnet import RegNetParameters, RegNetY
 from hashvision.objectives import hashtag, swav
@@ -36,23 +38,22 @@ def build(data, fsdp, model=MODEL, average=0.0, side=SIDE, name="hashtag", parts
     rate = optim.schedule("cosine", 0.05 if name == "hashtag" else 5e-4, STEPS, 2)
     tx = optim.build("sgd", rate, 1e-4)
     sizes = [crops._replace(size=crops.size * side // SIDE) for crops in CROPS[name]]
-    batch = state.abstract_batch(BATCH, sizes, 3, mesh)
-    init = state.initializer(objective, tx, average > 0, batch)
+    batch = state.abstract_batch(BATCH, side, 3, mesh)
+    into_crops = functools.partial(cut, sizes=sizes)
+    init = state.initializer(objective, tx, average > 0, batch, into_crops)
     abstract = state.abstract_state(init, mesh)
-    step = state.train_step(objective, tx, rate, abstract, mesh, 0, average, parts)
+    step = state.train_step(objective, into_crops, tx, rate, abstract, mesh, 0, average, parts)
     return mesh, init, abstract, batch, step
 
 
-def batches(name="hashtag"):
+def batches():
     """Photos of four coloured quarters each: noise alone looks the same to a network everywhere."""
     rng = np.random.default_rng(0)
     for _ in range(STEPS):
-        quarters = rng.integers(0, 216, (BATCH, 1, 2, 2, 3))
-        batch = {}
-        for number, (count, side, *_) in enumerate(CROPS[name]):
-            noise = rng.integers(0, 40, (BATCH, count, side, side, 3))
-            large = quarters.repeat(side // 2, 2).repeat(side // 2, 3)
-            batch[f"crops{number}"] = (large + noise).astype(np.uint8)
+        quarters = rng.integers(0, 216, (BATCH, 2, 2, 3)).repeat(SIDE // 2, 1).repeat(SIDE // 2, 2)
+        noise = rng.integers(0, 40, quarters.shape)
+        batch = {"photos": (quarters + noise).astype(np.uint8)}
+        batch["shape"] = rng.integers(SIDE // 2, SIDE + 1, (BATCH, 2), np.int32)
         labels = [rng.choice(CLASSES, 3, replace=False) for _ in range(BATCH)]
         batch["labels"] = np.stack(labels).astype(np.int32)
         batch["key"] = rng.integers(0, 2**32, (BATCH, 2), np.uint32)
@@ -65,7 +66,7 @@ def losses(data, fsdp, **options):
     values = []
     current = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     with jax.set_mesh(mesh):
-        for batch in batches(options.get("name", "hashtag")):
+        for batch in batches():
             current, metrics = step(current, jax.device_put(batch, meshes.batch_sharding(mesh)))
             values.append(float(metrics["loss"]))
     return np.array(values), jax.device_get(current)

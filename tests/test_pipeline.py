@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashvision.data import crops, dataset, records, sampling, stream
+from hashvision.data import dataset, records, sampling, stream
 from hashvision.errors import UserError
 from hashvision.prepare import graph, pipeline
 
@@ -347,7 +347,7 @@ def test_photos_without_any_text_are_kept_where_asked(tmp_path):
     assert not opened.index["rarest"].any()
     natural = stream.Stream(opened, batch_size=8, lanes=4, seed=0, method="natural")
     assert natural.epoch_length == 80
-    batch = next(natural.batches([crops.Crops(2, 8)], 4, threads=1))
-    assert batch["crops0"].shape == (8, 2, 8, 8, 3) and (batch["labels"] == -1).all()
+    batch = next(natural.batches(8, 4, threads=1))
+    assert batch["photos"].shape == (8, 8, 8, 3) and (batch["labels"] == -1).all()
     with pytest.raises(UserError, match="too few photos with a tag"):
         stream.Stream(opened, batch_size=8, lanes=4, seed=0, method="square_root", tagged_only=True)

@@ -17,6 +17,7 @@ from hashvision.training import presets, program
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 SMALL = (
+    "--config.data.photo_size=48",
     "--config.data.crops=((1, 32, 0.2, 1.0),)",
     "--config.model.unroll=1",
     "--config.mesh.fsdp=4",
@@ -33,7 +34,7 @@ def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.abstract.params))
     assert whole / 4 < found.held["parameters"] < whole  # large arrays in four, small ones whole
     assert found.held["optimiser"] >= 2 * found.held["parameters"]  # AdamW's two moments
-    batch = 32 * (32 * 32 * 3 + 16 * 4 + 2 * 4)
+    batch = 32 * (48 * 48 * 3 + 2 * 4 + 16 * 4 + 2 * 4)
     assert found.held["batch"] == batch / 8
     assert found.held["temporary"] > 0
     # The executable's arguments and results are the state and the batch, and a few scalars.
@@ -51,7 +52,6 @@ MADE_UP = plan.Plan(
     devices=4,
     chips=4,
     batch_size=64,
-    crops=1,
     steps=1000,
     held={"parameters": 20 * 2**30},
     memory=16 * 2**30,

@@ -15,6 +15,7 @@ ROOMS = (
     "data",
     "prepare",
     "augment",
+    "crops",
     "models",
     "objectives",
     "training",
@@ -29,6 +30,7 @@ ONLY_IN = {
     "apache_beam": ("prepare",),
     "jax": (
         "augment.py",
+        "crops.py",
         "models",
         "objectives",
         "training",

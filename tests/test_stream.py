@@ -4,9 +4,8 @@ import itertools
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
 
-from hashvision.data import crops, dataset, sampling, stream
+from hashvision.data import dataset, sampling, stream
 from hashvision.errors import UserError
 
 
@@ -21,11 +20,11 @@ def make(source, host=0, hosts=1, seed=3, method="square_root", lanes=8):
     )
 
 
-CROPS = (crops.Crops(1, 24, 0.3),)
+SIDE = 48  # photos are 56 by 40
 
 
 def take(source, start, count, **options):
-    batches = make(source, **options).batches(CROPS, 2, start, threads=2)
+    batches = make(source, **options).batches(SIDE, 2, start, threads=2)
     return list(itertools.islice(batches, count))
 
 
@@ -35,7 +34,7 @@ def test_same_batches_on_one_two_and_four_hosts(source):
     for hosts in (2, 4):
         parts = [take(source, 0, 3, host=host, hosts=hosts) for host in range(hosts)]
         for step in range(3):
-            for name in ("crops0", "labels", "key"):
+            for name in ("photos", "shape", "labels", "key"):
                 joined = np.concatenate([part[step][name] for part in parts])
                 np.testing.assert_array_equal(joined, whole[step][name])
 
@@ -140,107 +139,3 @@ def test_more_lanes_than_records(tmp_path):
     small = dataset.load(str(datasets.write(tmp_path / "set", size=6)))
     with pytest.raises(UserError, match="fewer than data.lanes"):
         make(small)
-
-
-def test_crops_stay_inside_and_cover_the_ranges():
-    import tensorflow as tf
-
-    shares, ratios = [], []
-    for seed in range(300):
-        box = crops.crop_box(
-            tf.constant(90), tf.constant(140), CROPS[0], tf.constant([seed, 7], tf.int32)
-        )
-        top, left, height, width = box.numpy()
-        assert top >= 0 and left >= 0 and top + height <= 90 and left + width <= 140
-        shares.append(height * width / (90 * 140))
-        ratios.append(width / height)
-    assert 0.28 < min(shares) < 0.35 and max(shares) > 0.8  # the ratio allows 0.857
-    assert 0.7 < min(ratios) < 0.85 and 1.2 < max(ratios) < 1.4
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 400), (400, 3)])
-def test_crops_of_extreme_photos(height, width):
-    import tensorflow as tf
-
-    image = tf.constant(datasets.jpeg(0, height, width))
-    sizes = (crops.Crops(2, 16, 0.5), crops.Crops(3, 8, 0.1, 0.3))
-    pixels = crops.random_resized_crops(image, sizes, tf.constant([1, 2]))
-    assert [x.shape for x in pixels] == [(2, 16, 16, 3), (3, 8, 8, 3)]
-    assert all(x.dtype == tf.uint8 for x in pixels)
-
-
-def plain_crop(pixels, box, side):
-    """The crop as Pillow cuts and resizes it."""
-    top, left, height, width = (int(x) for x in box)
-    part = Image.fromarray(pixels).crop((left, top, left + width, top + height))
-    return np.asarray(part.resize((side, side), Image.Resampling.BILINEAR))
-
-
-def test_all_crops_of_a_photo_are_those_of_their_boxes():
-    import tensorflow as tf
-
-    image = tf.constant(datasets.jpeg(3, 90, 120))
-    sizes = (crops.Crops(2, 32, 0.3), crops.Crops(3, 16, 0.05, 0.2))
-    found = crops.random_resized_crops(image, sizes, tf.constant([5, 6]))
-    again = crops.random_resized_crops(image, sizes, tf.constant([5, 6]))
-    pixels = tf.io.decode_jpeg(image).numpy()
-    number = 0
-    for size, group, same in zip(sizes, found, again, strict=True):
-        np.testing.assert_array_equal(group, same)
-        for crop in group.numpy():
-            seed = tf.constant([5, 6])
-            seed = tf.random.fold_in(seed, number) if number else seed
-            box = crops.crop_box(tf.constant(90), tf.constant(120), size, seed)
-            wanted = plain_crop(pixels, box, size.size).astype(int)
-            assert np.abs(crop - wanted).mean() < 1.5  # the two resize alike but not to the bit
-            number += 1
-    assert len({crop.tobytes() for group in found for crop in group.numpy()}) == 5
-
-
-@pytest.mark.parametrize("size", [(96, 96), (60, 70), (50, 96), (1, 1), (97, 60), (200, 150)])
-def test_resizing_is_antialiased_bilinear_whether_or_not_it_shrinks(size):
-    import tensorflow as tf
-
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    expected = tf.image.resize(pixels, [96, 96], "bilinear", antialias=True).numpy()
-    found = crops._resize(tf.constant(pixels), 96).numpy()
-    assert np.abs(found - expected).max() < 0.501  # rounded
-
-
-def test_more_crops_leave_the_first_where_it_was():
-    import tensorflow as tf
-
-    image = tf.constant(datasets.jpeg(3, 90, 120))
-    alone = crops.random_resized_crops(image, (crops.Crops(1, 64),), tf.constant([5, 6]))
-    more = crops.random_resized_crops(image, (crops.Crops(4, 64),), tf.constant([5, 6]))
-    difference = np.abs(alone[0][0].numpy().astype(int) - more[0][0].numpy())
-    assert difference.mean() < 1  # a part decoded alone differs at its rim
-
-
-@pytest.mark.parametrize(("height", "ratio"), [(50, 1), (80, 2), (150, 4), (1100, 8)])
-def test_large_photos_are_decoded_smaller(height, ratio, monkeypatch):
-    """The decoder's own reduction gives the crop of the whole photo, within its coarser grid."""
-    import tensorflow as tf
-
-    image = tf.constant(datasets.jpeg(1, height, height))
-    sizes = (crops.Crops(2, 32, 0.9, 1.0), crops.Crops(1, 16, 0.9, 1.0))
-    asked = []
-    decode = tf.io.decode_jpeg
-
-    def spy(contents, channels, ratio):
-        pixels = decode(contents, channels=channels, ratio=ratio)
-        asked.append((ratio, pixels.shape))
-        return pixels
-
-    monkeypatch.setattr(tf.io, "decode_jpeg", spy)
-    found = crops.random_resized_crops(image, sizes, tf.constant([1, 2]))
-    assert [each[0] for each in asked] == [ratio]  # decoded once, and no larger than needed
-    pixels, number = decode(image).numpy(), 0
-    for size, group in zip(sizes, found, strict=True):
-        for crop in group.numpy():
-            seed = tf.constant([1, 2])
-            seed = tf.random.fold_in(seed, number) if number else seed
-            box = crops.crop_box(tf.constant(height), tf.constant(height), size, seed)
-            wanted = plain_crop(pixels, box, size.size).astype(int)
-            assert np.abs(crop - wanted).mean() < 8  # an unrelated crop: about 70
-            number += 1

@@ -9,11 +9,11 @@ and the record is known by the hash of its post id, so nothing depends on shards
 
 import os
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from hashvision.data import crops, records, sampling
+from hashvision.data import photos, records, sampling
 from hashvision.data.dataset import Dataset
 from hashvision.errors import UserError
 
@@ -207,7 +207,7 @@ class Stream:
 
     def batches(
         self,
-        sizes: Sequence[crops.Crops],
+        side: int,
         max_labels: int,
         start: int = 0,
         threads: int | None = None,
@@ -215,14 +215,15 @@ class Stream:
         """Host batches from step `start` on, without end.
 
         Args:
-          sizes: the crops of each size that are cut from a photo.
+          side: in pixels, that no photo's longer one is above; larger photos are shrunk.
           max_labels: tags kept of a photo, a draw of them where it has more; rows are padded.
           start: the first step.
           threads: of tf.data; one a core if None.
 
         Yields:
-          crops0, crops1, ... uint8 (host_batch, per_photo, size, size, 3), a member for each size;
-          labels int32 (host_batch, max_labels) padded with -1; key uint32 (host_batch, 2).
+          photos uint8 (host_batch, side, side, 3), each in the upper left corner, zeros beyond it;
+          shape int32 (host_batch, 2), its height and width; labels int32 (host_batch, max_labels)
+          padded with -1; key uint32 (host_batch, 2).
         """
         import tensorflow as tf
 
@@ -244,20 +245,26 @@ class Stream:
             record = records.parse(_record_at(shards[shard], offset))
             seed = tf.bitcast(key, tf.int32)
             chosen = _choose(tf.cast(record["labels"], tf.int32), max_labels, seed)
-            cut = crops.random_resized_crops(record["image"], sizes, seed)
-            named = {f"crops{number}": each for number, each in enumerate(cut)}
-            return {**named, "labels": chosen, "key": key}
+            pixels = photos.decode(record["image"], side)
+            shape = tf.shape(pixels)[:2]
+            return {"photos": pixels, "shape": shape, "labels": chosen, "key": key}
 
         signature = (
             tf.TensorSpec([self.host_batch], tf.int32),
             tf.TensorSpec([self.host_batch], tf.int64),
             tf.TensorSpec([self.host_batch, 2], tf.uint32),
         )
+        padded_shapes = {
+            "photos": [side, side, 3],
+            "shape": [2],
+            "labels": [max_labels],
+            "key": [2],
+        }
         dataset = (
             tf.data.Dataset.from_generator(positions, output_signature=signature)
             .unbatch()
             .map(read, num_parallel_calls=threads, deterministic=True)
-            .batch(self.host_batch, drop_remainder=True)
+            .padded_batch(self.host_batch, padded_shapes, drop_remainder=True)
             .prefetch(2)
         )
         options = tf.data.Options()

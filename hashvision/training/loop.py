@@ -99,7 +99,7 @@ def _run(
         flush=True,
     )
     host_batches = photos.batches(
-        programs.crops_of(config), config.data.max_labels, start, config.data.threads
+        config.data.photo_size, config.data.max_labels, start, config.data.threads
     )
     batches = _on_devices(host_batches, program.abstract_batch)
     log = _Log(workdir, config, start, total, checkpoints, program.objective.diagnose)

@@ -1,5 +1,6 @@
 """A config made into what runs: mesh, objective, shapes of the state, the jitted step."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hashvision import models
 from hashvision.augment import Augmentation
-from hashvision.data.crops import Crops
+from hashvision.crops import Crops, cut
 from hashvision.errors import UserError
 from hashvision.models.layers import GROUP_CONV_FORMS
 from hashvision.objectives import Objective, hashtag, swav
@@ -28,6 +29,7 @@ class Program(NamedTuple):
     init: Callable[[jax.Array], state.State]
     abstract: state.State  # shapes, dtypes and shardings
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    cut: state.Cut
     step: Any  # jitted (state, batch) -> (state, metrics)
     predict: Any  # jitted objective.predict, photos over all devices, answers on every one
     total_steps: int
@@ -186,18 +188,34 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
         clip=settings.clip,
         plateau_steps=settings.plateau_steps if settings.schedule == "plateau" else 0,
     )
-    batch = state.abstract_batch(config.batch_size, crops_of(config), config.data.max_labels, mesh)
-    init = state.initializer(objective, tx, settings.average > 0, batch)
+    if config.data.photo_size < 1:
+        raise UserError(
+            f"data.photo_size={config.data.photo_size} is no side in pixels; set"
+            " --config.data.photo_size=512, say."
+        )
+    batch = state.abstract_batch(
+        config.batch_size, config.data.photo_size, config.data.max_labels, mesh
+    )
+    into_crops = functools.partial(cut, sizes=crops_of(config))
+    init = state.initializer(objective, tx, settings.average > 0, batch, into_crops)
     abstract = state.abstract_state(init, mesh)
     step = state.train_step(
-        objective, tx, rate, abstract, mesh, config.seed, settings.average, config.accumulate
+        objective,
+        into_crops,
+        tx,
+        rate,
+        abstract,
+        mesh,
+        config.seed,
+        settings.average,
+        config.accumulate,
     )
     predict = jax.jit(
         objective.predict,
         in_shardings=(None, None, meshes.batch_sharding(mesh)),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
-    return Program(mesh, objective, init, abstract, batch, step, predict, steps)
+    return Program(mesh, objective, init, abstract, batch, into_crops, step, predict, steps)
 
 
 def initial_state(program: Program, seed: int) -> state.State:

@@ -1,6 +1,6 @@
 """The training state, its initial value and the train step that every objective shares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hashvision.data.crops import Crops
 from hashvision.objectives import Batch, Objective
 from hashvision.training import mesh as meshes
 from hashvision.training.optim import Schedule, plateau_scale
+
+Cut = Callable[[Batch], Batch]  # a batch of photos made into one of crops
 
 
 class State(NamedTuple):
@@ -25,15 +26,16 @@ class State(NamedTuple):
 
 
 def abstract_batch(
-    batch_size: int, sizes: Sequence[Crops], max_labels: int, mesh: Mesh
+    batch_size: int, side: int, max_labels: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a global batch, as `data.stream` yields it."""
     sharding = meshes.batch_sharding(mesh)
     members = {
-        f"crops{number}": ((crops.per_photo, crops.size, crops.size, 3), jnp.uint8)
-        for number, crops in enumerate(sizes)
+        "photos": ((side, side, 3), jnp.uint8),
+        "shape": ((2,), jnp.int32),
+        "labels": ((max_labels,), jnp.int32),
+        "key": ((2,), jnp.uint32),
     }
-    members |= {"labels": ((max_labels,), jnp.int32), "key": ((2,), jnp.uint32)}
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in members.items()
@@ -41,11 +43,11 @@ def abstract_batch(
 
 
 def initializer(
-    objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any
+    objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any, cut: Cut
 ) -> Callable[[jax.Array], State]:
     """Rng -> the state of step 0, for `jax.jit` or `jax.eval_shape`; `batch` gives shapes only."""
     # Parameters depend on the shape of an image, not on how many there are.
-    one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
+    one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), jax.eval_shape(cut, batch))
 
     def init(rng: jax.Array) -> State:
         params, extra = objective.init(rng, one)
@@ -73,6 +75,7 @@ def abstract_state(init: Callable[[jax.Array], State], mesh: Mesh) -> State:
 
 def train_step(
     objective: Objective,
+    cut: Cut,
     tx: optax.GradientTransformationExtraArgs,
     rate: Schedule,
     abstract: State,
@@ -85,6 +88,7 @@ def train_step(
 
     Args:
       objective: what is learnt.
+      cut: a batch of photos -> one of crops, which the objective takes.
       tx: the optimiser.
       rate: its learning rate, for the metrics.
       abstract: from `abstract_state`.
@@ -105,8 +109,10 @@ def train_step(
     ) -> tuple[jax.Array, Any, dict[str, jax.Array], Any]:
         """Loss, extra, metrics and gradients: the means over the parts, gone through in turn."""
         # Photo i goes to part i % parts: each device's photos are spread evenly, and stay there.
-        cut = {name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
-        cut, extra = objective.of_whole_batch(state.params, state.extra, cut, state.step)
+        split = {
+            name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
+        }
+        split, extra = objective.of_whole_batch(state.params, state.extra, split, state.step)
 
         def add(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Any]:
             extra, total = carry
@@ -116,13 +122,13 @@ def train_step(
             return (extra, jax.tree.map(jnp.add, total, grads)), {"loss": loss, **metrics}
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (extra, total), metrics = jax.lax.scan(add, (extra, zeros), cut)
+        (extra, total), metrics = jax.lax.scan(add, (extra, zeros), split)
         metrics = jax.tree.map(jnp.mean, metrics)
         return metrics.pop("loss"), extra, metrics, jax.tree.map(lambda g: g / parts, total)
 
     def step_fn(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-
+        batch = cut(batch)
         differentiate = jax.value_and_grad(objective.loss, has_aux=True)
         if parts == 1:
             (loss, (extra, metrics)), grads = differentiate(

@@ -1,16 +1,19 @@
 """What all benchmarks share: workers that run in turn, and the two files of figures.
 
 A worker is a process that does its work once for every line it reads and answers with the seconds
-it took. Ours and the peer's do so in turn, so that a machine that changes its speed changes both.
+it took. Ours and the peer's do so in turn, so that a machine that changes its speed changes both;
+while one works the others are stopped, for they would fill their buffers meanwhile.
 A figure is the median over the rounds, a ratio the median of the rounds' ratios.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import signal
 import statistics
 import subprocess
 from typing import NamedTuple
@@ -38,7 +41,7 @@ class Figure(NamedTuple):
 
 
 class Worker:
-    """A process that works once for every line it is sent."""
+    """A process that works once for every line it is sent; else it is stopped, children and all."""
 
     def __init__(self, command: list[str]) -> None:
         paths = [str(ROOT), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
@@ -48,6 +51,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,
         )
         self.ready = self._read()  # seconds, of compilation say
 
@@ -56,6 +60,7 @@ class Worker:
         for line in self.process.stdout:
             words = line.split()
             if words and words[0] in ("ready", words[-1]):
+                self._signal(signal.SIGSTOP)
                 return float(words[-1])
         self.stop()
         raise SystemExit(f"{self.process.args} ended; its error stands above.")
@@ -63,13 +68,18 @@ class Worker:
     def work(self) -> float:
         """Seconds that the worker took."""
         assert self.process.stdin is not None
+        self._signal(signal.SIGCONT)
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self._read()
 
     def stop(self) -> None:
         with self.process:  # closes its pipes and waits
-            self.process.kill()
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.process.pid, number)
 
 
 def compare(
