@@ -1,1 +1,1 @@
-"""Dataset folder to host batches: the TFRecord schema, sampling, the stream and decoding; no JAX."""
+"""Dataset folder to host batches: the TFRecord schema, sampling, the stream, decoding; no JAX."""
