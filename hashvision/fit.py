@@ -45,7 +45,12 @@ class Found(NamedTuple):
 
 
 def fit(
-    config: Config, topology: str, classes: int, photos: float, price_per_chip_hour: float = 0.0
+    config: Config,
+    topology: str,
+    classes: int,
+    photos: float,
+    price_per_chip_hour: float = 0.0,
+    quick: bool = False,
 ) -> Found:
     """Searches for the settings of the shortest estimated step that fits, and prints what it tries.
 
@@ -55,6 +60,7 @@ def fit(
       classes: of the vocabulary.
       photos: of an epoch.
       price_per_chip_hour: in any currency; 0 prices nothing.
+      quick: as of `plan.plan`.
 
     Raises:
       UserError: no choice fits, or what `plan.plan` raises.
@@ -76,7 +82,7 @@ def fit(
 
     def attempt(choice: Choice) -> Plan:
         chosen = choice.applied(config)
-        return plans.plan(chosen, topology, classes, photos, price_per_chip_hour)
+        return plans.plan(chosen, topology, classes, photos, price_per_chip_hour, quick)
 
     widths = [width for width in range(1, count + 1) if count % width == 0]
     return search(widths, parts, state_fits, attempt)

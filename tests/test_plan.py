@@ -69,6 +69,11 @@ def test_what_does_not_fit_says_by_how_much():
     assert "does not fit, by 4.00 GiB a device" in plan.table(MADE_UP)
 
 
+def test_cycles_of_a_quick_compilation_are_said_to_be_too_many():
+    assert "Without --quick" not in plan.table(MADE_UP)
+    assert "Without --quick" in plan.table(dataclasses.replace(MADE_UP, quick=True))
+
+
 def test_time_price_and_mfu_follow_from_cycles_and_bytes():
     assert MADE_UP.compute_seconds == pytest.approx(0.5)
     assert MADE_UP.collective_seconds == pytest.approx(0.5)
@@ -148,11 +153,13 @@ def test_plan_on_simulated_cpus_needs_no_tpu_compiler(tmp_path):
         f"--json={tmp_path / 'plan.json'}",
         *SMALL[:2],
         "--config.batch_size=8",
+        "--quick",
     ]
     command = [sys.executable, "-m", "hashvision", *arguments]
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "regnety_200mf on cpu:2: 2 devices" in done.stdout
+    assert "with little effort" in done.stdout
     assert "estimates no cycles" in done.stdout and "there is" not in done.stdout
     values = json.loads((tmp_path / "plan.json").read_text())
     assert values["devices"] == 2 and values["step_seconds"] == 0
