@@ -58,6 +58,15 @@ def test_a_loss_of_one_photo_is_that_of_the_batch(data, loss):
     np.testing.assert_allclose(loss(logits, labels), alone, rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [hashtag.softmax_loss, hashtag.sigmoid_loss])
+def test_gradients_scatter_nothing(data, loss):
+    """Where TPUs scatter on a SparseCore the compiled program could not be read, nor planned."""
+    logits, labels = map(jnp.array, data)
+    gradient = jax.jit(jax.grad(lambda logits: loss(logits, labels).sum()))
+    text = gradient.lower(logits).as_text()
+    assert "scatter" not in text and "gather" not in text
+
+
 @pytest.mark.slow
 def test_the_sigmoid_head_starts_at_the_prior():
     from hashvision import models
