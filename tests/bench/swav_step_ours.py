@@ -1,7 +1,8 @@
-"""A worker of train_step.py: the step that `train` runs for SwAV, on crops that stay the same.
+"""A worker of train_step.py: the step that `train` runs for SwAV, on photos that stay the same.
 
 python tests/bench/swav_step_ours.py MODEL BATCH SIZE FORM: two crops of SIZE, four of half of it,
-two prototypes a photo, SGD; nothing augmented but flips, as in the peer's nothing is
+cut from photos of SIZE within the step, two prototypes a photo, SGD; nothing augmented but flips.
+The peer has its crops as they are.
 """
 
 import sys
@@ -23,6 +24,7 @@ def main(name: str, batch: str, size: str, form: str) -> None:
     settings = {
         "batch_size": batch,
         "steps": 1000,
+        "data.photo_size": size,
         "data.crops": crops,
         "augment.distortion": 0.0,
         "augment.grey": 0.0,
@@ -42,11 +44,11 @@ def main(name: str, batch: str, size: str, form: str) -> None:
     presets.fill(config, 1e6)
     built = program.build(config, 0, 1e6)
     rng = np.random.default_rng(0)
-    draw = {"uint8": lambda s: rng.integers(0, 256, s, "u1"), "int32": lambda s: np.full(s, -1)}
     photos = {
-        key: jax.device_put(draw.get(str(x.dtype), np.zeros)(x.shape).astype(x.dtype), x.sharding)
+        key: jax.device_put(rng.integers(0, 256, x.shape).astype(x.dtype), x.sharding)
         for key, x in built.abstract_batch.items()
     }
+    photos["shape"] = np.full_like(photos["shape"], int(size))
     with jax.set_mesh(built.mesh):
         state = program.initial_state(built, 0)
 
