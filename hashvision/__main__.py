@@ -226,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--quick",
         action="store_true",
-        help="compile in a fifth of the time: nearly the same memory, up to twice the cycles",
+        help="compile in a third of the time or less: nearly the same memory, up to twice the cycles",
     )
     verb.add_argument("--json", help="a file for all figures")
     verb.set_defaults(run=_plan)

@@ -73,7 +73,7 @@ def crop_keys(keys: jax.Array, first: int, count: int) -> jax.Array:
     return jax.vmap(lambda key: jax.vmap(lambda crop: of_crop(key, crop))(crops))(keys)
 
 
-def drawing(key: jax.Array, purpose: int) -> jax.Array:
+def draw_key(key: jax.Array, purpose: int) -> jax.Array:
     """The key (uint32 (2,)) of a photo or crop as JAX takes it, for draws of one purpose."""
     return jax.random.fold_in(jax.random.wrap_key_data(key), purpose)
 
@@ -85,7 +85,7 @@ def _per_image(
     purpose: int,
 ) -> jax.Array:
     def apply(image: jax.Array, key: jax.Array) -> jax.Array:
-        return function(image, drawing(key, purpose))
+        return function(image, draw_key(key, purpose))
 
     return jax.vmap(apply)(images, keys)
 

@@ -124,7 +124,7 @@ def cut(batch: dict[str, jax.Array], sizes: Sequence[Crops]) -> dict[str, jax.Ar
         keys = augment.crop_keys(batch["key"], first, crops.per_photo)
 
         def draw(shape: jax.Array, key: jax.Array, crops: Crops = crops) -> jax.Array:
-            return box(shape, augment.drawing(key, augment.CROP), crops)
+            return box(shape, augment.draw_key(key, augment.CROP), crops)
 
         boxes = jax.vmap(jax.vmap(draw, (None, 0)))(batch["shape"], keys)
         found[f"crops{number}"] = resized(batch["photos"], boxes, crops.size)

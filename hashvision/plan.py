@@ -16,8 +16,8 @@ from hashvision.training import Config, presets
 from hashvision.training import program as programs
 
 CHIPS_A_HOST = 4
-# XLA's EffortLevel O1: most of a compilation goes into making each fusion fast. O0 takes little
-# less, and finds up to four times the cycles.
+# XLA's EffortLevel O1: most of a compilation goes into making each fusion fast. O0 takes half of
+# that again, and finds up to four times the cycles of a full compilation.
 _LITTLE_EFFORT = {"optimization_level": 19}
 
 
@@ -243,8 +243,8 @@ def plan(
       classes: of the vocabulary.
       photos: of an epoch.
       price_per_chip_hour: in any currency; 0 prices nothing.
-      quick: compiles with little effort, in a fifth of the time: nearly the same memory, and up to
-        twice the cycles.
+      quick: compiles with little effort, in a third of the time or less: nearly the same memory, and
+        up to twice the cycles.
 
     Raises:
       UserError: there is no such topology or no compiler for it, or the config does not fit it.

@@ -107,7 +107,7 @@ def test_a_batch_of_photos_becomes_one_of_crops():
         keys = augment.crop_keys(given["key"], first, wanted.per_photo)
         for photo in range(4):
             for crop in range(wanted.per_photo):
-                key = augment.drawing(keys[photo, crop], augment.CROP)
+                key = augment.draw_key(keys[photo, crop], augment.CROP)
                 box = crops.box(given["shape"][photo], key, wanted)
                 top, left, height, width = (int(x) for x in box)
                 part = given["photos"][photo, top : top + height, left : left + width]
