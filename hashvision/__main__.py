@@ -72,13 +72,19 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
     from hashvision import fit, plan
 
-    config, topology = _config(arguments.config, rest), arguments.topology
-    settings = arguments.classes, arguments.images, arguments.price_per_chip_hour, arguments.quick
+    config = _config(arguments.config, rest)
+    target = plan.Target(
+        arguments.topology,
+        arguments.classes,
+        arguments.images,
+        arguments.price_per_chip_hour,
+        arguments.quick,
+    )
     if arguments.fit:
-        choice, found = fit.fit(config, topology, *settings)
+        choice, found = fit.fit(config, target)
         print(f"\nThe shortest step of those that fit: {choice.overrides()}\n")
     else:
-        found = plan.plan(config, topology, *settings)
+        found = plan.plan(config, target)
     print(plan.table(found))
     if arguments.json:
         try:
@@ -226,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--quick",
         action="store_true",
-        help="compile in a third of the time or less: nearly the same memory, up to twice the cycles",
+        help="compile in a third of the time: nearly the same memory, up to twice the cycles",
     )
     verb.add_argument("--json", help="a file for all figures")
     verb.set_defaults(run=_plan)

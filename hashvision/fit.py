@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from hashvision import plan as plans
 from hashvision.errors import UserError
-from hashvision.plan import DoesNotFit, Plan
+from hashvision.plan import DoesNotFit, Plan, Target
 from hashvision.training import Config, presets
 from hashvision.training import program as programs
 
@@ -44,32 +44,21 @@ class Found(NamedTuple):
     plan: Plan
 
 
-def fit(
-    config: Config,
-    topology: str,
-    classes: int,
-    photos: float,
-    price_per_chip_hour: float = 0.0,
-    quick: bool = False,
-) -> Found:
+def fit(config: Config, target: Target) -> Found:
     """Searches for the settings of the shortest estimated step that fits, and prints what it tries.
 
     Args:
       config: the schema of configs/base.py; its batch is kept.
-      topology: see `plan.devices_of`.
-      classes: of the vocabulary.
-      photos: of an epoch.
-      price_per_chip_hour: in any currency; 0 prices nothing.
-      quick: as of `plan.plan`.
+      target: what it is planned for.
 
     Raises:
       UserError: no choice fits, or what `plan.plan` raises.
     """
     config = config.copy_and_resolve_references()
-    for line in presets.fill(config, photos):
+    for line in presets.fill(config, target.photos):
         print(line, flush=True)
-    devices = plans.devices_of(topology)
-    memory = plans.memory_of(topology, devices)
+    devices = plans.devices_of(target.topology)
+    memory = plans.memory_of(target.topology, devices)
     count, batch, groups = len(devices), config.batch_size, config.model.norm_groups
     parts = [
         n for n in range(1, batch + 1) if batch % (count * n) == 0 and batch // n % groups == 0
@@ -77,12 +66,11 @@ def fit(
 
     def state_fits(fsdp: int) -> bool:
         wide = Choice(fsdp, 1, REMAT[0]).applied(config)
-        state = programs.build(wide, classes, photos, devices).abstract
+        state = programs.build(wide, target.classes, target.photos, devices).abstract
         return not memory or plans.bytes_a_device(state) <= STATE_SHARE * memory
 
     def attempt(choice: Choice) -> Plan:
-        chosen = choice.applied(config)
-        return plans.plan(chosen, topology, classes, photos, price_per_chip_hour, quick)
+        return plans.plan(choice.applied(config), target)
 
     widths = [width for width in range(1, count + 1) if count % width == 0]
     return search(widths, parts, state_fits, attempt)

@@ -50,6 +50,25 @@ CHIPS = {
 }
 
 
+class Target(NamedTuple):
+    """What a config is planned for.
+
+    Attributes:
+      topology: see `devices_of`.
+      classes: of the vocabulary.
+      photos: of an epoch.
+      price_per_chip_hour: in any currency; 0 prices nothing.
+      quick: compiles with little effort, in a third of the time: nearly the same memory, and up to
+        twice the cycles.
+    """
+
+    topology: str
+    classes: int
+    photos: float
+    price_per_chip_hour: float = 0.0
+    quick: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A run of a config on a topology. Sizes are bytes on one device, times seconds."""
@@ -227,28 +246,17 @@ def forward_pass(config: Config, program: programs.Program, classes: int, photos
     return jax.make_jaxpr(objective.loss)(*arguments, jax.random.key(0), step).jaxpr
 
 
-def plan(
-    config: Config,
-    topology: str,
-    classes: int,
-    photos: float,
-    price_per_chip_hour: float = 0.0,
-    quick: bool = False,
-) -> Plan:
+def plan(config: Config, target: Target) -> Plan:
     """Compiles the step that `train` would run, with its shardings, for a topology.
 
     Args:
       config: the schema of configs/base.py.
-      topology: see `devices_of`.
-      classes: of the vocabulary.
-      photos: of an epoch.
-      price_per_chip_hour: in any currency; 0 prices nothing.
-      quick: compiles with little effort, in a third of the time or less: nearly the same memory, and
-        up to twice the cycles.
+      target: what it is planned for.
 
     Raises:
       UserError: there is no such topology or no compiler for it, or the config does not fit it.
     """
+    topology, classes, photos, price_per_chip_hour, quick = target
     config = config.copy_and_resolve_references()
     for line in presets.fill(config, photos):
         print(line, flush=True)

@@ -29,7 +29,7 @@ def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
     """On the devices at hand in place of a topology's."""
     monkeypatch.setattr(plan, "devices_of", lambda topology: jax.devices())
     config = _config(str(CONFIGS / "demo.py"), list(SMALL))
-    found = plan.plan(config, "v5e:2x4", 100, 5000.0)
+    found = plan.plan(config, plan.Target("v5e:2x4", 100, 5000.0))
     built = program.build(config, 100, 5000.0)
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.abstract.params))
     assert whole / 4 < found.held["parameters"] < whole  # large arrays in four, small ones whole
