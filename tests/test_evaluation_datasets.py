@@ -32,7 +32,7 @@ def write_dataset_folder(root, labels):
     classes = ["dog", "cat", "bird"]
     counts = np.array([30, 20, 10])
     rows = [
-        records.Record(f"p{number}", "o", f"image {number}".encode(), tuple(row))
+        records.Record(f"p{number}", "o", f"image {number}".encode(), tuple(row), b"")
         for number, row in enumerate(labels)
     ]
     half = len(rows) // 2

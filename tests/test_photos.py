@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashvision.data import dataset, photos, stream
+from hashvision.data import dataset, photos, reader, stream
 
 
 def resized(pixels, height, width):
@@ -48,7 +48,7 @@ def test_larger_photos_are_shrunk_to_the_side_and_decoded_no_larger_than_needed(
 def test_photos_lie_in_the_corner_with_zeros_beyond(tmp_path):
     source = dataset.load(str(datasets.write(tmp_path / "set", size=16)))  # 40 by 56
     stream_of = stream.Stream(source, batch_size=8, lanes=4, seed=0, method="natural")
-    batch = next(stream_of.batches(64, 2, threads=1))
+    _, batch = next(reader.Reader(stream_of, 64, 2, threads=1).batches())
     np.testing.assert_array_equal(batch["shape"], [[40, 56]] * 8)
     assert batch["photos"].shape == (8, 64, 64, 3) and batch["photos"].dtype == np.uint8
     assert not batch["photos"][:, 40:].any() and not batch["photos"][:, :, 56:].any()

@@ -35,8 +35,8 @@ def test_repeats_average_to_the_factor():
 
 
 def test_epoch_summary_orders_the_methods():
-    rarest = np.array([900, 900, 100, 4])
-    summary = sampling.epoch_summary(rarest, 1000, 0.1)
+    rarest, photos = np.array([4, 100, 900]), np.array([1, 1, 2])
+    summary = sampling.epoch_summary(rarest, photos, 1000, 0.1)
     assert summary["natural"] == {"length": 4.0, "largest_repeat": 1.0}
     assert summary["square_root"] == {"length": 8.0, "largest_repeat": 5.0}
     assert summary["uniform"] == {"length": 28.0, "largest_repeat": 25.0}

@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 
-from hashvision.data import dataset, sampling, stream
+from hashvision.data import dataset, reader, sampling, stream
 from hashvision.errors import UserError
 
 
@@ -24,8 +24,8 @@ SIDE = 48  # photos are 56 by 40
 
 
 def take(source, start, count, **options):
-    batches = make(source, **options).batches(SIDE, 2, start, threads=2)
-    return list(itertools.islice(batches, count))
+    batches = reader.Reader(make(source, **options), SIDE, 2, threads=2).batches(start)
+    return [batch for _, batch in itertools.islice(batches, count)]
 
 
 @pytest.mark.slow
@@ -49,9 +49,10 @@ def test_a_step_does_not_depend_on_where_the_stream_began(source):
 
 def test_every_record_comes_as_often_as_its_draw_says(source):
     lane = make(source, lanes=1)._lanes[0]
-    ids = source.index["id"]
+    rows = source.rows(0, len(source))
+    ids = rows["id"]
     threshold = sampling.default_threshold(source.class_counts, len(ids))
-    factors = sampling.repeat_factors(source.index["rarest"], len(ids), threshold, "square_root")
+    factors = sampling.repeat_factors(rows["rarest"], len(ids), threshold, "square_root")
     start, lengths = 0, []
     for epoch in range(20):
         bits = stream.draws(3, epoch, ids, stream._REPEAT)
@@ -71,7 +72,7 @@ def test_every_record_comes_as_often_as_its_draw_says(source):
 
 def test_orders_differ_between_epochs_and_seeds(source):
     natural = make(source, method="natural", lanes=1)._lanes[0]
-    size = len(source.index)
+    size = len(source)
     first, second = natural.items(0, size).record, natural.items(size, size).record
     assert sorted(first) == sorted(second) == list(range(size))
     assert (first != second).mean() > 0.9

@@ -13,28 +13,74 @@ from hashvision.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What lies in a dataset folder; nothing but the index is read into memory.
+    """What lies in a dataset folder; records and index are read when asked for.
 
     Attributes:
       path: the folder.
       shards: the TFRecord files.
-      shard: int32 (N,), which shard each record lies in.
-      index: records.INDEX_DTYPE (N,), one row a record, in the shards' order.
+      starts: int64 (S + 1,), the position of each shard's first record, and the number of records.
+      shard_bytes: int64 (S,), the length that each shard should have.
       vocabulary: vocabulary.json.
       manifest: manifest.json.
     """
 
     path: str
     shards: tuple[str, ...]
-    shard: np.ndarray
-    index: np.ndarray
+    starts: np.ndarray
+    shard_bytes: np.ndarray
     vocabulary: dict[str, Any]
     manifest: dict[str, Any]
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return int(self.starts[-1])
 
     @property
     def class_counts(self) -> np.ndarray:
         """int64 (K,), the number of posts that carry each class."""
         return np.array([entry["count"] for entry in self.vocabulary["classes"]], np.int64)
+
+    @property
+    def rarest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two int64 (D,): values of the index's `rarest`, and how many records have each."""
+        photos = self.manifest["rarest"]
+        return np.array([int(value) for value in photos], np.int64), np.array([*photos.values()])
+
+    def shard_of(self, positions: np.ndarray) -> np.ndarray:
+        """int64 (N,), in which shard the records at these positions, int (N,), lie."""
+        return np.searchsorted(self.starts, positions, side="right") - 1
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """The index of the records at positions first to last, records.INDEX_DTYPE (last - first,).
+
+        Raises:
+          UserError: an index file is missing or not that of its shard.
+        """
+        parts = [np.empty(0, records.INDEX_DTYPE)]
+        for shard in range(len(self.shards)):
+            begin, end = int(self.starts[shard]), int(self.starts[shard + 1])
+            if begin < last and first < end:
+                part = self._index(shard, end - begin)
+                parts.append(part[max(first - begin, 0) : last - begin])
+        return np.concatenate(parts)
+
+    def _index(self, shard: int, size: int) -> np.ndarray:
+        path = os.path.join(self.path, records.index_name(shard, len(self.shards)))
+        try:
+            rows = np.load(path, mmap_mode="r") if size else np.empty(0, records.INDEX_DTYPE)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing, though manifest.json lists its shard; copy it from where the"
+                " dataset was made or prepare the dataset again."
+            ) from None
+        except (ValueError, EOFError):
+            rows = np.empty(0)
+        if rows.dtype != records.INDEX_DTYPE or len(rows) != size:
+            raise UserError(
+                f"{path} is not the index of {size:,} records that manifest.json lists; copy it"
+                " again or prepare the dataset again."
+            )
+        return rows
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -54,39 +100,21 @@ def load(path: str) -> Dataset:
     """Opens a dataset folder.
 
     Raises:
-      UserError: the folder, its JSON files, a shard or an index is missing, cut short or does not
-        fit the others.
+      UserError: one of its JSON files is missing, broken, or of an earlier version.
     """
     vocabulary = _read_json(os.path.join(path, "vocabulary.json"))
     manifest = _read_json(os.path.join(path, "manifest.json"))
-    described = manifest["shards"]
-    shards, shard, index = [], [], []
-    for number, expected in enumerate(described):
-        file = os.path.join(path, expected["name"])
-        beside = os.path.join(path, records.index_name(number, len(described)))
-        for needed in (file, beside):
-            if not os.path.exists(needed):
-                raise UserError(
-                    f"{needed} is missing, though manifest.json lists it; copy it from where the"
-                    " dataset was made or prepare the dataset again."
-                )
-        if os.path.getsize(file) != expected["bytes"]:
-            raise UserError(
-                f"{file} has {os.path.getsize(file):,} bytes, not the {expected['bytes']:,} that"
-                " manifest.json lists; copy it again or prepare the dataset again."
-            )
-        try:
-            rows = np.load(beside)
-        except (ValueError, EOFError):
-            rows = np.empty(0)
-        if rows.dtype != records.INDEX_DTYPE or len(rows) != expected["records"]:
-            raise UserError(
-                f"{beside} is not the index of {expected['records']:,} records that manifest.json"
-                " lists; copy it again or prepare the dataset again."
-            )
-        shards.append(file)
-        index.append(rows)
-        shard.append(np.full(len(rows), number, np.int32))
+    if "rarest" not in manifest:
+        raise UserError(
+            f"{os.path.join(path, 'manifest.json')} is of an earlier version, which knew no"
+            " removals; prepare the dataset again."
+        )
+    shards = manifest["shards"]
     return Dataset(
-        path, tuple(shards), np.concatenate(shard), np.concatenate(index), vocabulary, manifest
+        path,
+        tuple(os.path.join(path, shard["name"]) for shard in shards),
+        np.cumsum([0] + [shard["records"] for shard in shards]),
+        np.array([shard["bytes"] for shard in shards], np.int64),
+        vocabulary,
+        manifest,
     )

@@ -63,13 +63,30 @@ def repeats(factors: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return (whole + (uniform < factors - whole)).astype(np.int64)
 
 
-def epoch_summary(rarest: np.ndarray, posts: int, threshold: float) -> dict[str, dict[str, float]]:
-    """Effective epoch length (photos) and largest repeat factor under each method."""
+def epoch_length(
+    rarest: np.ndarray, photos: np.ndarray, posts: int, threshold: float, method: str
+) -> float:
+    """Photos of an epoch, repeats counted.
+
+    Args:
+      rarest: int (D,), as for `repeat_factors`, each value once.
+      photos: int (D,), how many photos have it.
+      posts: the number of posts in the dataset.
+      threshold: t, a frequency in (0, 1].
+      method: one of METHODS.
+    """
+    return float(repeat_factors(rarest, posts, threshold, method) @ photos)
+
+
+def epoch_summary(
+    rarest: np.ndarray, photos: np.ndarray, posts: int, threshold: float
+) -> dict[str, dict[str, float]]:
+    """Epoch length (photos) and largest repeat factor under each method; see `epoch_length`."""
     summary = {}
     for method in METHODS:
         factors = repeat_factors(rarest, posts, threshold, method)
         summary[method] = {
-            "length": round(float(factors.sum()), 3),
+            "length": round(epoch_length(rarest, photos, posts, threshold, method), 3),
             "largest_repeat": round(float(factors.max(initial=1.0)), 3),
         }
     return summary

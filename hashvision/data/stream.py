@@ -5,26 +5,24 @@ hosts. Each lane is an endless stream: epoch after epoch of its own records, eac
 repeat factor says, in an order drawn for that epoch. A global batch takes the next few items of
 every lane; a host reads the lanes that are its own. Every draw is a hash of (seed, epoch, record),
 and the record is known by the hash of its post id, so nothing depends on shards or workers.
+
+A record that may not be shown, removed or broken, keeps its places in the stream; in each of them
+another of its lane is shown. So no other record's place changes, whenever it becomes barred.
 """
 
-import os
+import threading
 import typing
-from collections.abc import Iterator
 
 import numpy as np
 
-from hashvision.data import photos, records, sampling
+from hashvision.data import removals, sampling
 from hashvision.data.dataset import Dataset
 from hashvision.errors import UserError
 
-if typing.TYPE_CHECKING:
-    import tensorflow as tf
-
 # What a draw is for; keeps draws of the same (seed, epoch, record) independent of each other.
-_REPEAT, _ORDER, _CROP = range(3)
+_REPEAT, _ORDER, _CROP, _SUBSTITUTE = range(4)
 
-# Records are read by their offset, a seek each; a buffer of about one photo saves reading further.
-_READ_BYTES = 1 << 16
+_FIRST_SUBSTITUTE = 1 << 32  # copies from here on stand in for others; no repeat factor is as large
 
 
 def draws(seed: int, epoch: np.ndarray | int, record: np.ndarray, purpose: int) -> np.ndarray:
@@ -77,12 +75,30 @@ class Lane:
           factors: float64 (N,), repeat factors.
           seed: of the run.
         """
-        self._first, self._ids, self._factors, self._seed = first, ids, factors, seed
+        self.first, self.ids = first, ids
+        self.barred = np.zeros(len(ids), bool)
+        self._factors, self._seed = factors, seed
         self._starts = [0]  # at which item each epoch begins, as far as known
         self._cached: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._stand_ins = np.flatnonzero(factors)
+
+    def bar(self, barred: np.ndarray) -> None:
+        """Shows these records, bool (N,), no more.
+
+        Raises:
+          UserError: nothing is left to show.
+        """
+        self.barred = self.barred | barred
+        self._stand_ins = np.flatnonzero((self._factors > 0) & ~self.barred)
+        if not len(self._stand_ins):
+            raise UserError(
+                f"Of the records {self.first:,} to {self.first + len(self.ids) - 1:,}, one of"
+                " data.lanes, none is left that is neither removed nor broken; prepare the dataset"
+                " again."
+            )
 
     def _repeats(self, epoch: int) -> np.ndarray:
-        bits = draws(self._seed, epoch, self._ids, _REPEAT)
+        bits = draws(self._seed, epoch, self.ids, _REPEAT)
         return sampling.repeats(self._factors, (bits >> np.uint64(11)) * 2.0**-53)
 
     def _start(self, epoch: int) -> int:
@@ -96,7 +112,7 @@ class Lane:
             repeats = self._repeats(epoch)
             record = np.repeat(np.arange(len(repeats)), repeats)
             copy = np.arange(len(record)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-            keys = draws(self._seed, epoch, _of_copy(self._ids[record], copy), _ORDER)
+            keys = draws(self._seed, epoch, _of_copy(self.ids[record], copy), _ORDER)
             order = np.argsort(keys, kind="stable")
             self._cached = epoch, record[order], copy[order]
         return self._cached[1:]
@@ -110,10 +126,31 @@ class Lane:
         while count:
             record, copy = self._order(epoch)
             offset = start - self._start(epoch)
-            taken = record[offset : offset + count] + self._first
-            parts.append(Items(taken, np.full(len(taken), epoch), copy[offset : offset + count]))
-            start, count, epoch = start + len(taken), count - len(taken), epoch + 1
+            record, copy = record[offset : offset + count], copy[offset : offset + count]
+            record, copy = self._shown(epoch, record, copy)
+            parts.append(Items(record + self.first, np.full(len(record), epoch), copy))
+            start, count, epoch = start + len(record), count - len(record), epoch + 1
         return Items(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def _shown(
+        self, epoch: int, record: np.ndarray, copy: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Puts another record in each place of one that is barred.
+
+        It is the one drawn, or the next after it that is not barred itself: a function of what is
+        barred now, not of the order in which that became known.
+        """
+        places = np.flatnonzero(self.barred[record])
+        if not len(places):
+            return record, copy
+        record, copy = record.copy(), copy.copy()
+        names = _of_copy(self.ids[record[places]], copy[places])
+        bits = draws(self._seed, epoch, names, _SUBSTITUTE)
+        drawn = (bits % np.uint64(len(self.ids))).astype(np.int64)
+        after = np.searchsorted(self._stand_ins, drawn) % len(self._stand_ins)
+        record[places] = self._stand_ins[after]
+        copy[places] = _FIRST_SUBSTITUTE + (bits >> np.uint64(34)).astype(np.int64)
+        return record, copy
 
 
 def _of_copy(ids: np.ndarray, copy: np.ndarray) -> np.ndarray:
@@ -137,6 +174,7 @@ class Stream:
         tagged_only: bool = False,
         host: int = 0,
         hosts: int = 1,
+        removed: removals.Names = removals.NOTHING,
     ) -> None:
         """Cuts the dataset into lanes and takes this host's.
 
@@ -150,6 +188,7 @@ class Stream:
           tagged_only: leaves out photos without a tag.
           host: which host this is.
           hosts: how many there are.
+          removed: records that are not shown.
 
         Raises:
           UserError: the numbers do not divide, or there are more lanes than records, or a lane
@@ -160,7 +199,7 @@ class Stream:
                 f"batch_size={batch_size} must be a multiple of data.lanes={lanes}, and that of the"
                 f" {hosts} hosts; set --config.data.lanes to a divisor of the batch."
             )
-        size = len(dataset.index)
+        size = len(dataset)
         if size < lanes:
             raise UserError(
                 f"{dataset.path} holds {size:,} records, fewer than data.lanes={lanes}; lower"
@@ -168,134 +207,68 @@ class Stream:
             )
         if threshold is None:
             threshold = sampling.default_threshold(dataset.class_counts, size)
-        factors = sampling.repeat_factors(dataset.index["rarest"], size, threshold, method)
+        rarest, photos = dataset.rarest
         if tagged_only:
-            factors = np.where(dataset.index["rarest"] > 0, factors, 0.0)
-        bounds = np.arange(lanes + 1) * size // lanes
-        if not np.add.reduceat(factors, bounds[:-1]).all():
-            raise UserError(
-                f"{dataset.path} has too few photos with a tag for data.lanes={lanes}; prepare more"
-                " posts, lower --config.data.lanes, or learn without tags"
-                " (--config=configs/demo_swav.py)."
-            )
-        own = range(host * lanes // hosts, (host + 1) * lanes // hosts)
+            rarest, photos = rarest[rarest > 0], photos[rarest > 0]
         self.dataset, self.seed = dataset, seed
-        self.epoch_length = float(factors.sum())
+        self.epoch_length = sampling.epoch_length(rarest, photos, size, threshold, method)
         self.host_batch = batch_size // hosts
         self._per_lane = batch_size // lanes
-        self._lanes = [
-            Lane(
-                int(bounds[lane]),
-                dataset.index["id"][bounds[lane] : bounds[lane + 1]],
-                factors[bounds[lane] : bounds[lane + 1]],
-                seed,
-            )
-            for lane in own
-        ]
+        self._lock = threading.Lock()  # the input pipeline asks from a thread of its own
+
+        bounds = np.arange(lanes + 1) * size // lanes
+        own = range(host * lanes // hosts, (host + 1) * lanes // hosts)
+        self.first, self.last = int(bounds[own.start]), int(bounds[own.stop])
+        rows = dataset.rows(self.first, self.last)
+        self._offsets = rows["offset"].astype(np.int64)
+        self._ids = np.ascontiguousarray(rows["id"])
+        self._lanes = []
+        for lane in own:
+            part = rows[bounds[lane] - self.first : bounds[lane + 1] - self.first]
+            factors = sampling.repeat_factors(part["rarest"], size, threshold, method)
+            if tagged_only:
+                factors = np.where(part["rarest"] > 0, factors, 0.0)
+            if not factors.any():
+                raise UserError(
+                    f"{dataset.path} has too few photos with a tag for data.lanes={lanes}; prepare"
+                    " more posts, lower --config.data.lanes, or learn without tags"
+                    " (--config=configs/demo_swav.py)."
+                )
+            begin = int(bounds[lane])
+            ids = self._ids[begin - self.first : int(bounds[lane + 1]) - self.first]
+            self._lanes.append(Lane(begin, ids, factors, seed))
+        if len(removed.owner) + len(removed.id) + len(removed.sha256):
+            self.bar(removed.match(rows))
+
+    def bar(self, barred: np.ndarray) -> None:
+        """Shows these of this host's records, bool (last - first,), no more; see `Lane.bar`."""
+        with self._lock:
+            for lane in self._lanes:
+                begin = lane.first - self.first
+                lane.bar(barred[begin : begin + len(lane.ids)])
+
+    @property
+    def barred(self) -> np.ndarray:
+        """Bool (last - first,), which of this host's records are not shown."""
+        return np.concatenate([lane.barred for lane in self._lanes])
+
+    def offsets(self, positions: np.ndarray) -> np.ndarray:
+        """int64 (N,), at which byte of its shard each of these records of this host begins."""
+        return self._offsets[positions - self.first]
 
     def items(self, step: int) -> Items:
         """This host's part of the batch of `step`, (host_batch,) each."""
         start = step * self._per_lane
-        parts = [lane.items(start, self._per_lane) for lane in self._lanes]
+        with self._lock:
+            parts = [lane.items(start, self._per_lane) for lane in self._lanes]
         return Items(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def names(self, items: Items) -> np.ndarray:
+        """uint64 (N,): id hashes of the records."""
+        return self._ids[items.record - self.first]
 
     def keys(self, items: Items) -> np.ndarray:
         """uint32 (N, 2): the key of every draw about an item, from (seed, epoch, record, copy)."""
-        names = _of_copy(self.dataset.index["id"][items.record], items.copy)
+        names = _of_copy(self.names(items), items.copy)
         bits = draws(self.seed, items.epoch, names, _CROP)
         return np.stack([bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)], 1).astype(np.uint32)
-
-    def batches(
-        self,
-        side: int,
-        max_labels: int,
-        start: int = 0,
-        threads: int | None = None,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Host batches from step `start` on, without end.
-
-        Args:
-          side: in pixels, that no photo's longer one is above; larger photos are shrunk.
-          max_labels: tags kept of a photo, a draw of them where it has more; rows are padded.
-          start: the first step.
-          threads: of tf.data; one a core if None.
-
-        Yields:
-          photos uint8 (host_batch, side, side, 3), each in the upper left corner, zeros beyond it;
-          shape int32 (host_batch, 2), its height and width; labels int32 (host_batch, max_labels)
-          padded with -1; key uint32 (host_batch, 2).
-        """
-        import tensorflow as tf
-
-        threads = threads or os.cpu_count() or 1
-        index, shard = self.dataset.index, self.dataset.shard
-        shards = tf.constant(self.dataset.shards)
-
-        def positions() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            step = start
-            while True:
-                items = self.items(step)
-                offsets = index["offset"][items.record].astype(np.int64)
-                yield shard[items.record], offsets, self.keys(items)
-                step += 1
-
-        def read(
-            shard: "tf.Tensor", offset: "tf.Tensor", key: "tf.Tensor"
-        ) -> dict[str, "tf.Tensor"]:
-            record = records.parse(_record_at(shards[shard], offset))
-            seed = tf.bitcast(key, tf.int32)
-            chosen = _choose(tf.cast(record["labels"], tf.int32), max_labels, seed)
-            pixels = photos.decode(record["image"], side)
-            shape = tf.shape(pixels)[:2]
-            return {"photos": pixels, "shape": shape, "labels": chosen, "key": key}
-
-        signature = (
-            tf.TensorSpec([self.host_batch], tf.int32),
-            tf.TensorSpec([self.host_batch], tf.int64),
-            tf.TensorSpec([self.host_batch, 2], tf.uint32),
-        )
-        padded_shapes = {
-            "photos": [side, side, 3],
-            "shape": [2],
-            "labels": [max_labels],
-            "key": [2],
-        }
-        dataset = (
-            tf.data.Dataset.from_generator(positions, output_signature=signature)
-            .unbatch()
-            .map(read, num_parallel_calls=threads, deterministic=True)
-            .padded_batch(self.host_batch, padded_shapes, drop_remainder=True)
-            .prefetch(2)
-        )
-        options = tf.data.Options()
-        # Tuned by hand, since the tuner takes from the step's cores and can hold up the end for
-        # half a minute.
-        options.autotune.enabled = False
-        options.threading.private_threadpool_size = threads
-        for batch in dataset.with_options(options).as_numpy_iterator():
-            yield typing.cast("dict[str, np.ndarray]", batch)
-
-
-def _record_at(path: "tf.Tensor", offset: "tf.Tensor") -> "tf.Tensor":
-    """The serialized record that begins at byte `offset` of the TFRecord file `path`."""
-    import tensorflow as tf
-
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=path[None],
-        compression_type="",
-        buffer_size=tf.constant(_READ_BYTES, tf.int64),
-        byte_offsets=offset[None],
-    )
-    spec = tf.TensorSpec([], tf.string)
-    return tf.data.experimental.from_variant(variant, spec).take(1).get_single_element()
-
-
-def _choose(labels: "tf.Tensor", most: int, seed: "tf.Tensor") -> "tf.Tensor":
-    """`most` of the labels, drawn without repetition where there are more, padded with -1."""
-    import tensorflow as tf
-
-    order = tf.argsort(tf.random.stateless_uniform(tf.shape(labels), seed))
-    labels = tf.sort(tf.gather(labels, order[:most]))
-    return tf.ensure_shape(
-        tf.pad(labels, [[0, most - tf.size(labels)]], constant_values=-1), [most]
-    )

@@ -1,5 +1,6 @@
 """The dataset folder as `prepare` leaves it: shards, metadata and manifest, whole or not at all."""
 
+import collections
 import hashlib
 import json
 import os
@@ -117,6 +118,7 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
     write_json(f"{folder}/{VOCABULARY}", {"posts": kept, **summary.vocabulary})
     _write_tfds_metadata(folder, [entry["name"] for entry in classes], shards)
     threshold = sampling.default_threshold(class_counts, kept)
+    rarest = _rarest(folder, len(shards))
     labels = {int(number): photos for number, photos in summary.labels.items()}
     manifest = {
         "hashvision": hashvision.__version__,
@@ -136,7 +138,8 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
             "images": {str(number): labels[number] for number in sorted(labels)},
         },
         "sampling_threshold": threshold,
-        "epoch": sampling.epoch_summary(_rarest(folder, len(shards)), kept, threshold),
+        "epoch": sampling.epoch_summary(*rarest, kept, threshold),
+        "rarest": {str(value): int(photos) for value, photos in zip(*rarest, strict=True)},
         "shards": shards,
     }
     write_json(f"{folder}/{MANIFEST}", manifest)
@@ -155,12 +158,15 @@ def _all_shards(
     return ordered
 
 
-def _rarest(folder: str, shards: int) -> np.ndarray:
-    columns = []
+def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many photos have which number of posts of their rarest class: two int64 (D,)."""
+    photos: collections.Counter[int] = collections.Counter()
     for shard in range(shards):
         with gfile().GFile(f"{folder}/{records.index_name(shard, shards)}", "rb") as file:
-            columns.append(np.load(file)["rarest"])
-    return np.concatenate(columns)
+            values, counts = np.unique(np.load(file)["rarest"], return_counts=True)
+        photos.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    rarest = sorted(photos)
+    return np.array(rarest, np.int64), np.array([photos[value] for value in rarest], np.int64)
 
 
 def _write_tfds_metadata(

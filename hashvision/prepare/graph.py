@@ -8,6 +8,7 @@ for each frequent tag one vector of co-occurrence counts, reduced to three numbe
                               '> tags > counts, spreads > vocabulary '^
 """
 
+import hashlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -36,6 +37,7 @@ class Photo(typing.NamedTuple):
     tags: tuple[str, ...]  # folded, sorted, each once
     words: tuple[str, ...]  # the same of the rest of the text
     image: bytes
+    sha256: bytes  # of the file as it was posted
 
 
 class ReadLines(beam.DoFn):
@@ -78,6 +80,7 @@ class ReadPost(beam.DoFn):
             tags=tuple(sorted(tags)),
             words=tuple(sorted(set(hashtags.words(post.text)))),
             image=image,
+            sha256=hashlib.sha256(encoded).digest(),
         )
 
 
@@ -125,7 +128,8 @@ class WriteShard(beam.DoFn):
         shard, labelled = element
         ordered = sorted(labelled, key=lambda pair: pair[0].order)
         rows = (
-            records.Record(photo.id, photo.owner, photo.image, labels) for photo, labels in ordered
+            records.Record(photo.id, photo.owner, photo.image, labels, photo.sha256)
+            for photo, labels in ordered
         )
         yield folder.write_shard(self.output, shard, shards, rows, np.array(counts, np.int64))
 

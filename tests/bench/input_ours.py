@@ -7,7 +7,7 @@ import sys
 
 from serve import serve
 
-from hashvision.data import dataset, stream
+from hashvision.data import dataset, reader, stream
 
 AHEAD = 4  # batches that may be ready before they are asked for
 
@@ -16,7 +16,7 @@ def main(folder: str, batch: str, batches: str, side: str) -> None:
     photos = stream.Stream(
         dataset.load(folder), batch_size=int(batch), lanes=8, seed=0, method="natural"
     )
-    source = photos.batches(int(side), 16)
+    source = reader.Reader(photos, int(side), 16).batches()
 
     def take(count: int) -> None:
         for _ in range(count):
