@@ -1,12 +1,22 @@
-"""Saving and restoring the training state; the only place that imports Orbax."""
+"""Saving and restoring the training state; the only place that imports Orbax.
 
+Beside each state lie fingerprints of its arrays, computed where the arrays are. What is restored
+must have them again, so that no damage on the way to disk and back passes for a state.
+"""
+
+import contextlib
+import math
 import os
 import typing
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hashvision.errors import UserError
@@ -15,7 +25,9 @@ State = typing.TypeVar("State")
 Tree = dict[str, Any]
 
 
-_ITEM = "default"  # the folder in which Orbax's manager puts a state that it gives no name
+# The folders of a checkpoint.
+_STATE = "default"
+_FINGERPRINTS = "fingerprints"
 
 
 class Checkpoints:
@@ -33,6 +45,8 @@ class Checkpoints:
           read_only: only restore; leaves alone what a run beside this one is writing.
         """
         self.path = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._damaged = os.path.abspath(os.path.join(workdir, "damaged"))
+        self._read_only = read_only
         policies = [
             preservation_policy.LatestN(keep),
             preservation_policy.BestN(
@@ -48,7 +62,10 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(
                 self.path,
-                item_handlers=ocp.StandardCheckpointHandler(),
+                item_handlers={
+                    _STATE: ocp.StandardCheckpointHandler(),
+                    _FINGERPRINTS: ocp.JsonCheckpointHandler(),
+                },
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                     cleanup_tmp_directories=not read_only,
@@ -63,32 +80,103 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
-        """Copies the state off the devices and writes it in the background."""
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        """Copies the state off the devices and writes it in the background.
 
-    def restore(self, abstract: State, step: int | None = None) -> State:
-        """Reads a state, onto the shardings of `abstract` whatever mesh wrote it.
+        Raises:
+          UserError: this one, or the one before, cannot be written.
+        """
+        found = {name: int(value) for name, value in _fingerprints(_leaves(state)).items()}
+        arguments = ocp.args.Composite(
+            **{_STATE: ocp.args.StandardSave(state), _FINGERPRINTS: ocp.args.JsonSave(found)}
+        )
+        with self._writing():
+            self._manager.save(step, args=arguments, metrics=metrics)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+            # Not asked of Orbax, which would wait for hosts that are at their next step.
+            steps = sorted((int(n) for n in os.listdir(self.path) if n.isdigit()), reverse=True)
+            last = f"that of step {steps[0]:,} is the last whole one" if steps else "none is there"
+            raise UserError(
+                f"A checkpoint cannot be written to {self.path} ({_cause(error)}); {last}: see that"
+                " there is space and that the folder may be written, and the same command goes on."
+            ) from error
+
+    def _steps(self) -> list[int]:
+        """The steps on disk, newest first."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def restore(self, abstract: State) -> State:
+        """Reads the newest state, onto the shardings of `abstract` whatever mesh wrote it.
+
+        A checkpoint that is damaged is named, moved to WORKDIR/damaged (unless read only), and the
+        one before it read.
 
         Args:
           abstract: shapes, dtypes and shardings.
-          step: the newest if None.
 
         Raises:
           UserError: there is none, or its arrays have other names or shapes.
         """
-        self.wait()  # `latest_step` names a checkpoint from the moment its save begins
-        step = self.latest_step() if step is None else step
-        if step is None:
-            raise UserError(
-                f"{self.path} holds no checkpoint; train first with `python -m hashvision train`."
-            )
-        found = self._manager.item_metadata(step)
-        _check(found, abstract, os.path.join(self.path, str(step)))
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        return self._newest(lambda step: self._restored(abstract, step))
+
+    def _newest(self, read: Callable[[int], Tree | State]) -> typing.Any:
+        """What `read` makes of the newest step that it finds whole."""
+        self.wait()  # a checkpoint has its name from the moment its save begins
+        steps = self._steps()
+        for step in steps:
+            error = None
+            try:
+                found = read(step)
+            except UserError:
+                raise
+            except Exception as whatever:  # storage raises what it likes on broken bytes
+                error, found = whatever, None
+            if _all_hosts(error is None):
+                return found
+            self._pass_over(step, _cause(error) if error else "another host cannot read it")
+        left = "only damaged checkpoints; train into a new --workdir."
+        none = "no checkpoint; train first with `python -m hashvision train`."
+        raise UserError(f"{self.path} holds {left if steps else none}")
+
+    def _restored(self, abstract: State, step: int) -> State:
+        _check(self._metadata(step), abstract, os.path.join(self.path, str(step)))
+        arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)})
+        restored = self._manager.restore(step, args=arguments)[_STATE]
+        self._verify(step, restored)
         return typing.cast(State, restored)
 
+    def _metadata(self, step: int) -> Any:
+        """Shapes and dtypes of what was saved."""
+        return self._manager.item_metadata(step)[_STATE].tree
+
+    def _verify(self, step: int, restored: Any) -> None:
+        """Sees that arrays are those that were saved, by their names in the state."""
+        arguments = ocp.args.Composite(**{_FINGERPRINTS: ocp.args.JsonRestore()})
+        saved = self._manager.restore(step, args=arguments)[_FINGERPRINTS]
+        for name, value in _fingerprints(_leaves(restored)).items():
+            if int(value) != saved[name]:
+                raise ValueError(f"{name} is not what was saved")
+
+    def _pass_over(self, step: int, cause: str) -> None:
+        where = "left where it is"
+        if not self._read_only:
+            where = f"moved to {self._damaged}"
+            if jax.process_index() == 0:
+                os.makedirs(self._damaged, exist_ok=True)
+                name = f"{step}.{len(os.listdir(self._damaged))}"
+                os.rename(os.path.join(self.path, str(step)), os.path.join(self._damaged, name))
+            _all_hosts(True)
+            self._manager.reload()  # or it would take the step for saved
+        if jax.process_index() == 0:
+            print(f"The checkpoint of step {step:,} is damaged, {where} ({cause}).", flush=True)
+
     def restore_trunk(self, abstract: Tree) -> Tree:
-        """Reads the network alone, of the newest state, whatever objective trained it.
+        """Reads the network alone, of the newest whole state, whatever objective trained it.
 
         Args:
           abstract: {"params", "batch_stats"} of a trunk: shapes, dtypes and shardings.
@@ -96,14 +184,13 @@ class Checkpoints:
         Raises:
           UserError: there is no checkpoint, or its trunk is another network.
         """
-        step = self.latest_step()
-        if step is None:
-            raise UserError(f"{self.path} holds no checkpoint to start from; train it first.")
-        found = self._manager.item_metadata(step).tree
-        params = found["average"] or found["params"]
-        there = {"params": params["trunk"], "batch_stats": found["extra"]["batch_stats"]}
-        _check(there, abstract, os.path.join(self.path, str(step)))
+        return self._newest(lambda step: self._restored_trunk(abstract, step))
+
+    def _restored_trunk(self, abstract: Tree, step: int) -> Tree:
+        found = self._metadata(step)
         name = "average" if found["average"] else "params"
+        there = {"params": found[name]["trunk"], "batch_stats": found["extra"]["batch_stats"]}
+        _check(there, abstract, os.path.join(self.path, str(step)))
         wanted = {
             name: {"trunk": abstract["params"]},
             "extra": {"batch_stats": abstract["batch_stats"]},
@@ -113,27 +200,71 @@ class Checkpoints:
             wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
         with ocp.PyTreeCheckpointer() as checkpointer:
-            path = os.path.join(self.path, str(step), _ITEM)
+            path = os.path.join(self.path, str(step), _STATE)
             restored = checkpointer.restore(path, args=arguments)
+        self._verify(step, restored)
         return {"params": restored[name]["trunk"], "batch_stats": restored["extra"]["batch_stats"]}
 
     def wait(self) -> None:
-        """Returns when all saves are on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all saves are on disk.
+
+        Raises:
+          UserError: one cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
         self._manager.close()
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _all_hosts(true: bool) -> bool:
+    """Whether it is true on all hosts; they wait for each other."""
+    if jax.process_count() == 1:
+        return true
+    return bool(np.all(multihost_utils.process_allgather(np.array(true))))
+
+
+@jax.jit
+def _fingerprints(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """For each array the sum, modulo 2^32, of its bits times odd numbers that differ by place.
+
+    Adding is exact whatever the order, so every mesh finds the same numbers, and no array is moved
+    between devices for it.
+    """
+
+    def fingerprint(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis in range(x.ndim):
+            stride = math.prod(x.shape[axis + 1 :]) % 2**32
+            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+        return jnp.sum(x.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+    return {name: fingerprint(x) for name, x in leaves.items()}
+
+
+def _cause(error: Exception) -> str:
+    """The first line of an error, without the pages of settings that follow in the same."""
+    return str(error).split("\n")[0].split(" [tensorstore_spec")[0].split(" See full")[0][:300]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by name."""
+
     def name(path: tuple[Any, ...]) -> str:
         return "/".join(
             str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
         )
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+    return {name(path): leaf for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in _leaves(tree).items()}
 
 
 def _check(found: Any, abstract: Any, path: str) -> None:
