@@ -31,6 +31,7 @@ def get_config() -> Any:
     # Crops of a photo, a row for each size: how many, pixels a side, least and largest share of the
     # photo's area. Evaluation sees photos at the first size.
     data.crops = ((1, 224, 0.08, 1.0),)
+    data.broken = 0.001  # share of a host's records that may be unreadable before the run stops
     data.threads = config_dict.placeholder(int)  # of the input pipeline; one a core if unset
 
     # Done on the device to each crop by itself; 0 leaves it out. Flips are always drawn.
@@ -83,6 +84,10 @@ def get_config() -> Any:
 
     config.mesh = mesh = _group()
     mesh.fsdp = 1  # devices the state is sharded over; the batch is sharded over all
+
+    config.hosts = hosts = _group()
+    hosts.join = 300.0  # seconds for all hosts to appear
+    hosts.lost = 30.0  # seconds of silence after which a host counts as lost, and the others end
 
     config.knn = _group()
     config.knn.dataset = ""  # labelled photos to sort by nearest neighbours while training

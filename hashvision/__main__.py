@@ -41,16 +41,30 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
 
 
-def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
+    config = _config(arguments.config, rest)
+    from hashvision.training import hosts
+
+    place = hosts.place()
+    if place and not hosts.watched():
+        command = [sys.executable, *sys.orig_argv[1:]]
+        settings = config.hosts
+        return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)
+    if place:
+        hosts.join(place, config.hosts.join)
+    from hashvision.data import removals
     from hashvision.training import loop
 
-    config = _config(arguments.config, rest)
+    removed = removals.NOTHING
+    if arguments.removals:
+        removed = removals.names(removals.read(arguments.removals))
     check = None
     if config.knn.dataset:
         from hashvision.evaluation import online
 
         check = online.NearestNeighbours(config.knn.dataset)
-    loop.train(config, arguments.workdir, check)
+    if not loop.train(config, arguments.workdir, check, removed):
+        return hosts.AGAIN
     print(f"The run lies in {arguments.workdir}.")
 
 
@@ -209,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument("--workdir", required=True, help="checkpoints, metrics and config go here")
+    verb.add_argument("--removals", help="CSV of photos not to show: kind,value,reason,received_at")
     verb.set_defaults(run=_train)
 
     verb = verbs.add_parser(
@@ -253,17 +268,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns the exit code: 0, or 2 after one sentence on what the user can mend."""
+    """Runs a verb; returns the exit code.
+
+    0; 2 after one sentence on what the user can mend; or 75 where a run was stopped, or a host
+    lost, and the same command goes on.
+    """
     # TensorFlow only decodes here; its start-up notes tell nothing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     arguments, rest = _parser().parse_known_args(argv)
     try:
-        arguments.run(arguments, rest)
+        return arguments.run(arguments, rest) or 0
     except UserError as error:
-        print(f"hashvision: {error}", file=sys.stderr)
+        print(f"hashvision: {error}", file=sys.stderr, flush=True)
+        from hashvision.training import hosts
+
+        if hosts.watched():
+            os._exit(2)  # JAX would first wait for hosts that wait for this one
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,13 +65,32 @@ def make(folder):
     return folder
 
 
-def start(place, run, *overrides, dataset="dataset", config="tiny"):
-    command = [sys.executable, "-m", "hashvision", "train", f"--config={place / config}.py"]
+PROGRAM = ("-m", "hashvision")
+
+
+def start(
+    place,
+    run,
+    *overrides,
+    dataset="dataset",
+    config="tiny",
+    environment=(),
+    program=PROGRAM,
+    largest_file=None,
+    **options,
+):
+    """Starts `train` as a user does; further options are Popen's.
+
+    No file may grow beyond `largest_file` kB where that is given: what a full disk is like.
+    """
+    limit = ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "--"] if largest_file else []
+    command = [*limit, sys.executable, *program, "train", f"--config={place / config}.py"]
     command += [f"--workdir={place / run}", f"--config.dataset={place / dataset}", *overrides]
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(REPO),
+        **dict(environment),
     }
     return subprocess.Popen(
         command,
@@ -79,7 +99,32 @@ def start(place, run, *overrides, dataset="dataset", config="tiny"):
         stderr=subprocess.PIPE,
         text=True,
         cwd=place,
+        **options,
     )
+
+
+def start_hosts(place, run, hosts, *overrides, only=None, environment=(), **options):
+    """Starts a run of several hosts, each a process with a group of its own; returns them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for host in range(hosts) if only is None else only:
+        variables = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(hosts),
+            "JAX_PROCESS_ID": str(host),
+            **dict(environment),
+        }
+        started.append(
+            start(place, run, *overrides, environment=variables, process_group=0, **options)
+        )
+    return started
+
+
+def kill_host(process):
+    """Ends a host as a power cut does: what trains and what watches, with no notice."""
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 def finish(process):
@@ -120,6 +165,22 @@ def same(place, one, other):
     a, b = arrays(place, one), arrays(place, other)
     assert len(jax.tree.leaves(a)) > 20
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def newest_checkpoint(place, run):
+    """The folder of the newest whole checkpoint, or None."""
+    found = [path for path in (place / run).glob("checkpoints/*") if path.name.isdigit()]
+    return max(found, key=lambda path: int(path.name), default=None)
+
+
+def difference(one, other):
+    """The largest difference of two trees of arrays, each as a share of its largest entry."""
+    shares = [
+        float(np.max(np.abs(a.astype(float) - b)) / max(np.max(np.abs(a)), 1e-12))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        if a.size
+    ]
+    return max(shares)
 
 
 def refused(place, run, *overrides, **options):

@@ -8,7 +8,20 @@ import types
 import datasets
 import jax
 import pytest
-from runs import REPO, finish, killed_and_restarted, make, refused, same, start, until
+from runs import (
+    REPO,
+    finish,
+    killed_and_restarted,
+    make,
+    newest_checkpoint,
+    refused,
+    same,
+    start,
+    until,
+)
+
+from hashvision.data import records
+from hashvision.training import hosts
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +45,12 @@ def test_killed_at_step_17_and_restarted_equals_uninterrupted_bit_for_bit(place,
     same(place, "killed", whole)
 
 
-def test_sigterm_saves_and_exits_0(place, whole):
+def test_sigterm_saves_and_says_again(place, whole):
     process = start(place, "stopped")
     until(process, place / "stopped" / "metrics.jsonl", 7)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
-    assert code == 0, err
+    assert code == hosts.AGAIN, err
     assert "Stopped at step" in out
     assert finish(start(place, "stopped"))[0] == 0
     same(place, "stopped", whole)
@@ -86,8 +99,8 @@ def test_other_settings_are_refused(place, whole):
 def test_a_missing_shard_is_refused(place):
     folder = datasets.write(place / "short")
     next(folder.glob("*.tfrecord-00001*")).unlink()
-    assert "is missing" in refused(place, "unborn", dataset="short")
-    assert not (place / "unborn").exists()
+    sentence = refused(place, "unborn", dataset="short")
+    assert "No such file" in sentence and "copy that file again" in sentence
 
 
 def test_a_checkpoint_of_another_network_is_refused(place, whole):
@@ -130,3 +143,59 @@ def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatc
     log.close()
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert {line["step"]: line["images_per_second"] for line in lines}[4] == config.batch_size
+
+
+def test_a_disk_that_is_full_is_said_and_the_same_command_goes_on(place, whole):
+    code, _, err = finish(start(place, "full", largest_file=20))
+    assert code == 2, err
+    (sentence,) = [line for line in err.splitlines() if line.startswith("hashvision: ")]
+    assert "cannot be written" in sentence and "space" in sentence
+    assert finish(start(place, "full"))[0] == 0
+    same(place, "full", whole)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_ends_the_same(place, whole):
+    process = start(place, "damaged")
+    until(process, place / "damaged" / "metrics.jsonl", 17)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    newest = newest_checkpoint(place, "damaged")
+    for path in newest.glob("default/d/*"):
+        path.write_bytes(path.read_bytes()[:-9])
+    code, out, err = finish(start(place, "damaged"))
+    assert code == 0, err
+    assert f"The checkpoint of step {newest.name} is damaged" in out
+    same(place, "damaged", whole)
+
+
+def test_a_broken_shard_stops_the_run_saved_and_mended_it_goes_on(place, whole):
+    folder = datasets.write(place / "fragile")
+    shard = folder / records.shard_name(1, 2)
+    sound = shard.read_bytes()
+    process = start(place, "fragile_run", "--config.data.broken=0", dataset="fragile")
+    until(process, place / "fragile_run" / "metrics.jsonl", 2)
+    shard.write_bytes(sound[:5000] + bytes(30_000) + sound[35_000:])
+    code, out, err = finish(process)
+    assert code == 2 and shard.name in err and "--config.data.broken" in err
+    assert "cannot be read, so not shown" in out
+    assert list((place / "fragile_run" / "checkpoints").iterdir())
+    assert shard.name in refused(place, "fragile_run", "--config.data.broken=0", dataset="fragile")
+    shard.write_bytes(sound)
+    code, out, err = finish(start(place, "fragile_run", dataset="fragile"))
+    assert code == 0 and "reads again" in out, err
+    same(place, "fragile_run", whole)
+
+
+def test_removed_photos_are_left_out_from_the_restart_on(place, whole):
+    (place / "removals.csv").write_text("kind,value,reason,received_at\nowner,u3,left,2018-06-01\n")
+    removals = f"--removals={place / 'removals.csv'}"
+    code, _, err = finish(start(place, "removed", "--config.steps=12"))
+    assert code == 0, err
+    code, _, err = finish(start(place, "removed", removals))
+    assert code == 0, err
+    lines = (place / "removed" / "removed.jsonl").read_text().splitlines()
+    starts = [json.loads(line) for line in lines]
+    assert [(start["step"], len(start["removed"]["owner"])) for start in starts] == [
+        (0, 0),
+        (12, 1),
+    ]

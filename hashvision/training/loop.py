@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from hashvision.data import dataset, stream
+from hashvision.data import dataset, reader, removals, stream
 from hashvision.errors import UserError
-from hashvision.training import Config, presets
+from hashvision.training import Config, hosts, presets
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
@@ -30,18 +31,29 @@ Predict = Callable[[np.ndarray], tuple[Any, Any]]
 Check = Callable[[Predict, int, int], dict[str, float]]
 
 
-def train(config: Config, workdir: str, check: Check | None = None) -> None:
-    """Trains to the config's last step, going on from the newest checkpoint in `workdir`.
+def train(
+    config: Config,
+    workdir: str,
+    check: Check | None = None,
+    removed: removals.Names = removals.NOTHING,
+) -> bool:
+    """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
-    SIGTERM saves and returns. All that the run says of itself is in WORKDIR/metrics.jsonl.
+    SIGTERM to any host, or notice of maintenance, makes all of them save at the same step and
+    return. All that the run says of itself is in WORKDIR/metrics.jsonl.
 
     Args:
       config: the schema of configs/base.py.
       workdir: made if absent.
       check: called every config.knn.every steps, before the first and after the last.
+      removed: photos that are not shown.
+
+    Returns:
+      Whether the last step is done.
 
     Raises:
-      UserError: something does not fit, the loss is no longer finite, or nothing is learnt.
+      UserError: something does not fit, the loss is no longer finite, nothing is learnt, too much
+        of the dataset is broken, or a checkpoint cannot be written.
     """
     steps = config.profile
     if steps and (len(steps) != 2 or not all(isinstance(n, int) and n > 0 for n in steps)):
@@ -62,18 +74,29 @@ def train(config: Config, workdir: str, check: Check | None = None) -> None:
         tagged_only=config.objective.name == "hashtag",
         host=jax.process_index(),
         hosts=jax.process_count(),
+        removed=removed,
     )
     config = config.copy_and_resolve_references()
     for line in presets.fill(config, photos.epoch_length):
-        print(line, flush=True)
+        _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
     workdirs.claim(workdir, config, source.vocabulary, source.manifest)
     workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        _run(config, workdir, program, photos, checkpoints, check)
-    finally:
-        checkpoints.close()
+        finished = _run(config, workdir, program, photos, checkpoints, check, removed)
+    except BaseException:
+        if jax.process_count() == 1:  # of several, the others are at their next step and wait there
+            checkpoints.close()
+        raise
+    checkpoints.close()
+    return finished
+
+
+def _say(line: str) -> None:
+    """Prints what one host says for all."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def _run(
@@ -83,7 +106,8 @@ def _run(
     photos: stream.Stream,
     checkpoints: Checkpoints,
     check: Check | None,
-) -> None:
+    removed: removals.Names,
+) -> bool:
     if checkpoints.latest_step() is None:
         state = programs.initial_state(program, config.seed)
         if config.init_from:
@@ -91,42 +115,57 @@ def _run(
     else:
         state = checkpoints.restore(program.abstract)
     start, total = int(state.step), program.total_steps
+    faults = reader.Faults(workdir, jax.process_index(), config.data.broken)
+    photos_read = reader.Reader(
+        photos, config.data.photo_size, config.data.max_labels, faults, config.data.threads
+    )
+    workdirs.note_start(workdir, start, removed)
     parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
-    print(
+    several = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    _say(
         f"{config.model.name}, {parameters / 1e6:.1f}M parameters, on {program.mesh.devices.size}"
-        f" {program.mesh.devices.flat[0].platform} devices; {photos.epoch_length:,.0f} photos an"
-        f" epoch; steps {start:,} to {total:,}",
-        flush=True,
+        f" {program.mesh.devices.flat[0].platform} devices{several}; {photos.epoch_length:,.0f}"
+        f" photos an epoch; steps {start:,} to {total:,}"
     )
-    host_batches = photos.batches(
-        config.data.photo_size, config.data.max_labels, start, config.data.threads
-    )
-    batches = _on_devices(host_batches, program.abstract_batch)
+    batches = _on_devices(photos_read.batches(start), program.abstract_batch)
     log = _Log(workdir, config, start, total, checkpoints, program.objective.diagnose)
     stopping, profile = _Stopping(), _Profile(workdir, config.profile, start, total)
+    step = start
     with jax.set_mesh(program.mesh), stopping, profile:
         if check and start == 0:
             with log.aside():
                 log.note(0, _checked(check, program, config, state))
-        for step in range(start, total):
-            profile.before(step + 1)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+        while step < total:
+            step += 1
+            profile.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 asked = time.perf_counter()
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except UserError:
+                    # Nothing is learnt in place of so much that is broken; the steps before it are
+                    # kept. Several hosts go back to the last save instead.
+                    if jax.process_count() == 1 and step - 1 > start:
+                        checkpoints.save(step - 1, state, log.settle())
+                    raise
                 waited = time.perf_counter() - asked
                 state, metrics = program.step(state, batch)  # asynchronous; the state is donated
-            log.add(step + 1, metrics, waited)
-            profile.after(step + 1, metrics)
-            last = step + 1 == total or stopping.asked
-            if last or (step + 1) % config.checkpoint.every == 0:
-                checkpoints.save(step + 1, state, log.settle())
-            if check and (last or (step + 1) % config.knn.every == 0):
+            log.add(step, metrics, waited)
+            profile.after(step, metrics)
+            stopped = stopping.at(step)
+            last = step == total or stopped
+            if last or step % config.checkpoint.every == 0:
+                checkpoints.save(step, state, log.settle())
+            if check and (step == total or step % config.knn.every == 0):
                 with log.aside():
-                    log.note(step + 1, _checked(check, program, config, state))
-            if stopping.asked:
-                print(f"Stopped at step {step + 1:,}, saved; the same command goes on.", flush=True)
+                    log.note(step, _checked(check, program, config, state))
+            if stopped:
+                checkpoints.wait()
+                _say(f"Stopped at step {step:,}, saved; the same command goes on.")
                 break
     log.close()
+    checkpoints.wait()
+    return step == total
 
 
 def _start_from(workdir: str, program: programs.Program, state: State) -> State:
@@ -155,11 +194,11 @@ def _checked(
 
 
 def _on_devices(
-    batches: Iterator[dict[str, np.ndarray]], abstract: dict[str, jax.ShapeDtypeStruct]
+    batches: Iterator[tuple[stream.Items, reader.Batch]], abstract: dict[str, jax.ShapeDtypeStruct]
 ) -> Iterator[dict[str, jax.Array]]:
     """Makes host batches global arrays, one batch ahead of the step that takes them."""
 
-    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def put(batch: reader.Batch) -> dict[str, jax.Array]:
         return {
             name: jax.make_array_from_process_local_data(
                 abstract[name].sharding, value, abstract[name].shape
@@ -167,25 +206,44 @@ def _on_devices(
             for name, value in batch.items()
         }
 
-    ahead = put(next(batches))
-    for batch in batches:
+    ahead = put(next(batches)[1])
+    for _, batch in batches:
         ready, ahead = ahead, put(batch)
         yield ready
 
 
 class _Stopping:
-    """Whether SIGTERM has come, while the loop is inside."""
+    """Whether to save and stop, while the loop is inside: SIGTERM has come, or is about to.
 
-    asked = False
+    Of several hosts any may be told; JAX catches the signal then, and has them agree on a step.
+    """
+
+    def __init__(self) -> None:
+        self._asked, self._several = False, jax.process_count() > 1
+
+    def ask(self, why: str = "") -> None:
+        """Asks for it from inside."""
+        if why:
+            print(f"The machine is about to go ({why}).", flush=True)
+        if not self._asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._asked = True
+
+    def at(self, step: int) -> bool:
+        """Whether this step, the same on all hosts, is the last; asked after each."""
+        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
 
     def __enter__(self) -> None:
-        def ask(*_: Any) -> None:
-            self.asked = True
+        def hear(*_: Any) -> None:
+            self._asked = True
 
-        self._before = signal.signal(signal.SIGTERM, ask)
+        if not self._several:
+            self._before = signal.signal(signal.SIGTERM, hear)
+        hosts.Maintenance(self.ask).start()
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if not self._several:
+            signal.signal(signal.SIGTERM, self._before)
 
 
 class _Profile:
@@ -195,7 +253,7 @@ class _Profile:
         self._folder, self._open = os.path.join(workdir, "tensorboard"), False
         self._first, self._last = (steps[0], sum(steps) - 1) if steps else (0, 0)
         if steps and not start < self._first <= total:
-            print(f"No trace: step {self._first:,} is none of this run's.", flush=True)
+            _say(f"No trace: step {self._first:,} is none of this run's.")
 
     def before(self, step: int) -> None:
         """Begins the trace if this step is its first."""

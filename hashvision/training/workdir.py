@@ -8,8 +8,11 @@ from typing import Any
 import jax
 import ml_collections
 
+from hashvision.data import removals
 from hashvision.errors import UserError
 from hashvision.training import Config
+
+_REMOVED = "removed.jsonl"
 
 # Keys that may differ when a run goes on: they change neither the model, nor what it is shown.
 _FREE = (
@@ -23,6 +26,8 @@ _FREE = (
     "checkpoint",
     "mesh",
     "data.threads",
+    "data.broken",
+    "hosts",
     "model.remat",
     "model.unroll",
     "model.group_conv",
@@ -86,12 +91,42 @@ def claim(
                     f"{workdir} was trained with {key}={before.get(key)!r}, not {now.get(key)!r};"
                     f" set --config.{key} back, or train into a new --workdir."
                 )
+    if jax.process_index():
+        return  # the first host writes what is the same on all
     os.makedirs(workdir, exist_ok=True)
     _write(os.path.join(workdir, "vocabulary.json"), json.dumps(vocabulary, ensure_ascii=False))
     seen = {"dataset": os.path.abspath(config.dataset), "manifest": manifest}
     _write(os.path.join(workdir, "dataset.json"), json.dumps(seen, ensure_ascii=False, indent=1))
     # Last: a workdir with a config is whole.
     _write(os.path.join(workdir, "config.json"), json.dumps(frozen, indent=1))
+
+
+def note_start(workdir: str, step: int, removed: removals.Names) -> None:
+    """Adds to WORKDIR/removed.jsonl what is not shown from this step on, for `audit`.
+
+    What an earlier start said of later steps is taken back, as those steps are done again.
+
+    Args:
+      workdir: of the run.
+      step: from which the run goes on.
+      removed: by hashes, so that the workdir names nobody.
+    """
+    if jax.process_index():
+        return
+    starts = [start for start in starts_of(workdir) if start["step"] < step]
+    names = {kind: values.tolist() for kind, values in removed._asdict().items()}
+    starts.append({"step": step, "removed": names})
+    lines = "".join(json.dumps(start) + "\n" for start in starts)
+    _write(os.path.join(workdir, _REMOVED), lines)
+
+
+def starts_of(workdir: str) -> list[dict[str, Any]]:
+    """What `note_start` has noted, in the order of steps."""
+    try:
+        with open(os.path.join(workdir, _REMOVED), encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        return []
 
 
 def keep_compiled(workdir: str) -> None:

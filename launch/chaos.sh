@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Harms a run of several processes twenty times (killed, stopped, disk full, damaged checkpoints and
+# shards, other numbers of hosts) and asserts that it ends as one that nothing happened to. Some ten
+# minutes on two cores. `bash launch/chaos.sh --kills=5 --seed=1` for fewer, or other ones.
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+setup requirements-test.txt
+PYTHONPATH="tests:.${PYTHONPATH:+:$PYTHONPATH}" JAX_PLATFORMS=cpu exec .venv/bin/python tests/chaos.py "$@"

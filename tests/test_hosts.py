@@ -1,0 +1,157 @@
+"""Runs of several hosts, processes on one machine: the same batches, stopped, lost, resized."""
+
+import http.server
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from runs import curve, finish, kill_host, make, start, start_hosts, until
+
+from hashvision.errors import UserError
+from hashvision.training import hosts
+
+pytestmark = pytest.mark.slow
+
+QUICK = ("--config.hosts.join=40", "--config.hosts.lost=6")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    code, _, err = finish(start(place, "alone"))
+    assert code == 0, err
+    return curve(place, "alone")
+
+
+def all_finish(processes):
+    """(exit code, stdout, stderr) of each."""
+    with_output = [None] * len(processes)
+
+    def wait(number):
+        with_output[number] = finish(processes[number])
+
+    threads = [threading.Thread(target=wait, args=(n,)) for n in range(len(processes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return with_output
+
+
+def same_losses(found, wanted):
+    assert found.keys() == wanted.keys()
+    for step in wanted:
+        np.testing.assert_allclose(found[step][0], wanted[step][0], rtol=1e-5)
+
+
+def test_four_hosts_then_two_then_one_then_two_learn_what_one_does(place, alone):
+    for number, count in enumerate((4, 2, 1)):
+        running = start_hosts(place, "elastic", count) if count > 1 else [start(place, "elastic")]
+        until(running[0], place / "elastic" / "metrics.jsonl", 5 * (number + 1))
+        running[-1].send_signal(signal.SIGTERM)  # to one host only
+        ended = all_finish(running)
+        assert [code for code, _, _ in ended] == [hosts.AGAIN] * count, ended
+        assert "Stopped at step" in ended[0][1]
+    ended = all_finish(start_hosts(place, "elastic", 2))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert "of 2 hosts" in ended[0][1] and "of 2 hosts" not in ended[1][1]  # one speaks for all
+    same_losses(curve(place, "elastic"), alone)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_dies_ends_the_other_which_names_it(place, victim):
+    running = start_hosts(place, f"lost-{victim}", 2, *QUICK)
+    until(running[0], place / f"lost-{victim}" / "metrics.jsonl", 6)
+    kill_host(running[victim])
+    killed = time.monotonic()
+    code, _, err = finish(running[1 - victim])
+    assert time.monotonic() - killed < 6 + 8
+    assert code == hosts.AGAIN, err
+    (sentence,) = [line for line in err.splitlines() if line.startswith("hashvision: ")]
+    assert f"host {victim} of 2 (" in sentence and "silent" in sentence
+    finish(running[victim])
+
+
+def test_training_that_dies_ends_the_other_host_at_once(place, alone):
+    running = start_hosts(place, "crashed", 2, *QUICK)
+    until(running[0], place / "crashed" / "metrics.jsonl", 6)
+    (child,) = children(running[1].pid)
+    signal_at = time.monotonic()
+    os.kill(child, signal.SIGKILL)
+    ended = all_finish(running)
+    assert time.monotonic() - signal_at < 10
+    assert [code for code, _, _ in ended] == [hosts.AGAIN] * 2
+    assert "SIGKILL" in ended[1][2] and "host 1 of 2" in ended[0][2]
+    ended = all_finish(start_hosts(place, "crashed", 2))
+    assert [code for code, _, _ in ended] == [0, 0]
+    same_losses(curve(place, "crashed"), alone)
+
+
+def test_a_host_that_never_joins_is_named(place):
+    started = time.monotonic()
+    (running,) = start_hosts(place, "unborn", 2, "--config.hosts.join=5", only=[0])
+    code, _, err = finish(running)
+    assert time.monotonic() - started < 20
+    assert code == hosts.AGAIN and "host 1 of 2 did not join within 5 s" in err
+
+
+def test_what_one_host_cannot_mend_ends_all(place):
+    """The others are told by the one that says why."""
+    running = start_hosts(place, "refused", 2, *QUICK, dataset="nowhere")
+    ended = all_finish(running)
+    assert {code for code, _, _ in ended} <= {2, hosts.AGAIN}
+    assert any("nowhere" in err for _, _, err in ended)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+        {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+        {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+    ],
+)
+def test_variables_that_make_no_sense_are_named(monkeypatch, told):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="JAX_PROCESS_ID"):
+        hosts.place()
+
+
+def test_notice_of_maintenance_saves_and_stops(place):
+    """A metadata server such as Google's, which changes its mind after a while."""
+    asked = []
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            said = "FALSE" if self.path.endswith("preempted") else "NONE"
+            if len(asked) > 2 and self.path.endswith("maintenance-event"):
+                said = "TERMINATE_ON_HOST_MAINTENANCE"
+            self.send_response(200 if self.headers["Metadata-Flavor"] == "Google" else 403)
+            self.end_headers()
+            self.wfile.write(said.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("localhost", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = {"GCE_METADATA_HOST": f"localhost:{server.server_port}"}
+    code, out, err = finish(start(place, "notice", "--config.steps=100000", environment=address))
+    server.shutdown()
+    server.server_close()
+    assert code == hosts.AGAIN, err
+    assert "TERMINATE_ON_HOST_MAINTENANCE" in out and "Stopped at step" in out
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
