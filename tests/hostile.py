@@ -104,6 +104,28 @@ def member(tar: tarfile.TarFile, name: str, content: bytes = b"", **fields: typi
     tar.addfile(entry, io.BytesIO(content))
 
 
+def header(**fields) -> bytes:
+    entry = tarfile.TarInfo("x.jpg")
+    for field, value in fields.items():
+        setattr(entry, field, value)
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+HARMFUL_TARS = {
+    "garbage": b"garbage!" * 500,
+    "empty": b"",
+    "gzip named .tar": b"\x1f\x8b\x08" + bytes(1000),
+    "negative size": header(size=-1024) * 3,
+    "negative size of a name": header(type=tarfile.GNUTYPE_LONGNAME, size=-1024) * 3,
+    "endless name": header(type=tarfile.GNUTYPE_LONGNAME, size=2**40) + bytes(2**17),
+    "endless pax": header(type=tarfile.XHDTYPE, size=2**40) + bytes(2**17),
+    "name of a name": header(type=tarfile.GNUTYPE_LONGNAME, size=0) * 50_000,
+    "pax of a pax": header(type=tarfile.XGLTYPE, size=0) * 50_000,
+    "broken pax": header(type=tarfile.XHDTYPE, size=512) + b"99999999999 a=".ljust(512, b"\0"),
+    "size past all files": header(size=2**70),
+}
+
+
 def add_photos(dump: Dump, valid: dict[str, bytes]) -> None:
     for _ in range(3):
         for name, encoded in valid.items():
@@ -283,6 +305,11 @@ def add_tars(dump: Dump, good: bytes) -> None:
     dump.add("no photo in a tar", "broken_archive", image="photos/x.tar.gz/a.jpg")
     (folder / "garbage.tar").write_bytes(generator.randbytes(5000))
     dump.add("no photo in a tar", "broken_archive", image="photos/garbage.tar/a.jpg")
+    for kind, content in HARMFUL_TARS.items():
+        (folder / f"{kind}.tar").write_bytes(content)
+        for name in ("x.jpg", "y.jpg"):
+            outcomes = ("broken_archive", "too_large")
+            dump.add("tar made to harm", outcomes, image=f"photos/{kind}.tar/{name}")
     for number in range(200):
         broken = bytearray(whole)
         if number % 2:

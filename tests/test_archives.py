@@ -5,6 +5,7 @@ import os
 import pathlib
 import tarfile
 
+import hostile
 import pytest
 from apache_beam.io.localfilesystem import LocalFileSystem
 
@@ -19,16 +20,8 @@ def tar_of(members: dict[str, bytes], form: int = tarfile.GNU_FORMAT, **fields) 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, content in members.items():
-            add(tar, name, content, **fields)
+            hostile.member(tar, name, content, **fields)
     return buffer.getvalue()
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes = b"", **fields) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    for field, value in fields.items():
-        setattr(entry, field, value)
-    tar.addfile(entry, io.BytesIO(content))
 
 
 def read(folder: object, path: str) -> bytes | str:
@@ -71,25 +64,25 @@ def test_only_regular_files_count_and_the_last_of_a_name(tmp_path: pathlib.Path)
     folder = tmp_path / "images"
     folder.mkdir()
     with tarfile.open(folder / "x.tar", "w") as tar:
-        add(tar, "twice.jpg", b"first")
-        add(tar, "./twice.jpg", b"last")
-        add(tar, "covered.jpg", b"first")
+        hostile.member(tar, "twice.jpg", b"first")
+        hostile.member(tar, "./twice.jpg", b"last")
+        hostile.member(tar, "covered.jpg", b"first")
         for kind, name in (
             (tarfile.SYMTYPE, "covered.jpg"),
             (tarfile.SYMTYPE, "link.jpg"),
             (tarfile.LNKTYPE, "hard.jpg"),
         ):
-            add(tar, name, type=kind, linkname=str(tmp_path / "out.jpg"))
+            hostile.member(tar, name, type=kind, linkname=str(tmp_path / "out.jpg"))
         for kind, name in (
             (tarfile.DIRTYPE, "folder"),
             (tarfile.FIFOTYPE, "pipe"),
             (tarfile.CHRTYPE, "device"),
             (tarfile.GNUTYPE_SPARSE, "sparse"),
         ):
-            add(tar, name, type=kind)
+            hostile.member(tar, name, type=kind)
         for name in ("/abs.jpg", "../up.jpg", "a/../../up.jpg"):
-            add(tar, name, b"up")
-        add(tar, "last.jpg", b"end")
+            hostile.member(tar, name, b"up")
+        hostile.member(tar, "last.jpg", b"end")
     assert read(folder, "x.tar/twice.jpg") == b"last"
     assert read(folder, "x.tar/last.jpg") == b"end"
     names = ["covered.jpg", "link.jpg", "hard.jpg", "folder", "pipe", "device", "sparse", "abs.jpg"]
@@ -111,38 +104,34 @@ def test_a_tar_is_read_as_far_as_it_is_whole(tmp_path: pathlib.Path):
     assert read(tmp_path, "x.tar/b.jpg") == "broken_archive"
 
 
-def header(**fields) -> bytes:
-    entry = tarfile.TarInfo("x.jpg")
-    for field, value in fields.items():
-        setattr(entry, field, value)
-    return entry.tobuf(tarfile.GNU_FORMAT)
-
-
-HARMFUL = {
-    "garbage": b"garbage!" * 500,
-    "empty": b"",
-    "gzip named .tar": b"\x1f\x8b\x08" + bytes(1000),
-    "negative size": header(size=-1024) * 3,
-    "negative size of a name": header(type=tarfile.GNUTYPE_LONGNAME, size=-1024) * 3,
-    "endless name": header(type=tarfile.GNUTYPE_LONGNAME, size=2**40) + bytes(2**17),
-    "endless pax": header(type=tarfile.XHDTYPE, size=2**40) + bytes(2**17),
-    "name of a name": header(type=tarfile.GNUTYPE_LONGNAME, size=0) * 50_000,
-    "pax of a pax": header(type=tarfile.XGLTYPE, size=0) * 50_000,
-    "broken pax": header(type=tarfile.XHDTYPE, size=512) + b"99999999999 a=".ljust(512, b"\0"),
-    "size past all files": header(size=2**70),
-}
-
-
-@pytest.mark.parametrize("kind", HARMFUL)
+@pytest.mark.parametrize("kind", hostile.HARMFUL_TARS)
 def test_harmful_tars(tmp_path: pathlib.Path, kind: str):
-    (tmp_path / "x.tar").write_bytes(HARMFUL[kind])
+    (tmp_path / "x.tar").write_bytes(hostile.HARMFUL_TARS[kind])
     assert read(tmp_path, "x.tar/x.jpg") in ("broken_archive", "too_large")
     assert read(tmp_path, "x.tar/y.jpg") == "broken_archive"
 
 
+class Watched(io.BytesIO):
+    """A file that knows how much of it was asked for at once."""
+
+    most = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None and size >= 0
+        self.most = max(self.most, size)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("kind", hostile.HARMFUL_TARS)
+def test_a_header_says_how_long_it_is_in_vain(kind: str):
+    file = Watched(hostile.HARMFUL_TARS[kind])
+    assert not archives._walk(file, {})
+    assert file.most <= archives.LONGEST_HEADER
+
+
 def test_limits(tmp_path: pathlib.Path, monkeypatch):
     with open(tmp_path / "large.tar", "wb") as file:
-        file.write(header(size=2**40))
+        file.write(hostile.header(size=2**40))
         file.truncate(2**40 + 2**20)
     assert read(tmp_path, "large.tar/x.jpg") == "too_large"
     monkeypatch.setattr(archives, "HEADER_BYTES", 5 * 512)
