@@ -168,6 +168,7 @@ def test_a_whole_run_says_the_same_of_each_post(fuzzed: Fuzzed, tmp_path: pathli
     foreign = [path for path in told["opened"] if path.startswith((str(dump.outside), "/dev/zero"))]
     assert str(dump.folder / "photos" / "in.jpg") in told["opened"]  # or nobody has watched
     assert not foreign and "/etc/passwd" not in told["opened"] and not told["started"]
+    print(f"the whole run: {counted['kept']} kept, {dropped}, {told['megabytes']} MB")
     assert told["megabytes"] < 2 * MEGABYTES  # two workers' worth of photos, and Beam
 
 

@@ -279,6 +279,13 @@ def test_too_large(encoded: bytes):
     assert reason_of(pictures.normalise_photo, encoded, 256) == "too_large"
 
 
+def test_a_file_too_large_is_not_opened(monkeypatch):
+    monkeypatch.setattr(pictures, "LARGEST_FILE", 1000)
+    assert pictures.normalise_photo(encode(picture()) + bytes(100), 256)
+    assert reason_of(pictures.normalise_photo, encode(picture()) + bytes(1000), 256) == "too_large"
+    assert reason_of(pictures.normalise_photo, bytes(2000), 256) == "unknown_format"
+
+
 @pytest.mark.parametrize(
     "encoded",
     [
