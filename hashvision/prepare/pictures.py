@@ -1,4 +1,4 @@
-"""Image files of any kind a platform takes to plain upright JPEGs; no broken photo passes.
+"""Image files of any kind a platform takes to plain upright JPEGs; none that is cut short passes.
 
 What decoding may cost is asked of the file before it is decoded: at the default short side a photo
 takes some 600 MB of memory at most, whatever it claims to be.
