@@ -1,0 +1,26 @@
+"""The reasons for which a post does not come through, as the manifest names and counts them."""
+
+# In the order in which they are asked, but for duplicate_id: the first of those that come through
+# is kept.
+REASONS = (
+    "broken_line",  # no JSON object in UTF-8, a key twice, or no id that can be used
+    "private",  # visibility is not "public"; nothing more of the post is looked at
+    "overlong_text",  # more text or more tags than a person writes
+    "path_outside",  # absolute, an address, with "..", or a link out of the images' folder
+    "missing_file",  # nothing lies there, or no plain file
+    "broken_archive",  # the tar is compressed, garbage, or ends before the photo does
+    "too_large",  # in bytes, in pixels, or in the work that decoding it would be: bombs
+    "unknown_format",  # neither JPEG, PNG, WebP, GIF, BMP nor TIFF, whatever the file's name
+    "undecodable",  # empty, truncated or broken
+    "duplicate_id",  # an earlier post has the same id
+    "no_tag",  # no tag that names a class
+)
+
+
+class Dropped(Exception):
+    """A post does not come through; `reason` is one of REASONS."""
+
+    def __init__(self, reason: str):
+        """Takes the reason."""
+        super().__init__(reason)
+        self.reason = reason

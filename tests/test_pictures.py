@@ -1,0 +1,304 @@
+"""Tests that photos of any kind come out as plain upright JPEGs, and broken ones not at all."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashvision.prepare import jpegs, pictures
+from hashvision.prepare.reasons import Dropped
+
+
+def picture(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
+    generator = np.random.default_rng(0)
+    small = generator.integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height)).convert(mode)
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(encoded: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(encoded))
+    image.load()
+    return image
+
+
+def reason_of(call, *arguments) -> str:
+    with pytest.raises(Dropped) as caught:
+        call(*arguments)
+    return caught.value.reason
+
+
+def test_plain_jpegs_keep_their_bytes():
+    for mode in ("RGB", "L"):
+        encoded = encode(picture(mode=mode))
+        assert pictures.normalise_photo(encoded, 30) == encoded
+        assert pictures.normalise_photo(encoded, 256) == encoded
+
+
+@pytest.mark.parametrize(
+    "size, short_side, expected",
+    [
+        ((400, 300), 60, (80, 60)),
+        ((300, 400), 60, (60, 80)),
+        ((61, 60), 60, (61, 60)),
+        ((50, 50), 60, (50, 50)),
+        ((2000, 61), 60, (1967, 60)),
+    ],
+)
+def test_short_side_is_reduced_and_never_enlarged(size, short_side, expected):
+    for kind in ("JPEG", "PNG"):
+        normal = decode(pictures.normalise_photo(encode(picture(*size), kind), short_side))
+        assert (normal.format, normal.mode, normal.size) == ("JPEG", "RGB", expected)
+
+
+def test_metadata_does_not_travel():
+    exif = Image.Exif()
+    exif[0x010F] = "secret camera"
+    exif.get_ifd(0x8825)[1] = "N"  # GPS
+    plain = encode(picture())
+    film = plain + b"secret film" + plain
+    comment = encode(picture(), comment=b"secret comment")
+    xmp = encode(picture(), xmp=b"secret xmp")
+    profile = encode(picture(), icc_profile=b"secret profile" * 20)
+    text = encode(picture(), "PNG", exif=exif)
+    pair = encode(picture(), "MPO", save_all=True, append_images=[picture()], exif=exif)
+    for encoded in (encode(picture(), exif=exif), film, comment, xmp, profile, text, pair):
+        normal = pictures.normalise_photo(encoded, 256)
+        assert b"secret" not in normal
+        assert not decode(normal).getexif()
+        np.testing.assert_allclose(np.asarray(decode(normal)), np.asarray(decode(plain)), atol=40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = Image.new("RGB", (64, 48))
+    upright.paste((255, 255, 255), (0, 0, 32, 24))  # white in the upper left
+    undo = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if undo is None else upright.transpose(undo)
+    normal = decode(pictures.normalise_photo(encode(stored, exif=exif), 256))
+    np.testing.assert_allclose(np.asarray(normal), np.asarray(upright), atol=30)
+
+
+def test_other_formats_and_modes_come_out_as_rgb_over_white():
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    for encoded in (encode(clear, "PNG"), encode(clear, "WEBP", lossless=True)):
+        assert np.asarray(decode(pictures.normalise_photo(encoded, 256))).min() > 250
+    for mode, kind in [("P", "GIF"), ("CMYK", "JPEG"), ("1", "PNG"), ("LA", "PNG"), ("RGB", "BMP")]:
+        normal = decode(pictures.normalise_photo(encode(picture(mode=mode), kind), 256))
+        assert (normal.mode, normal.size) == ("RGB", (40, 30))
+    deep = Image.fromarray(np.full((20, 20), 128 * 256, np.uint16))
+    normal = np.asarray(decode(pictures.normalise_photo(encode(deep, "PNG"), 256)))
+    np.testing.assert_allclose(normal, 128, atol=2)
+    progressive = encode(picture(), progressive=True)
+    assert pictures.normalise_photo(progressive, 256) != progressive
+
+
+QUARTERS = np.array([[[255, 0, 0], [0, 160, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+
+
+def quarters(mode: str = "RGB") -> Image.Image:
+    """Red and green over blue and yellow, 64 by 48: no turn and no mixing of channels escapes."""
+    return Image.fromarray(QUARTERS.repeat(24, 0).repeat(32, 1)).convert(mode)
+
+
+def middles(encoded: bytes) -> np.ndarray:
+    """The colours in the middle of the four quarters of what becomes of a file."""
+    normal = decode(pictures.normalise_photo(encoded, 256))
+    assert (normal.format, normal.mode, normal.size) == ("JPEG", "RGB", (64, 48))
+    return np.asarray(normal)[12:48:24, 16:64:32].astype(int)
+
+
+def clear_at_yellow() -> Image.Image:
+    image = quarters("RGBA")
+    image.paste((1, 2, 3, 0), (32, 24, 64, 48))
+    return image
+
+
+def turned(kind: str, **options) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    return encode(quarters().transpose(Image.Transpose.ROTATE_90), kind, exif=exif, **options)
+
+
+def palette() -> Image.Image:
+    return quarters().quantize(4)
+
+
+UNUSUAL = {
+    "CMYK": lambda: encode(quarters("CMYK"), "JPEG"),
+    "CMYK TIFF": lambda: encode(quarters("CMYK"), "TIFF"),
+    "progressive": lambda: encode(quarters(), progressive=True),
+    "full chroma": lambda: encode(quarters(), subsampling=0),
+    "MPO": lambda: encode(quarters(), "MPO", save_all=True, append_images=[picture(64, 48)]),
+    "palette": lambda: encode(palette(), "PNG"),
+    "palette BMP": lambda: encode(palette(), "BMP"),
+    "lossless WebP": lambda: encode(quarters(), "WEBP", lossless=True),
+    "WebP": lambda: encode(quarters(), "WEBP", quality=95),
+    "animated GIF": lambda: encode(
+        palette(), "GIF", save_all=True, append_images=[picture(64, 48), picture(64, 48, "L")]
+    ),
+    "animated WebP": lambda: encode(
+        quarters(), "WEBP", save_all=True, append_images=[picture(64, 48)], lossless=True
+    ),
+    "animated PNG": lambda: encode(
+        quarters(), "PNG", save_all=True, append_images=[picture(64, 48)]
+    ),
+    "pages": lambda: encode(quarters(), "TIFF", save_all=True, append_images=[picture()]),
+    "LZW": lambda: encode(quarters(), "TIFF", compression="tiff_lzw"),
+    "JPEG in TIFF": lambda: encode(quarters(), "TIFF", compression="jpeg", quality=95),
+    "turned JPEG": lambda: turned("JPEG", quality=95),
+    "turned PNG": lambda: turned("PNG"),
+    "turned WebP": lambda: turned("WEBP", lossless=True),
+    "turned TIFF": lambda: turned("TIFF"),
+    "turned LZW": lambda: turned("TIFF", compression="tiff_lzw"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_colours_and_places_stay(kind: str):
+    np.testing.assert_allclose(middles(UNUSUAL[kind]()), QUARTERS.astype(int), atol=12)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF", "key"])
+def test_clear_parts_become_white(kind: str):
+    white = QUARTERS.astype(int).copy()
+    white[1, 1] = 255
+    if kind == "GIF":
+        encoded = encode(clear_at_yellow(), "GIF")
+    elif kind == "key":  # one colour of a PNG stands for clear
+        encoded = encode(quarters(), "PNG", transparency=(255, 255, 0))
+    else:
+        encoded = encode(clear_at_yellow(), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_allclose(middles(encoded), white, atol=12)
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 5}])
+def test_of_16_bits_the_upper_8_count(options: dict):
+    ramp = np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64)
+    encoded = encode(Image.fromarray(ramp), "PNG", **options)
+    normal = np.asarray(decode(pictures.normalise_photo(encoded, 256)))
+    np.testing.assert_allclose(normal[..., 0], ramp >> 8, atol=3)
+    for order in ("<", ">"):
+        tiff = io.BytesIO()
+        Image.fromarray(ramp.astype(f"{order}u2")).save(tiff, "TIFF")
+        normal = np.asarray(decode(pictures.normalise_photo(tiff.getvalue(), 256)))
+        np.testing.assert_allclose(normal[..., 0], ramp >> 8, atol=3)
+
+
+def test_a_plain_scan_loses_its_metadata_and_nothing_else():
+    plain = encode(picture())
+    cover = b"".join(
+        b"\xff" + marker + struct.pack(">H", len(content) + 2) + content
+        for marker, content in (
+            (b"\xe0", b"JFXX\0\x10secret thumbnail"),
+            (b"\xe1", b"Exif\0\0secret"),
+            (b"\xe2", b"ICC_PROFILE\0secret"),
+            (b"\xed", b"Photoshop 3.0\0secret"),
+            (b"\xfe", b"secret comment"),
+        )
+    )
+    assert pictures.normalise_photo(plain[:20] + cover + plain[20:] + b"secret film", 256) == plain
+    # Between two scans there may be metadata as well, and any decoder passes over it.
+    first = plain.index(b"\xff\xda")
+    two = plain[:-2] + cover + plain[first:]
+    assert not jpegs.strip(two).plain
+    progressive = encode(picture(), progressive=True)
+    last = progressive.rindex(b"\xff\xda")
+    covered = progressive[:last] + cover + progressive[last:]
+    normal = pictures.normalise_photo(covered, 256)
+    assert normal == pictures.normalise_photo(progressive, 256) and b"secret" not in normal
+
+
+def test_orientation_is_read_from_any_block():
+    little = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x08\0\0\0"
+    big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x04\0\0\0\x01\0\0\0\x08"
+    for block in (little, big):
+        assert jpegs.orientation(b"Exif\0\0" + block) == jpegs.orientation(block) == 8
+        for length in range(len(block)):
+            assert jpegs.orientation(block[:length]) in (1, 8)
+    for block in (b"", b"Exif\0\0", little[:-4] + b"\x09\0\0\0", b"II*\0" + b"\xff" * 50):
+        assert jpegs.orientation(block) == 1
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checked = name + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"",
+        encode(picture())[:-200],
+        encode(picture())[:30],
+        encode(picture(), "PNG")[:-40],
+        encode(picture(), "WEBP")[:-40],
+        encode(picture(), "TIFF")[:-40],
+        png_of_size(0, 5),
+        png_of_size(5, 5),
+        encode(Image.new("F", (9, 9)), "TIFF"),  # nothing says how bright white is
+    ],
+)
+def test_undecodable(encoded: bytes):
+    assert reason_of(pictures.normalise_photo, encoded, 256) == "undecodable"
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        png_of_size(12_000, 12_000),
+        png_of_size(2**31 - 1, 2**31 - 1),
+        png_of_size(70_000, 2),  # wider than a JPEG can be
+        encode(Image.new("L", (5001, 5000)), "WEBP", lossless=True, method=0, quality=0),
+    ],
+)
+def test_too_large(encoded: bytes):
+    assert reason_of(pictures.normalise_photo, encoded, 256) == "too_large"
+
+
+def test_a_file_too_large_is_not_opened(monkeypatch):
+    monkeypatch.setattr(pictures, "LARGEST_FILE", 1000)
+    assert pictures.normalise_photo(encode(picture()) + bytes(100), 256)
+    assert reason_of(pictures.normalise_photo, encode(picture()) + bytes(1000), 256) == "too_large"
+    assert reason_of(pictures.normalise_photo, bytes(2000), 256) == "unknown_format"
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"not an image",
+        b"<!DOCTYPE html><html>",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"RIFF\0\0\0\0AVI LIST",
+        encode(picture(), "ICO"),
+        encode(picture(), "PPM"),
+        encode(picture(), "AVIF"),
+        b"\n" + encode(picture()),
+    ],
+)
+def test_unknown_format(encoded: bytes):
+    assert reason_of(pictures.normalise_photo, encoded, 256) == "unknown_format"
