@@ -9,11 +9,16 @@ import numpy as np
 
 from hashvision.prepare.fingerprints import THUMBNAIL, Fingerprint
 
+# Measured on Flickr8k. Of 7,161 photos, 4,542 pairs had a key in common: 353 with a similarity
+# above 0.97, every one a copy when looked at, and 4,189 below 0.7. Of 20 kinds of edit (200 photos
+# each) all but one, 96, kept 98 in 100 or more above 0.95; but so are 16 in 100 pairs of memes
+# with different words on one photo, 51 at 0.9, and 1 in 100 photos into which something as large
+# as a fifth of the width was pasted, 5 at 0.9.
 DUPLICATE = 0.95
 _STARTS = 8  # keys in common that are tried, those of the largest rectangles
 _FINALISTS = 2  # of these are refined
 _STEPS = 4
-_UNLIKE = 0.6  # correlation before refining; copies had 0.7 and more, 6 in 7 other candidates less
+_UNLIKE = 0.6  # correlation before refining; copies had 0.7, of other candidates 6 in 7 had less
 _LEAST_OVERLAP = 0.5  # of either photo; copies cropped by a tenth on all four sides have 0.6
 _LONGEST_STEP = 0.1
 _BLOCK = 4  # pixels: the smallest thing that, when it differs, makes two photos different
