@@ -31,6 +31,9 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         minimum_count=arguments.minimum_count,
         short_side=arguments.short_side,
         keep_untagged=arguments.keep_untagged,
+        keep_duplicates=arguments.keep_duplicates,
+        removals=arguments.removals,
+        evaluation_sets=[each for each in arguments.evaluation_sets.split(",") if each],
         beam_options=rest,
     )
     posts = manifest["posts"]
@@ -212,6 +215,16 @@ def _parser() -> argparse.ArgumentParser:
         "--keep_untagged",
         action="store_true",
         help="keep photos of no class, to learn without tags",
+    )
+    verb.add_argument(
+        "--keep_duplicates", action="store_true", help="keep photos that another post shows too"
+    )
+    verb.add_argument(
+        "--removals",
+        help="CSV of posts not to use: kind,value,reason,received_at",
+    )
+    verb.add_argument(
+        "--evaluation_sets", default="", help="folders, DIR,DIR, of photos that no post may show"
     )
     verb.set_defaults(run=_prepare)
 

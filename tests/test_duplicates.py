@@ -19,7 +19,7 @@ from hashvision.prepare import drawn, duplicates
 from hashvision.prepare.alignment import DUPLICATE, similarity
 from hashvision.prepare.duplicates import REPRESENTATIVES, FindDuplicates, Match
 from hashvision.prepare.fingerprints import KEYS, THUMBNAIL, Fingerprint, fingerprint
-from hashvision.prepare.posts import Dropped
+from hashvision.prepare.reasons import Dropped
 
 PHOTOS = 100
 

@@ -37,6 +37,12 @@ class Names(typing.NamedTuple):
     id: np.ndarray
     sha256: np.ndarray
 
+    def holds(self, kind: str, value: int) -> bool:
+        """Whether the hash `value` is one of that kind's."""
+        values = getattr(self, kind)
+        place = int(np.searchsorted(values, np.uint64(value)))
+        return place < len(values) and int(values[place]) == value
+
     def match(self, rows: np.ndarray) -> np.ndarray:
         """Which records are to be removed: bool (N,) for INDEX_DTYPE (N,)."""
         found = np.zeros(len(rows), bool)

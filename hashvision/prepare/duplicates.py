@@ -18,7 +18,7 @@ from apache_beam import pvalue
 from PIL import Image, ImageDraw, ImageFont
 
 from hashvision.errors import UserError
-from hashvision.prepare import posts as dump
+from hashvision.prepare import files, pictures
 from hashvision.prepare.alignment import DUPLICATE, similarity
 from hashvision.prepare.fingerprints import Fingerprint, fingerprint
 
@@ -163,9 +163,9 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
                 "photos"
             )
         root, found = os.path.abspath(folder), False
-        for parent, children, files in os.walk(root):
+        for parent, children, names in os.walk(root):
             children.sort()
-            for file in sorted(files):
+            for file in sorted(names):
                 if file.lower().endswith(SUFFIXES):
                     path, found = os.path.join(parent, file), True
                     yield os.path.relpath(path, os.path.dirname(root)), path
@@ -184,10 +184,9 @@ def fingerprint_file(path: str, short_side: int) -> Fingerprint:
       short_side: as of the posts, for a post of the same bytes to be found even if it is flat.
 
     Raises:
-      Dropped: "undecodable".
+      Dropped: as `files.read` and `pictures.normalise_photo` do.
     """
-    with dump.open_file(path) as file:
-        return fingerprint(dump.normalise_photo(file.read(dump.LARGEST_FILE), short_side))
+    return fingerprint(pictures.normalise_photo(files.read(path), short_side))
 
 
 def contact_sheet(

@@ -1,9 +1,12 @@
 """The dataset folder as `prepare` leaves it: shards, metadata and manifest, whole or not at all."""
 
 import collections
+import csv
+import glob
 import hashlib
 import json
 import os
+import socket
 import typing
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +16,14 @@ import numpy as np
 import hashvision
 from hashvision.data import records, sampling
 from hashvision.errors import UserError
-from hashvision.prepare.posts import REASONS
+from hashvision.prepare import once, spool
+from hashvision.prepare.reasons import REASONS
 
 SUMMARY = "summary.json"
 VOCABULARY = "vocabulary.json"
 MANIFEST = "manifest.json"
+_FORMER = "-former"
+DUPLICATES = "duplicates"  # -*.csv and .png
 
 
 def gfile() -> typing.Any:
@@ -76,6 +82,7 @@ class Summary(typing.NamedTuple):
     shards: Sequence[Mapping[str, typing.Any]]
     shard_count: int
     read: int  # lines of the dump, counted where they are read
+    pairs: Sequence[Sequence[typing.Any]]  # of the least alike photos taken for the same
 
 
 def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
@@ -112,6 +119,10 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
             f"the runner accounts for {accounted:,} of the {summary.read:,} posts read from"
             f" {settings['posts']}; run prepare again, without --direct_running_mode"
         )
+    if summary.pairs:
+        once.contact_sheet(f"{folder}/{DUPLICATES}.png", folder, summary.pairs)
+    if files.exists(f"{folder}/{spool.FOLDER}"):
+        files.rmtree(f"{folder}/{spool.FOLDER}")
     classes = summary.vocabulary["classes"]
     class_counts = np.array([entry["count"] for entry in classes], np.int64)
     shards = _all_shards(folder, summary, class_counts)
@@ -158,6 +169,17 @@ def _all_shards(
     return ordered
 
 
+def write_duplicates(folder: str, shard: int, shards: int, rows: Iterable[tuple[str, ...]]) -> None:
+    """Writes the posts of a shard's range of ids that are left out as copies, as a CSV file."""
+    path = f"{folder}/{DUPLICATES}-{shard:05d}-of-{shards:05d}.csv"
+    suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
+    with gfile().GFile(path + suffix, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(once.FIELDS)
+        writer.writerows(sorted(rows))
+    gfile().rename(path + suffix, path, overwrite=True)
+
+
 def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:
     """How many photos have which number of posts of their rarest class: two int64 (D,)."""
     photos: collections.Counter[int] = collections.Counter()
@@ -191,14 +213,17 @@ def _write_tfds_metadata(
 def make_staging(output: str) -> str:
     """Makes an empty folder beside the output, in which the dataset is made.
 
+    What runs that were killed have left there is cleared away first.
+
     Raises:
       UserError: the output holds other things than a dataset, or cannot be written.
     """
     import tensorflow as tf
 
     files = gfile()
-    staging = f"{output}.preparing-{uuid.uuid4().hex[:8]}"
+    staging = f"{output}.preparing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
+        _clear_away(output)
         if files.exists(output) and not files.isdir(output):
             raise UserError(f"the output {output} is a file; give a folder")
         if files.exists(output) and not files.exists(f"{output}/{MANIFEST}"):
@@ -212,6 +237,31 @@ def make_staging(output: str) -> str:
     return staging
 
 
+def _clear_away(output: str) -> None:
+    """Puts the dataset back that a run killed in `replace` had moved, and removes dead stagings."""
+    files = gfile()
+    for path in files.glob(f"{glob.escape(output)}.preparing-*{_FORMER}"):
+        if files.exists(output):
+            files.rmtree(path)
+        else:
+            files.rename(path, output)
+    for path in files.glob(f"{glob.escape(output)}.preparing-*"):
+        host, _, rest = path.removeprefix(f"{output}.preparing-").rpartition("-")[0].rpartition("-")
+        # One of another machine may be alive; nobody here can tell.
+        if host == socket.gethostname() and rest.isdigit() and not _is_alive(int(rest)):
+            files.rmtree(path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def discard(staging: str) -> None:
     """Removes what a run that did not end well has left."""
     if gfile().exists(staging):
@@ -221,7 +271,7 @@ def discard(staging: str) -> None:
 def replace(staging: str, output: str) -> None:
     """Puts the finished folder in the output's place; what lay there goes when it stands."""
     files = gfile()
-    former = f"{staging}-former"
+    former = staging + _FORMER
     had_former = files.exists(output)
     if had_former:
         files.rename(output, former)

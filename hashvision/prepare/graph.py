@@ -1,14 +1,14 @@
 """The Beam graph from a dump of posts to a dataset folder.
 
-The graph, left to right; everything that grows with the dump stays in Beam, and what the vocabulary
-needs of it is bounded: the MAXIMUM_TAGS commonest tags with a count each, MAXIMUM_TERMS terms, and
-for each frequent tag one vector of co-occurrence counts, reduced to three numbers where it lies.
+The graph, left to right; everything that grows with the dump stays in Beam, pictures even in files
+beside the dataset, and what the vocabulary needs of it is bounded: the MAXIMUM_TAGS commonest tags
+with a count each, MAXIMUM_TERMS terms, and for each frequent tag one vector of co-occurrence
+counts, reduced to three numbers where it lies.
 
-    ranges > lines > posts > photos > labelled > shards
-                              '> tags > counts, spreads > vocabulary '^
+    ranges > lines > posts > once > photos > labelled > shards
+                                    '> tags > counts, spreads > vocabulary '^
 """
 
-import hashlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,71 +17,15 @@ import numpy as np
 from apache_beam import pvalue
 
 from hashvision.data import records
-from hashvision.prepare import folder, hashtags, spread, vocabulary
-from hashvision.prepare import posts as dump
+from hashvision.data.removals import Names
+from hashvision.prepare import folder, once, reading, spool, spread, vocabulary
+from hashvision.prepare.reading import Photo
 from hashvision.prepare.wordnet import Lexicon
 
 MAXIMUM_TAGS = 1_000_000
 EXAMPLES = 20
-LONGEST_EXAMPLE = 200  # characters of an id in the manifest
 # Fewer records a shard would leave some shard empty now and then: ids fall to shards at random.
 MINIMUM_RECORDS = 64
-
-
-class Photo(typing.NamedTuple):
-    """A post that has come through up to its labels."""
-
-    order: tuple[int, int]  # hash of the id, place in the dump: the records' order
-    id: str
-    owner: str
-    tags: tuple[str, ...]  # folded, sorted, each once
-    words: tuple[str, ...]  # the same of the rest of the text
-    image: bytes
-    sha256: bytes  # of the file as it was posted
-
-
-class ReadLines(beam.DoFn):
-    """(path, start, end) of the dump to its lines."""
-
-    def process(self, element: tuple[str, int, int]) -> Iterable[tuple[int, bytes | None]]:
-        """Yields (byte offset, line or None)."""
-        path, start, end = element
-        with dump.open_file(path) as file:
-            yield from dump.read_lines(file, start, end)
-
-
-class ReadPost(beam.DoFn):
-    """A line to a Photo, or to the reason why not under the tag "dropped"."""
-
-    def __init__(self, images: str, short_side: int):
-        """Takes the folder of the photos and the pixels to which they are reduced."""
-        self.images = images
-        self.short_side = short_side
-
-    def process(self, element: tuple[int, bytes | None]) -> Iterable[typing.Any]:
-        """Yields a Photo, or "dropped" (reason, example)."""
-        offset, line = element
-        example = f"byte {offset}"
-        try:
-            if line is None:
-                raise dump.Dropped("broken_line")
-            post = dump.parse(line)
-            example = post.id
-            encoded = dump.read_photo(post, self.images)
-            image = dump.normalise_photo(encoded, self.short_side)
-        except dump.Dropped as dropped:
-            yield pvalue.TaggedOutput("dropped", (dropped.reason, example[:LONGEST_EXAMPLE]))
-            return
-        tags = {hashtags.fold(tag) for tag in hashtags.extract(post.text)} - {""}
-        yield Photo(
-            order=(records.id_hash(post.id), offset),
-            id=post.id,
-            owner=post.owner,
-            tags=tuple(sorted(tags)),
-            words=tuple(sorted(set(hashtags.words(post.text)))),
-            image=image,
-            sha256=hashlib.sha256(encoded).digest(),
-        )
 
 
 def shard_of(order: tuple[int, int], shards: int) -> int:
@@ -108,7 +52,7 @@ class Label(beam.DoFn):
         if labels or self.keep_untagged:
             yield element, labels
         else:
-            yield pvalue.TaggedOutput("dropped", ("no_tag", element.id[:LONGEST_EXAMPLE]))
+            yield reading.dropped("no_tag", element.id)
 
 
 class WriteShard(beam.DoFn):
@@ -127,11 +71,13 @@ class WriteShard(beam.DoFn):
         """Yields what the manifest says of the shard."""
         shard, labelled = element
         ordered = sorted(labelled, key=lambda pair: pair[0].order)
+        photos = spool.Reader(f"{self.output}/{spool.FOLDER}")
         rows = (
-            records.Record(photo.id, photo.owner, photo.image, labels, photo.sha256)
+            records.Record(photo.id, photo.owner, photos.read(photo.spot), labels, photo.sha256)
             for photo, labels in ordered
         )
         yield folder.write_shard(self.output, shard, shards, rows, np.array(counts, np.int64))
+        photos.close()
 
 
 class DropCounts(beam.CombineFn):
@@ -162,35 +108,71 @@ class DropCounts(beam.CombineFn):
         return accumulator
 
 
+class Options(typing.NamedTuple):
+    """What a run is told besides its dump."""
+
+    minimum_count: int
+    short_side: int
+    shard_bytes: int
+    keep_untagged: bool
+    keep_duplicates: bool
+
+
 def build(
     pipeline: beam.Pipeline,
     ranges: Sequence[tuple[str, int, int]],
     images: str,
     output: str,
     lexicon: Lexicon | None,
-    minimum_count: int,
-    short_side: int,
-    shard_bytes: int,
-    keep_untagged: bool,
+    removed: Names,
+    evaluation: Sequence[tuple[str, str]],
+    options: Options,
 ) -> None:
-    """Adds the whole graph to `pipeline`; it writes the shards and its summary into `output`."""
+    """Adds the whole graph to `pipeline`; it writes the shards and its summary into `output`.
+
+    Args:
+      pipeline: to add to.
+      ranges: of the dump, as (path, start, end).
+      images: folder of the photos.
+      output: folder to write into.
+      lexicon: by which tags are merged, or None.
+      removed: posts that may not be used.
+      evaluation: (name, path) of the photos that no post may show.
+      options: the rest.
+    """
+    minimum_count, shard_bytes = options.minimum_count, options.shard_bytes
     lines = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
         | "SpreadRanges" >> beam.Reshuffle()
-        | "ReadLines" >> beam.ParDo(ReadLines())
+        | "ReadLines" >> beam.ParDo(reading.ReadLines())
     )
-    read = (
+    fingerprints = not options.keep_duplicates or bool(evaluation)
+    posts = (
         lines
         | "SpreadLines" >> beam.Reshuffle()  # a range is quick to read, its photos are slow
         | "ReadPosts"
-        >> beam.ParDo(ReadPost(images, short_side)).with_outputs("dropped", main="photos")
+        >> beam.ParDo(
+            reading.ReadPosts(images, output, options.short_side, removed, fingerprints)
+        ).with_outputs("dropped", "fingerprints", main="photos")
     )
-    once = pipeline | "Once" >> beam.Create([None])
+    leaks = (
+        pipeline
+        | "Evaluation" >> beam.Create(evaluation)
+        | "SpreadEvaluation" >> beam.Reshuffle()
+        | "FingerprintFiles" >> beam.ParDo(once.FingerprintFiles(options.short_side))
+    )
+    single = {
+        "photos": posts.photos,
+        "fingerprints": posts.fingerprints,
+        "evaluation": leaks,
+    } | "Once" >> once.Once(options.keep_duplicates)
+    photos = single["photos"]
+    start = pipeline | "Start" >> beam.Create([None])
 
     # Tags, counted and measured.
-    contexts = read.photos | "Contexts" >> beam.Map(lambda photo: (photo.tags, photo.words))
-    posts = pvalue.AsSingleton(contexts | "CountPosts" >> beam.combiners.Count.Globally())
+    contexts = photos | "Contexts" >> beam.Map(lambda photo: (photo.tags, photo.words))
+    number = pvalue.AsSingleton(contexts | "CountPosts" >> beam.combiners.Count.Globally())
     tag_counts = contexts | "Tags" >> beam.FlatMap(lambda context: context[0]) | _count("Tags")
     word_counts = contexts | "Words" >> beam.FlatMap(lambda context: context[1]) | _count("Words")
     word_terms = _terms("Word", word_counts)
@@ -202,12 +184,12 @@ def build(
         contexts
         | "TermsByTag" >> beam.FlatMap(spread.terms_by_tag, counts, word_terms, tag_terms)
         | "CountTerms" >> beam.CombinePerKey(spread.TermCounts())
-        | "Spreads" >> beam.Map(spread.spread_of, counts, word_terms, tag_terms, posts)
+        | "Spreads" >> beam.Map(spread.spread_of, counts, word_terms, tag_terms, number)
     )
 
     # Classes.
     assignment = pvalue.AsSingleton(
-        once
+        start
         | "Assign"
         >> beam.Map(
             lambda _, counts, spreads, lexicon: vocabulary.assign(counts, spreads, lexicon),
@@ -228,7 +210,7 @@ def build(
         | _count("Candidates")
     )
     wordnet_name = lexicon.name if lexicon else None
-    finished = once | "Vocabulary" >> beam.Map(
+    finished = start | "Vocabulary" >> beam.Map(
         lambda _, made, tags, classes: vocabulary.finish(
             made, tags, classes, minimum_count, wordnet_name
         ),
@@ -244,12 +226,12 @@ def build(
     )
 
     # Records.
-    labelled = read.photos | "Label" >> beam.ParDo(
-        Label(keep_untagged), pvalue.AsSingleton(classes)
+    labelled = photos | "Label" >> beam.ParDo(
+        Label(options.keep_untagged), pvalue.AsSingleton(classes)
     ).with_outputs("dropped", main="photos")
     shards = pvalue.AsSingleton(
         labelled.photos
-        | "Sizes" >> beam.Map(lambda pair: (1, len(pair[0].image)))
+        | "Sizes" >> beam.Map(lambda pair: (1, pair[0].spot.size))
         | "TotalSize" >> beam.CombineGlobally(_sum_pairs)
         | "CountShards" >> beam.Map(count_shards, shard_bytes)
     )
@@ -262,14 +244,28 @@ def build(
 
     # What the driver is told.
     dropped = (
-        (read.dropped, labelled.dropped)
+        (posts.dropped, single["dropped"], labelled.dropped)
         | "AllDropped" >> beam.Flatten()
         | "CountDropped" >> beam.CombinePerKey(DropCounts())
+    )
+    pairs = (
+        single["matches"]
+        | "Pairs" >> beam.Map(once.pair)
+        | "LeastAlike" >> beam.combiners.Top.Of(once.SHOWN)
+    )
+    _ = (
+        single["matches"]
+        | "Rows" >> beam.Map(once.row)
+        | "RowShard"
+        >> beam.Map(lambda row, n: (shard_of((records.id_hash(row[0]), 0), n), row), shards)
+        | "RowsOfShard" >> beam.GroupByKey()
+        | "WriteRows"
+        >> beam.Map(lambda pair, n: folder.write_duplicates(output, pair[0], n, pair[1]), shards)
     )
     labels = (
         labelled.photos | "LabelsOfPhoto" >> beam.Map(lambda pair: len(pair[1])) | _count("Labels")
     )
-    _ = once | "Summary" >> beam.Map(
+    _ = start | "Summary" >> beam.Map(
         lambda _, *sides: folder.write_json(
             f"{output}/{folder.SUMMARY}", folder.Summary(*sides)._asdict()
         ),
@@ -278,7 +274,10 @@ def build(
         pvalue.AsDict(labels),
         pvalue.AsList(written),
         shards,
-        pvalue.AsSingleton(lines | "CountLines" >> beam.combiners.Count.Globally()),
+        pvalue.AsSingleton(
+            lines | "LinesOf" >> beam.Map(len) | "CountLines" >> beam.CombineGlobally(sum)
+        ),
+        pvalue.AsSingleton(pairs),
     )
 
 

@@ -15,8 +15,9 @@ from apache_beam.options.pipeline_options import (
 )
 
 import hashvision
+from hashvision.data import removals as removal_list
 from hashvision.errors import UserError
-from hashvision.prepare import folder, graph
+from hashvision.prepare import duplicates, folder, graph
 from hashvision.prepare.wordnet import load_wordnet
 
 RANGE_BYTES = 16 * 2**20  # of the dump, to one worker at a time
@@ -31,6 +32,9 @@ def prepare(
     short_side: int = 256,
     shard_bytes: int = 100_000_000,
     keep_untagged: bool = False,
+    keep_duplicates: bool = False,
+    removals: str | None = None,
+    evaluation_sets: Sequence[str] = (),
     beam_options: Sequence[str] = (),
 ) -> dict[str, typing.Any]:
     """Makes a dataset folder from a dump of posts; the same bytes for the same dump and options.
@@ -47,6 +51,9 @@ def prepare(
       short_side: pixels to which larger photos are reduced.
       shard_bytes: approximate size of a shard.
       keep_untagged: keeps photos of no class, to learn from without tags (SwAV).
+      keep_duplicates: keeps photos that show what another post's does.
+      removals: CSV of posts that may not be used (hashvision/data/removals.py).
+      evaluation_sets: folders of photos that no post may show.
       beam_options: Beam's own flags (--runner=..., --direct_num_workers=...).
 
     Returns:
@@ -69,6 +76,8 @@ def prepare(
     ranges = _ranges(posts)
     if "://" not in images and not os.path.isdir(images):
         raise UserError(f"the images' folder {images} does not exist; give it with --images")
+    removed = removal_list.read(removals) if removals else []
+    evaluation = list(duplicates.evaluation_photos(evaluation_sets))
     output = _absolute(output)
     staging = folder.make_staging(output)
     try:
@@ -82,10 +91,11 @@ def prepare(
                 images,
                 staging,
                 lexicon,
-                minimum_count,
-                short_side,
-                shard_bytes,
-                keep_untagged,
+                removal_list.names(removed),
+                evaluation,
+                graph.Options(
+                    minimum_count, short_side, shard_bytes, keep_untagged, keep_duplicates
+                ),
             )
         del lexicon
         settings = {
@@ -96,6 +106,11 @@ def prepare(
             "short_side": short_side,
             "shard_bytes": shard_bytes,
             "keep_untagged": keep_untagged,
+            "keep_duplicates": keep_duplicates,
+            "removals": {"file": os.path.basename(removals), "lines": len(removed)}
+            if removals
+            else None,
+            "evaluation_sets": [os.path.basename(_absolute(each)) for each in evaluation_sets],
         }
         manifest = folder.finish(staging, settings)
         folder.replace(staging, output)

@@ -8,10 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from hashvision.prepare import archives, files, hashtags
-from hashvision.prepare.files import open_file as open_file
-from hashvision.prepare.pictures import normalise_photo as normalise_photo
-from hashvision.prepare.reasons import REASONS as REASONS
-from hashvision.prepare.reasons import Dropped as Dropped
+from hashvision.prepare.reasons import Dropped
 
 LONGEST_TEXT = 100_000  # characters; platforms allow some thousands
 MOST_TAGS = 200  # of a post; Instagram allows 30

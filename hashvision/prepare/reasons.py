@@ -1,10 +1,10 @@
 """The reasons for which a post does not come through, as the manifest names and counts them."""
 
-# In the order in which they are asked, but for duplicate_id: the first of those that come through
-# is kept.
+# In the order in which they are asked.
 REASONS = (
     "broken_line",  # no JSON object in UTF-8, a key twice, or no id that can be used
     "private",  # visibility is not "public"; nothing more of the post is looked at
+    "removed",  # the removal list names the post, its owner or its photo
     "overlong_text",  # more text or more tags than a person writes
     "path_outside",  # absolute, an address, with "..", or a link out of the images' folder
     "missing_file",  # nothing lies there, or no plain file
@@ -12,7 +12,9 @@ REASONS = (
     "too_large",  # in bytes, in pixels, or in the work that decoding it would be: bombs
     "unknown_format",  # neither JPEG, PNG, WebP, GIF, BMP nor TIFF, whatever the file's name
     "undecodable",  # empty, truncated or broken
-    "duplicate_id",  # an earlier post has the same id
+    "duplicate_id",  # a post earlier in the dump, whose photo came this far too, has the same id
+    "evaluation_photo",  # shows a photo of an evaluation set, as it is or edited a little
+    "duplicate_photo",  # shows the photo of an older post, as it is or edited a little
     "no_tag",  # no tag that names a class
 )
 

@@ -13,8 +13,8 @@ import wn.lmf
 import wn.morphy
 
 from hashvision.errors import UserError
+from hashvision.prepare.files import open_file
 from hashvision.prepare.hashtags import fold
-from hashvision.prepare.posts import open_file
 
 # Without a database it gives every form that its rules allow, #childs and #beachs included.
 _MORPHY = wn.morphy.Morphy()

@@ -1,0 +1,134 @@
+"""Each photo once: the steps of the graph that leave out ids that come twice, copies and leaks."""
+
+import json
+import typing
+from collections.abc import Iterable, Sequence
+
+import apache_beam as beam
+
+from hashvision.prepare import duplicates, spool
+from hashvision.prepare.fingerprints import Fingerprint
+from hashvision.prepare.reading import Photo, dropped
+from hashvision.prepare.reasons import Dropped
+
+REASON = {"leak": "evaluation_photo", "duplicate": "duplicate_photo"}
+FIELDS = ("post", "kind", "of", "similarity")
+SHOWN = 48  # pairs on the contact sheet
+_NO_DATE = "~"  # sorts behind all dates
+
+
+class FingerprintFiles(beam.DoFn):
+    """(name, path) of an evaluation photo to its place in the join; what does not decode is left.
+
+    No post that decodes can be the same photo then.
+    """
+
+    def __init__(self, short_side: int):
+        """Takes the pixels to which the posts' photos are reduced."""
+        self.short_side = short_side
+
+    def process(self, element: tuple[str, str]) -> Iterable[tuple[tuple, str, Fingerprint]]:
+        """Yields (order, name, fingerprint)."""
+        name, path = element
+        try:
+            print_ = duplicates.fingerprint_file(path, self.short_side)
+        except Dropped:
+            return
+        yield (name,), json.dumps([name, path]), print_
+
+
+def place(element: tuple[Photo, Fingerprint]) -> tuple[tuple, str, Fingerprint]:
+    """A post's place in the join: of copies the oldest is kept, undated ones last."""
+    photo, print_ = element
+    key = f"{photo.order[0]:016x}", f"{photo.order[1]:016x}"
+    return (photo.created_at or _NO_DATE, *key), json.dumps([photo.id, *photo.spot]), print_
+
+
+def _by_id(photo: Photo) -> tuple[str, Photo]:
+    return f"{photo.order[0]:016x}", photo
+
+
+def _match_by_id(match: duplicates.Match) -> tuple[str, duplicates.Match]:
+    return match.order[1], match
+
+
+def _choose(_: str, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.Any]:
+    """Of the posts of one id the first, if it is no copy; the others and a copy as "dropped"."""
+    matches = {match.order[2]: match for match in joined["matches"]}
+    chosen, *others = sorted(joined["photos"], key=lambda photo: photo.order)
+    for photo in others:
+        yield dropped("duplicate_id", photo.id)
+    match = matches.get(f"{chosen.order[1]:016x}")
+    if match:
+        yield dropped(REASON[match.kind], chosen.id)
+    else:
+        yield chosen
+
+
+class Once(beam.PTransform):
+    """{"photos", "fingerprints", "evaluation"} to "photos", "dropped" and "matches"."""
+
+    def __init__(self, keep_duplicates: bool):
+        """Takes whether copies among the posts are kept; leaks never are."""
+        super().__init__()
+        self.keep_duplicates = keep_duplicates
+
+    def expand(self, input_or_inputs: typing.Any) -> typing.Any:
+        """Takes Photos, (Photo, Fingerprint), and what FingerprintFiles makes."""
+        found = input_or_inputs
+        matches = {
+            "posts": found["fingerprints"] | "Place" >> beam.Map(place),
+            "evaluation": found["evaluation"],
+        } | "FindDuplicates" >> duplicates.FindDuplicates()
+        if self.keep_duplicates:
+            matches = matches | "Leaks" >> beam.Filter(lambda match: match.kind == "leak")
+        chosen = (
+            {
+                "photos": found["photos"] | "ById" >> beam.Map(_by_id),
+                "matches": matches | "MatchById" >> beam.Map(_match_by_id),
+            }
+            | "SameId" >> beam.CoGroupByKey()
+            | "Choose" >> beam.FlatMapTuple(_choose).with_outputs("dropped", main="photos")
+        )
+        return {"photos": chosen.photos, "dropped": chosen.dropped, "matches": matches}
+
+
+def row(match: duplicates.Match) -> tuple[str, str, str, str]:
+    """What stands of a match in duplicates-*.csv: FIELDS."""
+    post, partner = json.loads(match.name)[0], json.loads(match.partner)[0]
+    return post, REASON[match.kind], partner, f"{match.similarity:.4f}"
+
+
+def pair(match: duplicates.Match) -> tuple[float, str, str, str]:
+    """What the contact sheet needs of a match, the least alike first."""
+    return -match.similarity, match.kind, match.name, match.partner
+
+
+def contact_sheet(path: str, staging: str, pairs: Sequence[Sequence[typing.Any]]) -> None:
+    """Draws pairs of photos that were taken for the same.
+
+    Args:
+      path: of the PNG to write.
+      staging: folder in which the spool lies.
+      pairs: as `pair` makes them.
+    """
+    reader = spool.Reader(f"{staging}/{spool.FOLDER}")
+
+    def picture(name: str) -> bytes:
+        _, *where = json.loads(name)
+        if len(where) == 1:
+            return duplicates.files.read(where[0])
+        return reader.read(spool.Spot(*where))
+
+    duplicates.contact_sheet(
+        path,
+        [
+            (
+                picture(post),
+                picture(partner),
+                f"{REASON[kind]} {-alike:.3f}\n{json.loads(post)[0]}  {json.loads(partner)[0]}",
+            )
+            for alike, kind, post, partner in pairs
+        ],
+    )
+    reader.close()

@@ -1,0 +1,76 @@
+"""Photos on their way through the graph lie in files beside the dataset; where they lie travels."""
+
+import os
+import typing
+import uuid
+
+from hashvision.prepare.files import open_file
+
+FOLDER = "spool"
+_OPEN = 64  # files that a reader keeps open
+
+
+class Spot(typing.NamedTuple):
+    """Where the bytes of a photo lie."""
+
+    file: str  # below the folder
+    offset: int
+    size: int
+
+
+class Writer:
+    """Appends photos to a file of its own, made with the first of them."""
+
+    def __init__(self, folder: str) -> None:
+        """Takes the folder of all spool files."""
+        self._folder, self._file, self._offset = folder, None, 0
+
+    def write(self, photo: bytes) -> Spot:
+        """Appends the bytes; they may be read once the writer is closed."""
+        if self._file is None:
+            self._name = uuid.uuid4().hex
+            self._file = _create(f"{self._folder}/{self._name}")
+            self._offset = 0
+        spot = Spot(self._name, self._offset, len(photo))
+        self._file.write(photo)
+        self._offset += len(photo)
+        return spot
+
+    def close(self) -> None:
+        """Ends the file; what is written next goes into another."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Reader:
+    """Reads photos from the files of many writers."""
+
+    def __init__(self, folder: str) -> None:
+        """Takes the folder of all spool files."""
+        self._folder, self._files = folder, {}
+
+    def read(self, spot: Spot) -> bytes:
+        """The bytes of a photo."""
+        file = self._files.pop(spot.file, None) or open_file(f"{self._folder}/{spot.file}")
+        self._files[spot.file] = file  # the last is the one used last
+        if len(self._files) > _OPEN:
+            self._files.pop(next(iter(self._files))).close()
+        file.seek(spot.offset)
+        return file.read(spot.size)
+
+    def close(self) -> None:
+        """Closes all files."""
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+
+
+def _create(path: str) -> typing.BinaryIO:
+    if "://" not in path:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "wb")
+    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)

@@ -1,0 +1,82 @@
+"""prepare killed with no notice, at many moments, and run again."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from datasets import jpeg
+from runs import REPO
+
+from hashvision.prepare import folder
+
+
+def contents(path):
+    return {each.name: each.read_bytes() for each in sorted(path.iterdir())}
+
+
+def start(place, output):
+    return subprocess.Popen(
+        [sys.executable, "-m", "hashvision", "prepare", f"--posts={place / 'posts.jsonl'}"]
+        + [f"--output={place / output}", "--minimum_count=2"],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_it_makes_the_same_bytes(tmp_path):
+    lines = []
+    for number in range(300):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        post = {"id": f"p{number}", "image": f"{number}.jpg", "visibility": "public"}
+        lines.append(json.dumps({**post, "text": "#dog" if number % 2 else "#tree"}))
+    (tmp_path / "posts.jsonl").write_text("\n".join(lines))
+    begun = time.monotonic()
+    whole = start(tmp_path, "whole")
+    assert whole.communicate()[0] and whole.returncode == 0
+    took = time.monotonic() - begun
+    wanted = contents(tmp_path / "whole")
+    left = 0
+    for share in (0.4, 0.6, 0.75, 0.85, 0.95):
+        running = start(tmp_path, "killed")
+        time.sleep(share * took)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+        left += len(list(tmp_path.glob("killed.preparing-*")))
+        if (tmp_path / "killed" / "manifest.json").exists():
+            assert contents(tmp_path / "killed") == wanted
+    assert left  # some run was killed in its midst
+    running = start(tmp_path, "killed")
+    assert running.communicate()[0] and running.returncode == 0
+    assert contents(tmp_path / "killed") == wanted
+    assert not list(tmp_path.glob("killed.preparing-*"))
+
+
+def test_what_a_run_killed_between_two_renames_had_moved_comes_back(tmp_path):
+    output = tmp_path / "set"
+    former = tmp_path / f"set.preparing-{socket.gethostname()}-1-abcdef01-former"
+    former.mkdir()
+    (former / "manifest.json").write_text("{}")
+    staging = folder.make_staging(str(output))
+    assert (output / "manifest.json").exists() and not former.exists()
+    folder.discard(staging)
+
+
+def test_a_run_that_is_alive_keeps_its_folder(tmp_path):
+    output = str(tmp_path / "set")
+    alive = folder.make_staging(output)
+    elsewhere = tmp_path / "set.preparing-otherhost-12-abcdef01"
+    dead = tmp_path / f"set.preparing-{socket.gethostname()}-{2**22 + 1}-abcdef01"
+    elsewhere.mkdir()
+    dead.mkdir()
+    staging = folder.make_staging(output)
+    assert os.path.isdir(alive) and elsewhere.exists() and not dead.exists()
+    folder.discard(staging)
+    folder.discard(alive)
