@@ -1,26 +1,32 @@
 """Near-duplicates among the posts, and posts that leak photos of evaluation sets, as a Beam join.
 
 Photos meet in bands, by equal bytes or by a key of their fingerprints; those that meet are compared
-by the fingerprints alone. What grows with the dump stays in Beam; the pictures themselves never
-travel.
+by the fingerprints alone. A photo has some hundred bands, far too many to be elements of a
+PCollection each: they lie in the spool as arrays, cut into as many parts as there is work for, and
+what travels is where the arrays lie.
 
-    posts, evaluation > bands > meetings > fingerprints of both > matches
+    posts, evaluation > bands (by band) > meetings (by post) > matches
 """
 
-import heapq
+import collections
 import io
 import os
+import struct
 import typing
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
+import numpy as np
 from apache_beam import pvalue
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 from PIL import Image, ImageDraw, ImageFont
 
 from hashvision.errors import UserError
-from hashvision.prepare import files, pictures
+from hashvision.prepare import files, pictures, spool
 from hashvision.prepare.alignment import DUPLICATE, similarity
-from hashvision.prepare.fingerprints import Fingerprint, fingerprint
+from hashvision.prepare.fingerprints import THUMBNAIL, Fingerprint, fingerprint
 
 # Photos of one band are compared with so many of its first posts, and as many evaluation photos:
 # a band of n photos costs at most 2 * REPRESENTATIVES * n comparisons. On 7,161 photos of Flickr8k
@@ -28,15 +34,27 @@ from hashvision.prepare.fingerprints import Fingerprint, fingerprint
 REPRESENTATIVES = 16
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
-# (0, name) of an evaluation photo, (1, its order) of a post: evaluation photos come first.
-Place = tuple[int, tuple[str, ...]]
-Photo = tuple[tuple, str, tuple]  # order, name, fingerprint as a plain tuple
+ORDER = 40  # bytes of an order
+_PHOTO = [
+    ("rank", "u1"),  # 0 of an evaluation photo, 1 of a post: evaluation photos come first
+    ("order", f"S{ORDER}"),
+    ("file", "S32"),  # where its fingerprint lies
+    ("offset", "<u8"),
+    ("size", "<u4"),
+]
+_BAND = np.dtype([("band", "<u8"), *_PHOTO])
+_MEETING = np.dtype([("post", _PHOTO), ("partner", _PHOTO)])
+# Bands of equal bytes are the digest's first 8, with this bit; those of keys have 32 bits.
+_DIGEST = np.uint64(1 << 63)
+_SCATTER = np.uint64(0x9E3779B97F4A7C15)
+_TOGETHER = 500  # photos whose bands are written at once
+_KNOWN = 4096  # fingerprints that a comparison keeps
 
 
 class Match(typing.NamedTuple):
     """Why a post is dropped."""
 
-    order: tuple[typing.Any, ...]
+    order: bytes
     name: str
     kind: str  # "leak" of an evaluation photo, or "duplicate" of a post that comes before
     partner: str  # the name of that photo or post
@@ -49,99 +67,199 @@ class FindDuplicates(beam.PTransform):
     A post that shows an evaluation photo is dropped as a leak of the one it resembles most. Any
     other is dropped if it shows the same photo as a post before it in `order`, with the first such
     as the partner, whether or not that one is dropped in its turn: so of a chain of copies, each
-    near to the next alone, the first is kept. Orders are tuples of integers and strings, each once
-    among the posts; evaluation photos are told apart by their names. What comes out depends on no
-    bundling and no worker's order.
+    near to the next alone, the first is kept. Orders are ORDER bytes, compared as bytes, each once
+    among the posts and once among the evaluation photos. What comes out depends on no bundling and
+    no worker's order.
     """
+
+    def __init__(self, folder: str, parts: int = 16):
+        """Takes what is needed to write things down.
+
+        Args:
+          folder: of the spool.
+          parts: into how many parts bands and meetings are cut; each fits into memory.
+        """
+        super().__init__()
+        self.folder, self.parts = folder, parts
 
     def expand(self, input_or_inputs: typing.Any) -> pvalue.PCollection:
         """Takes {"posts": PCollection, "evaluation": PCollection}."""
-        photos = (
-            input_or_inputs["posts"] | "PlacePosts" >> beam.MapTuple(_place_post),
-            input_or_inputs["evaluation"] | "PlaceEvaluation" >> beam.MapTuple(_place_evaluation),
-        ) | "Photos" >> beam.Flatten()
-        meetings = (
-            photos
-            | "Bands" >> beam.FlatMapTuple(bands)
-            | "Meet" >> beam.GroupByKey()
-            | "Meetings" >> beam.FlatMapTuple(meetings_of)
-            | "EachOnce" >> beam.Distinct()
-        )
-        partners = (
-            {"fingerprint": photos, "posts": meetings}
-            | "JoinPartners" >> beam.CoGroupByKey()
-            | "Partners" >> beam.FlatMapTuple(_hand_out)
-        )
         return (
-            {"fingerprint": photos, "partners": partners}
-            | "JoinPosts" >> beam.CoGroupByKey()
-            | "Compare" >> beam.FlatMapTuple(_compare)
+            [
+                input_or_inputs[name]
+                | f"Write{name.title()}" >> beam.ParDo(WriteBands(self.folder, self.parts, rank))
+                for rank, name in enumerate(("evaluation", "posts"))
+            ]
+            | "Bands" >> beam.Flatten()
+            | "ByBand" >> beam.GroupByKey()
+            | "Meet" >> beam.ParDo(Meet(self.folder, self.parts))
+            | "ByPost" >> beam.GroupByKey()
+            | "Compare" >> beam.ParDo(Compare(self.folder))
         )
 
 
-def _place_post(order: tuple, name: str, print_: Fingerprint) -> tuple[Place, Photo]:
-    # Integers as text of one length, for Beam groups by no integer above 63 bits: hashes have 64.
-    text = (f"{key + 2**64:021d}" if isinstance(key, int) else key for key in order)
-    return (1, tuple(text)), (order, name, tuple(print_))
+class WriteBands(beam.DoFn):
+    """(order, name, Fingerprint) to (part, where bands of that part lie)."""
+
+    def __init__(self, folder: str, parts: int, rank: int):
+        """Takes the spool's folder, the number of parts, and whether these are posts."""
+        self.folder, self.parts, self.rank = folder, parts, rank
+
+    def start_bundle(self) -> None:
+        """Begins a file."""
+        self.writer, self.rows = spool.Writer(self.folder), []
+
+    def process(self, element: tuple[bytes, str, Fingerprint]) -> Iterable[tuple[int, spool.Spot]]:
+        """Yields once in _TOGETHER photos."""
+        order, name, print_ = element
+        spot = self.writer.write(_pack(name, print_))
+        digest = np.frombuffer(print_.digest[:8], "<u8") | _DIGEST
+        keys = np.frombuffer(print_.keys, "<u4").astype(np.uint64)
+        rows = np.empty(1 + len(keys), _BAND)
+        rows["band"] = np.concatenate([digest, keys])
+        rows["rank"], rows["order"] = self.rank, order
+        rows["file"], rows["offset"], rows["size"] = spot.file.encode(), spot.offset, spot.size
+        self.rows.append(rows)
+        if len(self.rows) == _TOGETHER:
+            yield from self._write()
+
+    def finish_bundle(self) -> typing.Any:
+        """Yields the rest, and ends the file."""
+        for each in self._write():
+            yield WindowedValue(each, 0, (GlobalWindow(),))
+        self.writer.close()
+
+    def _write(self) -> Iterator[tuple[int, spool.Spot]]:
+        if self.rows:
+            rows = np.concatenate(self.rows)
+            part = (rows["band"] * _SCATTER >> np.uint64(32)) % np.uint64(self.parts)
+            yield from _write_parts(self.writer, rows, part.astype(np.int64))
+        self.rows = []
 
 
-def _place_evaluation(order: tuple, name: str, print_: Fingerprint) -> tuple[Place, Photo]:
-    return (0, (name,)), (order, name, tuple(print_))
+def _write_parts(
+    writer: spool.Writer, rows: np.ndarray, part: np.ndarray
+) -> Iterator[tuple[int, spool.Spot]]:
+    order = np.argsort(part, kind="stable")
+    numbers, starts = np.unique(part[order], return_index=True)
+    for number, chosen in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        yield number, writer.write(rows[chosen].tobytes())
 
 
-def bands(place: Place, photo: Photo) -> Iterator[tuple[bytes, Place]]:
-    """The bands in which a photo meets others: one of its bytes (16 bytes), and its keys (4)."""
-    print_ = Fingerprint(*photo[2])
-    yield print_.digest, place
-    for start in range(0, len(print_.keys), 4):
-        yield print_.keys[start : start + 4], place
+def _read_parts(folder: str, spots: Iterable[spool.Spot], kind: np.dtype) -> np.ndarray:
+    reader = spool.Reader(folder)
+    found = [np.frombuffer(reader.read(spot), kind) for spot in sorted(spots)]
+    reader.close()
+    return np.concatenate(found)
 
 
-def meetings_of(_: bytes, places: Iterable[Place]) -> Iterator[tuple[Place, Place]]:
-    """Whom each post of a band is compared with.
+class Meet(beam.DoFn):
+    """The bands of a part to (part, where meetings lie), by posts now."""
 
-    Yields:
-      (place of an evaluation photo or of an earlier post, place of the post).
-    """
-    evaluation = heapq.nsmallest(REPRESENTATIVES, (place for place in places if not place[0]))
-    first = heapq.nsmallest(REPRESENTATIVES, (place for place in places if place[0]))
-    for place in places:
-        if place[0]:
-            for partner in evaluation:
-                yield partner, place
-            for partner in first:
-                if partner < place:
-                    yield partner, place
+    def __init__(self, folder: str, parts: int):
+        """Takes the spool's folder and the number of parts."""
+        self.folder, self.parts = folder, parts
 
-
-def _hand_out(
-    partner: Place, joined: dict[str, Iterable]
-) -> Iterator[tuple[Place, tuple[Place, Photo]]]:
-    """To each post that is compared with a photo, that photo."""
-    for photo in joined["fingerprint"]:
-        for place in joined["posts"]:
-            yield place, (partner, photo)
+    def process(
+        self, element: tuple[int, Iterable[spool.Spot]]
+    ) -> Iterable[tuple[int, spool.Spot]]:
+        """Yields once a part."""
+        met = meetings(_read_parts(self.folder, element[1], _BAND))
+        writer = spool.Writer(self.folder)
+        part = np.array([zlib.crc32(order) for order in met["post"]["order"]], np.int64)
+        yield from _write_parts(writer, met, part % self.parts)
+        writer.close()
 
 
-def _compare(place: Place, joined: dict[str, Iterable]) -> Iterator[Match]:
-    """The Match of a post with the photos it met, if it has one."""
-    partners = sorted(joined["partners"])
-    leak = None
-    for order, name, print_ in joined["fingerprint"] if partners else ():
-        one = Fingerprint(*print_)
-        for (rank, _), (_, partner, other) in partners:
-            if rank and leak:
+def meetings(bands: np.ndarray) -> np.ndarray:
+    """Whom each post is compared with: _MEETING (M,) for _BAND (N,), in any order."""
+    bands = bands[np.lexsort((bands["order"], bands["rank"], bands["band"]))]
+    starts = np.flatnonzero(np.r_[True, bands["band"][1:] != bands["band"][:-1]])
+    ends = np.r_[starts[1:], len(bands)]
+    post, partner = [], []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if end - start < 2:
+            continue
+        posts = start + int(np.searchsorted(bands["rank"][start:end], 1))
+        first = [*range(start, min(posts, start + REPRESENTATIVES))]
+        for own in range(posts, end):
+            chosen = [*first, *range(posts, min(own, posts + REPRESENTATIVES))]
+            partner += chosen
+            post += [own] * len(chosen)
+    met = np.empty(len(post), _MEETING)
+    for field, places in (("post", post), ("partner", partner)):
+        for name, *_ in _PHOTO:
+            met[field][name] = bands[name][np.array(places, np.int64)]
+    return met
+
+
+class Compare(beam.DoFn):
+    """The meetings of a part's posts to matches."""
+
+    def __init__(self, folder: str):
+        """Takes the spool's folder."""
+        self.folder = folder
+
+    def process(self, element: tuple[int, Iterable[spool.Spot]]) -> Iterable[Match]:
+        """Yields Matches."""
+        met = _read_parts(self.folder, element[1], _MEETING)
+        post, partner = met["post"], met["partner"]
+        order = np.lexsort((partner["order"], partner["rank"], post["order"]))
+        self.reader, self.known = spool.Reader(self.folder), collections.OrderedDict()
+        begin = 0
+        for end in [*(np.flatnonzero(np.diff(_numbers(post["order"][order]))) + 1), len(order)]:
+            partners = {}  # each once, though they met in many bands
+            for place in order[begin:end].tolist():
+                partners[int(partner["rank"][place]), bytes(partner["order"][place])] = place
+            match = self._match(post[order[begin]], [partner[p] for p in partners.values()])
+            if match:
+                yield match
+            begin = end
+        self.reader.close()
+
+    def _match(self, post: typing.Any, partners: Sequence[typing.Any]) -> Match | None:
+        """The Match of a post with the photos it met, in their order, if it has one."""
+        (name, one), leak = self._photo(post), None
+        whole = bytes(post["order"]).ljust(ORDER, b"\0")  # NumPy's strings end at their last byte
+        for each in partners:
+            if each["rank"] and leak:
                 break
-            alike = similarity(one, Fingerprint(*other))
+            partner, other = self._photo(each)
+            alike = similarity(one, other)
             if alike < DUPLICATE:
                 continue
-            if rank:
-                yield Match(order, name, "duplicate", partner, alike)
-                return
+            if each["rank"]:
+                return Match(whole, name, "duplicate", partner, alike)
             if leak is None or alike > leak.similarity:
-                leak = Match(order, name, "leak", partner, alike)
-    if leak:
-        yield leak
+                leak = Match(whole, name, "leak", partner, alike)
+        return leak
+
+    def _photo(self, photo: typing.Any) -> tuple[str, Fingerprint]:
+        spot = spool.Spot(photo["file"].decode(), int(photo["offset"]), int(photo["size"]))
+        if spot not in self.known:
+            self.known[spot] = _unpack(self.reader.read(spot))
+        self.known.move_to_end(spot)
+        if len(self.known) > _KNOWN:
+            self.known.popitem(last=False)
+        return self.known[spot]
+
+
+def _numbers(orders: np.ndarray) -> np.ndarray:
+    """Int64 (N,), which of the distinct values each is, for values that are sorted."""
+    return np.cumsum(np.r_[0, orders[1:] != orders[:-1]])
+
+
+def _pack(name: str, print_: Fingerprint) -> bytes:
+    encoded = name.encode("utf-8", "surrogatepass")
+    lengths = struct.pack("<II", len(encoded), len(print_.keys))
+    return b"".join((lengths, encoded, *print_))
+
+
+def _unpack(packed: bytes) -> tuple[str, Fingerprint]:
+    name, keys = struct.unpack_from("<II", packed)
+    ends = np.cumsum([8, name, 16, THUMBNAIL * THUMBNAIL, keys, keys]).tolist()
+    parts = [packed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return parts[0].decode("utf-8", "surrogatepass"), Fingerprint(*parts[1:])
 
 
 def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:

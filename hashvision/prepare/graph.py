@@ -26,6 +26,8 @@ MAXIMUM_TAGS = 1_000_000
 EXAMPLES = 20
 # Fewer records a shard would leave some shard empty now and then: ids fall to shards at random.
 MINIMUM_RECORDS = 64
+# Of the dump, to one part of the join of copies: some 30,000 posts, whose bands take 300 MB.
+BYTES_A_PART = 8 * 2**20
 
 
 def shard_of(order: tuple[int, int], shards: int) -> int:
@@ -156,6 +158,7 @@ def build(
             reading.ReadPosts(images, output, options.short_side, removed, fingerprints)
         ).with_outputs("dropped", "fingerprints", main="photos")
     )
+    parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_A_PART
     leaks = (
         pipeline
         | "Evaluation" >> beam.Create(evaluation)
@@ -166,7 +169,7 @@ def build(
         "photos": posts.photos,
         "fingerprints": posts.fingerprints,
         "evaluation": leaks,
-    } | "Once" >> once.Once(options.keep_duplicates)
+    } | "Once" >> once.Once(output, parts, options.keep_duplicates)
     photos = single["photos"]
     start = pipeline | "Start" >> beam.Create([None])
 

@@ -1,5 +1,6 @@
 """Each photo once: the steps of the graph that leave out ids that come twice, copies and leaks."""
 
+import hashlib
 import json
 import typing
 from collections.abc import Iterable, Sequence
@@ -27,38 +28,45 @@ class FingerprintFiles(beam.DoFn):
         """Takes the pixels to which the posts' photos are reduced."""
         self.short_side = short_side
 
-    def process(self, element: tuple[str, str]) -> Iterable[tuple[tuple, str, Fingerprint]]:
+    def process(self, element: tuple[str, str]) -> Iterable[tuple[bytes, str, Fingerprint]]:
         """Yields (order, name, fingerprint)."""
         name, path = element
         try:
             print_ = duplicates.fingerprint_file(path, self.short_side)
         except Dropped:
             return
-        yield (name,), json.dumps([name, path]), print_
+        order = hashlib.blake2b(path.encode(), digest_size=duplicates.ORDER).digest()
+        yield order, json.dumps([name, path]), print_
 
 
-def place(element: tuple[Photo, Fingerprint]) -> tuple[tuple, str, Fingerprint]:
+def place(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
     """A post's place in the join: of copies the oldest is kept, undated ones last."""
     photo, print_ = element
-    key = f"{photo.order[0]:016x}", f"{photo.order[1]:016x}"
-    return (photo.created_at or _NO_DATE, *key), json.dumps([photo.id, *photo.spot]), print_
+    date = (photo.created_at or _NO_DATE).encode()[: duplicates.ORDER - 16]
+    order = date.ljust(duplicates.ORDER - 16, b"\0") + _key(photo)
+    return order, json.dumps([photo.id, *photo.spot]), print_
 
 
-def _by_id(photo: Photo) -> tuple[str, Photo]:
-    return f"{photo.order[0]:016x}", photo
+def _key(photo: Photo) -> bytes:
+    """16 bytes: the hash of the id, and the place in the dump."""
+    return b"".join(number.to_bytes(8, "big") for number in photo.order)
 
 
-def _match_by_id(match: duplicates.Match) -> tuple[str, duplicates.Match]:
-    return match.order[1], match
+def _by_id(photo: Photo) -> tuple[bytes, Photo]:
+    return _key(photo)[:8], photo
 
 
-def _choose(_: str, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.Any]:
+def _match_by_id(match: duplicates.Match) -> tuple[bytes, duplicates.Match]:
+    return match.order[-16:-8], match
+
+
+def _choose(_: bytes, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.Any]:
     """Of the posts of one id the first, if it is no copy; the others and a copy as "dropped"."""
-    matches = {match.order[2]: match for match in joined["matches"]}
+    matches = {match.order[-16:]: match for match in joined["matches"]}
     chosen, *others = sorted(joined["photos"], key=lambda photo: photo.order)
     for photo in others:
         yield dropped("duplicate_id", photo.id)
-    match = matches.get(f"{chosen.order[1]:016x}")
+    match = matches.get(_key(chosen))
     if match:
         yield dropped(REASON[match.kind], chosen.id)
     else:
@@ -68,9 +76,16 @@ def _choose(_: str, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.
 class Once(beam.PTransform):
     """{"photos", "fingerprints", "evaluation"} to "photos", "dropped" and "matches"."""
 
-    def __init__(self, keep_duplicates: bool):
-        """Takes whether copies among the posts are kept; leaks never are."""
+    def __init__(self, staging: str, parts: int, keep_duplicates: bool):
+        """Takes what the join needs, and what is to be done with what it finds.
+
+        Args:
+          staging: folder in which the spool lies.
+          parts: into how many parts the join is cut.
+          keep_duplicates: whether copies among the posts are kept; leaks never are.
+        """
         super().__init__()
+        self.folder, self.parts = f"{staging}/{spool.FOLDER}", parts
         self.keep_duplicates = keep_duplicates
 
     def expand(self, input_or_inputs: typing.Any) -> typing.Any:
@@ -79,7 +94,7 @@ class Once(beam.PTransform):
         matches = {
             "posts": found["fingerprints"] | "Place" >> beam.Map(place),
             "evaluation": found["evaluation"],
-        } | "FindDuplicates" >> duplicates.FindDuplicates()
+        } | "FindDuplicates" >> duplicates.FindDuplicates(self.folder, self.parts)
         if self.keep_duplicates:
             matches = matches | "Leaks" >> beam.Filter(lambda match: match.kind == "leak")
         chosen = (
