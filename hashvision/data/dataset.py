@@ -86,7 +86,7 @@ class Dataset:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """What tells a dataset from every other, wherever it lies: its shards' names, sizes, digests."""
+    """What tells a dataset from others, wherever it lies: its shards' names, sizes, digests."""
     shards = json.dumps(manifest["shards"], sort_keys=True)
     return hashlib.sha256(shards.encode()).hexdigest()
 
