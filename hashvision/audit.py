@@ -161,7 +161,7 @@ class Seen(typing.NamedTuple):
 def dataset(path: str, listed: Sequence[removals.Removal]) -> Inside:
     """What of a removal list a dataset folder still holds.
 
-    Reads the index once, shard by shard: 1 or 2 s of one core for 10 million records.
+    Reads the index once, shard by shard: 2 s of one core for 10 million records.
 
     Raises:
       UserError: the folder is no dataset.

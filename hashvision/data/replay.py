@@ -1,7 +1,7 @@
 """Which records a removal list names, and how often a run was shown them: its stream once more.
 
 The stream is replayed with what was barred at each step, for the lanes alone that hold such a
-record, and not while all of these are barred: 4 s of one core for 10 million items of such lanes,
+record, and not while all of these are barred: 3 s of one core for 10 million items of such lanes,
 in the memory of one lane's epoch.
 """
 
