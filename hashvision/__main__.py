@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hashvision import __version__
@@ -103,15 +103,37 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
     else:
         found = plan.plan(config, target)
     print(plan.table(found))
-    if arguments.json:
-        try:
-            with open(arguments.json, "w", encoding="utf-8") as file:
-                file.write(found.as_json() + "\n")
-        except OSError as error:
-            raise UserError(
-                f"--json={arguments.json} cannot be written ({error.strerror}); the plan stands"
-                " above."
-            ) from None
+    _write_json(arguments.json, found.as_json, "the plan")
+
+
+def _audit(arguments: argparse.Namespace, rest: list[str]) -> int:
+    _nothing_more(rest)
+    from hashvision import audit
+    from hashvision.data import removals
+
+    listed = removals.read(arguments.removals)
+    if arguments.workdir:
+        found = audit.run(arguments.workdir, listed, arguments.dataset)
+    elif arguments.dataset:
+        found = audit.dataset(arguments.dataset, listed)
+    else:
+        raise UserError("Nothing to audit is named; give --dataset a dataset, or --workdir a run.")
+    print(found.table())
+    _write_json(arguments.json, found.as_json, "the audit")
+    return found.code
+
+
+def _write_json(path: str | None, content: Callable[[], str], what: str) -> None:
+    """Writes to --json, where it is given, what is printed above."""
+    if not path:
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(content() + "\n")
+    except OSError as error:
+        raise UserError(
+            f"--json={path} cannot be written ({error.strerror}); {what} stands above."
+        ) from None
 
 
 def _nothing_more(rest: list[str]) -> None:
@@ -277,14 +299,28 @@ def _parser() -> argparse.ArgumentParser:
         "--untrained", action="store_true", help="the same network, freshly initialised"
     )
     verb.set_defaults(run=_evaluate)
+
+    verb = verbs.add_parser(
+        "audit",
+        help="what a dataset still holds of a removal list, or a run's checkpoints saw",
+        description="Of --dataset lists what is still inside, of --workdir which checkpoints saw"
+        " which removed photo how often. Exit code 1 where there is any, 0 where there is none.",
+    )
+    verb.add_argument("--removals", required=True, help="CSV: kind,value,reason,received_at")
+    verb.add_argument(
+        "--dataset", help="a dataset folder; with --workdir, where the run's lies now"
+    )
+    verb.add_argument("--workdir", help="a run")
+    verb.add_argument("--json", help="a file for all records")
+    verb.set_defaults(run=_audit)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code.
 
-    0; 2 after one sentence on what the user can mend; or 75 where a run was stopped, or a host
-    lost, and the same command goes on.
+    0; 1 where `audit` found something; 2 after one sentence on what the user can mend; or 75 where
+    a run was stopped, or a host lost, and the same command goes on.
     """
     # TensorFlow only decodes here; its start-up notes tell nothing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

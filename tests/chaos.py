@@ -139,7 +139,7 @@ def chaos(place, run, harms, steps, seed):
         elif kind == "sigterm" or kind.startswith("damaged checkpoint"):
             attempt.processes[victim].send_signal(signal.SIGTERM)
         elif kind == "disk full":
-            wanted |= {2}  # sooner or later it saves
+            wanted |= {2}
         elif kind == "damaged shard":
             shard = rng.choice(sorted((place / "dataset").glob("*.tfrecord-*")))
             sound = shard.read_bytes()

@@ -19,6 +19,7 @@ ROOMS = (
     "models",
     "objectives",
     "training",
+    "audit",
     "plan",
     "fit",
     "evaluation",

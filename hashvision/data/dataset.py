@@ -1,6 +1,7 @@
 """A prepared dataset folder as training sees it: shards, index, vocabulary and manifest."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from typing import Any
@@ -57,7 +58,8 @@ class Dataset:
           UserError: an index file is missing or not that of its shard.
         """
         parts = [np.empty(0, records.INDEX_DTYPE)]
-        for shard in range(len(self.shards)):
+        first_shard = max(int(np.searchsorted(self.starts, first, side="right")) - 1, 0)
+        for shard in range(first_shard, int(np.searchsorted(self.starts[:-1], last))):
             begin, end = int(self.starts[shard]), int(self.starts[shard + 1])
             if begin < last and first < end:
                 part = self._index(shard, end - begin)
@@ -81,6 +83,12 @@ class Dataset:
                 " again or prepare the dataset again."
             )
         return rows
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """What tells a dataset from others, wherever it lies: its shards' names, sizes, digests."""
+    shards = json.dumps(manifest["shards"], sort_keys=True)
+    return hashlib.sha256(shards.encode()).hexdigest()
 
 
 def _read_json(path: str) -> dict[str, Any]:

@@ -60,33 +60,51 @@ class Faults:
                 f"data.broken={share} is no share of the records; set --config.data.broken to a"
                 " number from 0 (stop at the first) to 1."
             )
-        self.share, self._all = share, []
+        self.share = share
+        self._known: dict[tuple[int, int], list[Fault]] = {}  # of the same records, by step
         self._path = os.path.join(workdir, f"broken-{host:05d}.jsonl") if workdir else None
         every = os.path.join(glob.escape(workdir), "broken-*.jsonl") if workdir else ""
         for path in sorted(glob.glob(every)):
+            own: dict[tuple[int, int], list[Fault]] = {}
             with open(path, encoding="utf-8") as file:
                 for line in file:
                     try:
-                        self._all.append(Fault(**json.loads(line)))
+                        _note(own, Fault(**json.loads(line)))
                     except (ValueError, TypeError):
                         continue  # the last line of a host that was killed: it is found again
-        self._all.sort(key=lambda fault: fault.step)  # stable: a host's own stay in their order
+            for place, faults in own.items():
+                known = self._known.setdefault(place, [])
+                known[:] = sorted([*known, *faults], key=lambda fault: fault.step)
+
+    @property
+    def history(self) -> list[Fault]:
+        """All that counts of what was found, in the order of steps."""
+        every = [fault for faults in self._known.values() for fault in faults]
+        return sorted(every, key=lambda fault: fault.step)
 
     @property
     def standing(self) -> list[Fault]:
         """Those of which nothing else is known since, in the order of steps."""
-        last = {(fault.record, fault.records): fault for fault in self._all}
+        last = {(fault.record, fault.records): fault for fault in self.history}
         return [fault for fault in last.values() if fault.cause]
 
     def add(self, fault: Fault) -> None:
         """Notes a fault, or its end, says so, and writes it down."""
-        self._all.append(fault)
+        _note(self._known, fault)
         now = f"cannot be read, so not shown: {fault.cause}" if fault.cause else "reads again"
         where = f"{fault.shard}, from byte {fault.offset:,} on"
         print(f"{fault.records:,} of {where}, {now}", flush=True)
         if self._path:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(fault._asdict()) + "\n")
+
+
+def _note(known: dict[tuple[int, int], list[Fault]], fault: Fault) -> None:
+    """Adds what is found; what was said of these records in later steps, done again, is void."""
+    before = known.setdefault((fault.record, fault.records), [])
+    while before and before[-1].step >= fault.step:
+        before.pop()
+    before.append(fault)
 
 
 class Reader:
@@ -201,15 +219,19 @@ class Reader:
         stream = self._stream
         for shard in range(len(stream.dataset.shards)):
             self._bar_what_is_missing(shard, step)
+        missing = self._broken.copy()
         for fault in self._faults.standing:
             if stream.first <= fault.record < stream.last:
-                if self._broken[fault.record - stream.first]:
+                if missing[fault.record - stream.first]:
                     continue  # with the rest of a shard
                 cause = self._try(fault.record)
-                if cause is None:
+                if cause is None or fault.records > 1:  # of a shard that has its length again
                     self._faults.add(fault._replace(step=step, cause=""))
-                else:
-                    self._bar(fault, self._marks(fault.record, fault.record + 1))
+                if cause is not None:
+                    now = fault._replace(step=step, records=1, cause=cause)
+                    if fault.records > 1 or fault.step > step:
+                        self._faults.add(now)
+                    self._bar(now, self._marks(fault.record, fault.record + 1))
 
     def _examine(self, step: int) -> bool:
         """Finds and bars what is broken in the batch of `step`; whether there was anything."""
@@ -265,7 +287,9 @@ class Reader:
         marks[own - stream.first] = ends > size
         new = np.flatnonzero(marks & ~self._broken)
         if len(new):
-            fault = self._fault(step, int(new[0]) + stream.first, len(new), cause)
+            # Between them lie only such as were known to be broken.
+            count = int(new[-1] - new[0]) + 1
+            fault = self._fault(step, int(new[0]) + stream.first, count, cause)
             self._faults.add(fault)
             self._bar(fault, marks)
 

@@ -10,7 +10,7 @@ from hashvision.data import records
 from hashvision.errors import UserError
 
 KINDS = ("owner", "id", "sha256")
-_COLUMNS = {"owner": "owner", "id": "id", "sha256": "photo"}  # of the index
+COLUMNS = {"owner": "owner", "id": "id", "sha256": "photo"}  # of the index
 _FIELDS = ("kind", "value", "reason", "received_at")
 
 
@@ -48,7 +48,7 @@ class Names(typing.NamedTuple):
         found = np.zeros(len(rows), bool)
         for kind, values in zip(self._fields, self, strict=True):
             if len(values):
-                found |= np.isin(rows[_COLUMNS[kind]], values)
+                found |= np.isin(rows[COLUMNS[kind]], values)
         return found
 
 

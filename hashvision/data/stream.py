@@ -97,6 +97,11 @@ class Lane:
                 " again."
             )
 
+    def unbar(self) -> None:
+        """Shows all records again, as a start without faults or removals does."""
+        self.barred = np.zeros(len(self.ids), bool)
+        self._stand_ins = np.flatnonzero(self._factors)
+
     def _repeats(self, epoch: int) -> np.ndarray:
         bits = draws(self._seed, epoch, self.ids, _REPEAT)
         return sampling.repeats(self._factors, (bits >> np.uint64(11)) * 2.0**-53)
@@ -159,6 +164,11 @@ def _of_copy(ids: np.ndarray, copy: np.ndarray) -> np.ndarray:
         return ids + copy.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
 
 
+def lane_bounds(size: int, lanes: int) -> np.ndarray:
+    """int64 (lanes + 1,): at which record each lane of `size` records begins, and `size`."""
+    return np.arange(lanes + 1) * size // lanes
+
+
 class Stream:
     """What one host reads: its share of the lanes."""
 
@@ -216,7 +226,7 @@ class Stream:
         self._per_lane = batch_size // lanes
         self._lock = threading.Lock()  # the input pipeline asks from a thread of its own
 
-        bounds = np.arange(lanes + 1) * size // lanes
+        bounds = lane_bounds(size, lanes)
         own = range(host * lanes // hosts, (host + 1) * lanes // hosts)
         self.first, self.last = int(bounds[own.start]), int(bounds[own.stop])
         rows = dataset.rows(self.first, self.last)
@@ -247,6 +257,12 @@ class Stream:
                 begin = lane.first - self.first
                 lane.bar(barred[begin : begin + len(lane.ids)])
 
+    def unbar(self) -> None:
+        """Shows all of this host's records again; see `Lane.unbar`."""
+        with self._lock:
+            for lane in self._lanes:
+                lane.unbar()
+
     @property
     def barred(self) -> np.ndarray:
         """Bool (last - first,), which of this host's records are not shown."""
@@ -258,9 +274,13 @@ class Stream:
 
     def items(self, step: int) -> Items:
         """This host's part of the batch of `step`, (host_batch,) each."""
-        start = step * self._per_lane
+        return self.items_of(step, step + 1)
+
+    def items_of(self, first: int, last: int) -> Items:
+        """What this host reads in steps `first` to `last`, lane after lane."""
+        start, count = first * self._per_lane, (last - first) * self._per_lane
         with self._lock:
-            parts = [lane.items(start, self._per_lane) for lane in self._lanes]
+            parts = [lane.items(start, count) for lane in self._lanes]
         return Items(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def names(self, items: Items) -> np.ndarray:

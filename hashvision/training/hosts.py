@@ -28,6 +28,7 @@ AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: nothing is wrong, the same c
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _WATCHED = "HASHVISION_WATCHED"  # set for the process that trains
 _BEAT = 1.0  # seconds
+_GOES_ON = "the same command on all hosts goes on"
 _METADATA = "/computeMetadata/v1/instance/"
 # What Google's metadata server says while nothing is ahead.
 _QUIET = {"maintenance-event": "NONE", "preempted": "FALSE"}
@@ -102,7 +103,7 @@ def watch(
       lost_seconds: how long one that was there may be silent.
 
     Returns:
-      The exit code: the command's own, or AGAIN where a host was lost.
+      The exit code: the command's own, AGAIN where a host was lost, or 2 where one cannot go on.
     """
     pulse = _Pulse(os.path.join(workdir, "hosts"), place)
     child = subprocess.Popen(command, env={**os.environ, _WATCHED: "1"})
@@ -135,13 +136,14 @@ def _watch(
             if code is None:
                 child.kill()  # a host that waits for another in a collective hears nothing
                 child.wait()
-            pulse.beat(AGAIN)
-            print(f"hashvision: {lost}; the same command on all hosts goes on.", file=sys.stderr)
-            return AGAIN
+            sentence, code = lost
+            pulse.beat(code)
+            print(f"hashvision: {sentence}.", file=sys.stderr)
+            return code
         if code is not None and code < 0 and code != -signal.SIGABRT:
             pulse.beat(code)
-            said = f"training was ended by {signal.Signals(-code).name}"
-            print(f"hashvision: {said}; the same command on all hosts goes on.", file=sys.stderr)
+            said = f"training was ended by {signal.Signals(-code).name}; {_GOES_ON}"
+            print(f"hashvision: {said}.", file=sys.stderr)
             return AGAIN
         if code is not None:
             # It may have failed because another host did, which shows a little later.
@@ -189,8 +191,8 @@ class _Pulse:
         except OSError:  # a full disk, say: training itself will meet it, and tell
             pass
 
-    def lost(self, join_seconds: float, lost_seconds: float) -> str | None:
-        """Says which host is not there, if one is not."""
+    def lost(self, join_seconds: float, lost_seconds: float) -> tuple[str, int] | None:
+        """Says which host is not there, if one is not, and with which code to end for it."""
         now = time.monotonic()
         for host in range(self._place.hosts):
             if host == self._place.host:
@@ -201,15 +203,18 @@ class _Pulse:
                     self._heard[host] = said, now
             if host not in self._heard:
                 if now - self._start > join_seconds:
-                    return f"{name} did not join within {join_seconds:g} s"
+                    return f"{name} did not join within {join_seconds:g} s; {_GOES_ON}", AGAIN
                 continue
             last, heard = self._heard[host]
             name += f" ({last['host']})"
             if last["code"] is None and now - heard > lost_seconds:
-                return f"{name} has been silent for {lost_seconds:g} s"
-            if last["code"] not in (None, 0) and now - heard > 2 * _BEAT:
-                if last["code"] != AGAIN or now - heard > lost_seconds:
-                    return f"{name} ended with code {last['code']}"
+                return f"{name} has been silent for {lost_seconds:g} s; {_GOES_ON}", AGAIN
+            if last["code"] == 2:
+                return f"{name} cannot go on, and its own words say why", 2
+            # One that stopped to go on has agreed on that with this one, which needs its time.
+            patience = lost_seconds if last["code"] == AGAIN else 2 * _BEAT
+            if last["code"] not in (None, 0) and now - heard > patience:
+                return f"{name} ended with code {last['code']}; {_GOES_ON}", AGAIN
         return None
 
 

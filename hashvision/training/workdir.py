@@ -1,14 +1,16 @@
-"""What lies in a workdir beside checkpoints: the frozen config, vocabulary and dataset seen."""
+"""What lies in a workdir beside checkpoints: the frozen config, vocabulary and dataset seen.
+
+What only reads it, such as `audit`, needs no JAX.
+"""
 
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
-from hashvision.data import removals
+from hashvision.data import dataset, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
 
@@ -76,6 +78,8 @@ def claim(
     Raises:
       UserError: the workdir holds a run of another vocabulary or with other settings.
     """
+    import jax
+
     frozen = json.loads(json.dumps(config.to_dict()))
     if os.path.exists(os.path.join(workdir, "config.json")):
         if _read(workdir, "vocabulary.json")["classes"] != vocabulary["classes"]:
@@ -111,11 +115,16 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
       step: from which the run goes on.
       removed: by hashes, so that the workdir names nobody.
     """
+    import jax
+
     if jax.process_index():
         return
     starts = [start for start in starts_of(workdir) if start["step"] < step]
     names = {kind: values.tolist() for kind, values in removed._asdict().items()}
-    starts.append({"step": step, "removed": names})
+    # A run without tags may go on with another dataset than it began with.
+    folder, manifest = seen(workdir)
+    data = {"dataset": folder, "fingerprint": dataset.fingerprint(manifest)}
+    starts.append({"step": step, "removed": names, **data})
     lines = "".join(json.dumps(start) + "\n" for start in starts)
     _write(os.path.join(workdir, _REMOVED), lines)
 
@@ -129,8 +138,20 @@ def starts_of(workdir: str) -> list[dict[str, Any]]:
         return []
 
 
+def seen(workdir: str) -> tuple[str, dict[str, Any]]:
+    """The folder and the manifest of the dataset that a run was last started with.
+
+    Raises:
+      UserError: `workdir` is none.
+    """
+    noted = _read(workdir, "dataset.json")
+    return noted["dataset"], noted["manifest"]
+
+
 def keep_compiled(workdir: str) -> None:
     """Keeps compiled programs beside the workdir: the next run on this machine starts sooner."""
+    import jax
+
     cache = os.path.join(os.path.dirname(os.path.abspath(workdir)), ".compiled")
     jax.config.update("jax_compilation_cache_dir", cache)
 
