@@ -115,8 +115,10 @@ def harm_checkpoint(path, rng):
 def chaos(place, run, harms, steps, seed):
     """Runs to the last step, harmed in between; returns what happened, a line each."""
     rng, happened = random.Random(seed), []
-    kinds = [HARMS[number % len(HARMS)] for number in range(harms)]
-    rng.shuffle(kinds)
+    rounds = [rng.sample(HARMS, len(HARMS)) for _ in range(-(-harms // len(HARMS)))]
+    kinds = sum(rounds, [])[:harms]
+    if kinds[0] == "damaged checkpoint":
+        kinds.append(kinds.pop(0))  # there is none yet
     overrides = (f"--config.steps={steps}",)
     for number, kind in enumerate(kinds):
         hosts = rng.choice((2, 2, 2, 4))
@@ -213,13 +215,13 @@ def _products(parts, hosts):
     yield tuple(next(iter(parts[host])) for host in range(hosts))
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--folder")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     folder = pathlib.Path(arguments.folder or tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     place = runs.make(folder)
