@@ -55,20 +55,25 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
         return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)
     if place:
         hosts.join(place, config.hosts.join)
-    from hashvision.data import removals
     from hashvision.training import loop
 
-    removed = removals.NOTHING
-    if arguments.removals:
-        removed = removals.names(removals.read(arguments.removals))
     check = None
     if config.knn.dataset:
         from hashvision.evaluation import online
 
         check = online.NearestNeighbours(config.knn.dataset)
-    if not loop.train(config, arguments.workdir, check, removed):
+    if not loop.train(config, arguments.workdir, check, _removed(arguments)):
         return hosts.AGAIN
     print(f"The run lies in {arguments.workdir}.")
+
+
+def _removed(arguments: argparse.Namespace) -> Any:
+    """The names on --removals, or none."""
+    from hashvision.data import removals
+
+    if not arguments.removals:
+        return removals.NOTHING
+    return removals.names(removals.read(arguments.removals))
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -77,10 +82,11 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     chosen = arguments.protocol.split(",")
     protocols.check(chosen)
+    removed = _removed(arguments)
     network = encoder.load(arguments.workdir, arguments.untrained)
     for protocol in chosen:
         protocols.evaluate(
-            network, arguments.dataset, protocol, arguments.workdir, arguments.untrained
+            network, arguments.dataset, protocol, arguments.workdir, arguments.untrained, removed
         )
 
 
@@ -298,6 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--untrained", action="store_true", help="the same network, freshly initialised"
     )
+    verb.add_argument("--removals", help="CSV of photos to leave out, as for prepare")
     verb.set_defaults(run=_evaluate)
 
     verb = verbs.add_parser(

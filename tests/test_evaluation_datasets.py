@@ -1,11 +1,13 @@
 """Tests of reading labelled photos: class folders, labels.jsonl, dataset folders."""
 
+import hashlib
+import importlib
 import json
 
 import numpy as np
 import pytest
 
-from hashvision.data import records
+from hashvision.data import records, removals
 from hashvision.errors import UserError
 from hashvision.evaluation import datasets
 
@@ -185,3 +187,20 @@ def test_single_label_errors(tmp_path):
     rows = [{"image": f"{n}.jpg", "labels": ["dog", "cat"]} for n in range(4)]
     with pytest.raises(UserError, match="--protocol=multilabel"):
         datasets.single_label(datasets.read(write_jsonl(tmp_path / "w", rows)))
+
+
+def test_removed_photos_are_left_out(tmp_path, capsys):
+    """Of a dataset folder all that its index knows them by, of files the files themselves."""
+    folder = importlib.import_module("datasets").write(tmp_path / "set", size=20)  # tests/
+    listed = [removals.Removal("owner", "u3", "", ""), removals.Removal("id", "p5", "", "")]
+    found = datasets.read(folder, removals.names(listed)).test
+    assert set(found.names) == {f"p{n}" for n in range(20) if n % 5 != 3 and n != 5}
+    assert len(list(found.images())) == 15 and "5 photos of set" in capsys.readouterr().out
+    root = write_tree(tmp_path / "pets", ["dog/1.jpg", "dog/2.jpg", "cat/3.jpg", "cat/4.jpg"])
+    digest = hashlib.sha256(b"dog/2.jpg").hexdigest()
+    listed.append(removals.Removal("sha256", digest, "", ""))
+    assert datasets.read(root, removals.names(listed)).test.names == (
+        "cat/3.jpg",
+        "cat/4.jpg",
+        "dog/1.jpg",
+    )

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from hashvision.data import records
+from hashvision.data import dataset as prepared
+from hashvision.data import records, removals
 from hashvision.errors import UserError
 
 LABELS_FILE = "labels.jsonl"
@@ -213,29 +214,60 @@ def _read_records(root: pathlib.Path) -> Dataset:
     return Dataset(root.name, photos, None)
 
 
-def read(path: str | os.PathLike[str]) -> Dataset:
+def read(path: str | os.PathLike[str], removed: removals.Names = removals.NOTHING) -> Dataset:
     """Reads the names and labels of the photos at a path; the images stay where they are.
 
     Args:
       path: a folder FOLDER/CLASS/photo.jpg; FOLDER/train and FOLDER/test (or val, validation) of
         that form; a labels.jsonl (lines {"image": path beside the file, "labels": [name, ...]}) or
         the folder that holds it; or a dataset folder as `prepare` writes it.
+      removed: photos to leave out: of a dataset folder by post, owner and file, of files by file.
 
     Raises:
       UserError: nothing of this kind lies there, or it is broken.
     """
     root = pathlib.Path(path).expanduser().resolve()
+    if (root / "manifest.json").is_file():
+        return _without(_read_records(root), lambda _: removed.match(_index(root)), removed)
+    return _without(_read_files_at(root), lambda photos: _match_files(photos, removed), removed)
+
+
+def _read_files_at(root: pathlib.Path) -> Dataset:
     if root.is_file():
         if root.suffix != ".jsonl":
             raise UserError(f"{root} is no dataset; name a folder of images or a {LABELS_FILE}.")
         return _read_jsonl(root)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}; name the dataset to evaluate on.")
-    if (root / "manifest.json").is_file():
-        return _read_records(root)
     if (root / LABELS_FILE).is_file():
         return _read_jsonl(root / LABELS_FILE)
     return _read_tree(root)
+
+
+def _without(
+    dataset: Dataset, match: Callable[[Photos], np.ndarray], removed: removals.Names
+) -> Dataset:
+    """The dataset without the photos that match, where there is a list at all."""
+    if not any(map(len, removed)):
+        return dataset
+    parts = [dataset.test] if dataset.train is None else [dataset.test, dataset.train]
+    marks = [match(photos) for photos in parts]
+    kept = [take(each, np.flatnonzero(~out)) for each, out in zip(parts, marks, strict=True)]
+    print(f"{sum(int(out.sum()) for out in marks):,} photos of {dataset.name} are removed.")
+    return Dataset(dataset.name, kept[0], kept[1] if len(kept) > 1 else None)
+
+
+def _index(root: pathlib.Path) -> np.ndarray:
+    source = prepared.load(str(root))
+    return source.rows(0, len(source))
+
+
+def _match_files(photos: Photos, removed: removals.Names) -> np.ndarray:
+    """Bool (N,), by the bytes of the files: they know neither posts nor owners."""
+    if not len(removed.sha256):
+        return np.zeros(len(photos.names), bool)
+    digests = (hashlib.sha256(image).digest() for image in photos.images())
+    return np.array([removed.holds("sha256", records.photo_hash(each)) for each in digests], bool)
 
 
 def _name_hash(name: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hashvision.data import removals
 from hashvision.errors import UserError
 from hashvision.evaluation import bootstrap, datasets, features, knn, linear, matching, multilabel
 
@@ -171,7 +172,12 @@ def check(protocols: Sequence[str]) -> None:
 
 
 def evaluate(
-    encoder: features.Encoder, dataset: str, protocol: str, workdir: str, untrained: bool = False
+    encoder: features.Encoder,
+    dataset: str,
+    protocol: str,
+    workdir: str,
+    untrained: bool = False,
+    removed: removals.Names = removals.NOTHING,
 ) -> Report:
     """Evaluates a network on a dataset, prints a table and writes the report.
 
@@ -182,6 +188,7 @@ def evaluate(
       workdir: the report goes to WORKDIR/evaluations/PROTOCOL-DATASETNAME.json, or
         -untrained.json.
       untrained: whether the network is freshly initialised; only noted.
+      removed: photos that are left out.
 
     Returns:
       The report: {"protocol", "dataset", "step", "untrained", "metrics": {name: {"value", "low",
@@ -192,7 +199,7 @@ def evaluate(
       UserError: no such protocol or dataset, or the one does not fit the other.
     """
     check([protocol])
-    read = datasets.read(dataset)
+    read = datasets.read(dataset, removed)
     skipped = _Skipped()
     if protocol == "multilabel":
         found = _multilabel(encoder, read, skipped)

@@ -140,6 +140,8 @@ class WriteBands(beam.DoFn):
 def _write_parts(
     writer: spool.Writer, rows: np.ndarray, part: np.ndarray
 ) -> Iterator[tuple[int, spool.Spot]]:
+    if not len(rows):
+        return
     order = np.argsort(part, kind="stable")
     numbers, starts = np.unique(part[order], return_index=True)
     for number, chosen in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
