@@ -123,7 +123,7 @@ def chaos(place, run, harms, steps, seed):
     for number, kind in enumerate(kinds):
         hosts = rng.choice((2, 2, 2, 4))
         reached = step_of(place, run)
-        target = min(reached + rng.randint(1, max(1, 2 * steps // harms)), steps - 2)
+        target = reached + rng.randint(1, max(1, 2 * (steps - reached) // (harms - number + 2)))
         newest = runs.newest_checkpoint(place, run)
         if kind == "damaged checkpoint" and newest:
             kind += f" ({harm_checkpoint(newest, rng)})"
