@@ -168,6 +168,15 @@ def test_arrays_that_storage_finds_whole_but_were_not_saved_are_noticed(tmp_path
     assert (folder / "3").exists()
 
 
+def test_a_checkpoint_from_before_fingerprints_is_read(tmp_path):
+    folder = saved(tmp_path, steps=(1,))
+    shutil.rmtree(folder / "1" / "fingerprints")
+    checkpoints = Checkpoints(str(tmp_path))
+    restored = checkpoints.restore(abstract(in_float32(1), 2))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, in_float32(1))
+
+
 def test_only_damaged_checkpoints_are_said(tmp_path):
     folder = saved(tmp_path, steps=(1,))
     shutil.rmtree(folder / "1" / "default")

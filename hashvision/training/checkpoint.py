@@ -158,6 +158,8 @@ class Checkpoints:
 
     def _verify(self, step: int, restored: Any) -> None:
         """Sees that arrays are those that were saved, by their names in the state."""
+        if not os.path.isdir(os.path.join(self.path, str(step), _FINGERPRINTS)):
+            return  # written before there were any
         arguments = ocp.args.Composite(**{_FINGERPRINTS: ocp.args.JsonRestore()})
         saved = self._manager.restore(step, args=arguments)[_FINGERPRINTS]
         for name, value in _fingerprints(_leaves(restored)).items():
