@@ -145,7 +145,8 @@ def _run(
                 except UserError:
                     # Nothing is learnt in place of so much that is broken; the steps before it are
                     # kept. Several hosts go back to the last save instead.
-                    if jax.process_count() == 1 and step - 1 > start:
+                    saved = (step - 1) % config.checkpoint.every == 0
+                    if jax.process_count() == 1 and step - 1 > start and not saved:
                         checkpoints.save(step - 1, state, log.settle())
                     raise
                 waited = time.perf_counter() - asked
