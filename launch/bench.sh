@@ -4,12 +4,13 @@
 #   train_step   the training step beside PyTorch's (--rounds=20, --batches=16, --native, ...)
 #   input        the host's input beside torchvision's (--photos=FOLDER, --plan=FILE, ...)
 #   prepare      posts a second as posts and workers grow (--posts=1000,4000, --workers=1,2)
+#   restart      how soon a host knows its photos within an epoch of a billion records (--hosts=64,16)
 #   tpu          the TPU compiler's cycles beside XLA's own grouped form; needs `pip install libtpu`
 # The first two need PEER_PYTHON, a Python that has torch, torchvision, timm and lightly (in a venv of
 # its own). All take some two hours on two cores, which should do nothing else.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
-chosen=(train_step input prepare tpu)
+chosen=(train_step input prepare restart tpu)
 if [ $# -gt 0 ]; then
     case " ${chosen[*]} " in *" $1 "*) ;; *)
         echo "There is no benchmark $1; give one of ${chosen[*]}." >&2

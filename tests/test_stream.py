@@ -140,3 +140,11 @@ def test_more_lanes_than_records(tmp_path):
     small = dataset.load(str(datasets.write(tmp_path / "set", size=6)))
     with pytest.raises(UserError, match="fewer than data.lanes"):
         make(small)
+
+
+def test_equal_keys_are_ordered_by_place():
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 20, 1000, np.uint64) << np.uint64(40)
+    lower = keys | rng.integers(0, 500, 1000, np.uint64)  # gives way to the place
+    expected = np.argsort(keys, kind="stable")
+    np.testing.assert_array_equal(stream._sorted_places(lower), expected)

@@ -1,0 +1,95 @@
+"""How soon a host knows its photos when a run goes on, anywhere in an epoch of a billion records.
+
+The index is made up and lies on this machine's disk: that of one host's lanes, all that it reads.
+Its tags are drawn as WSL's are: 17,000 classes whose frequency falls as one over their rank, up to
+three on a photo. What stands beside is the 20 seconds that a restart may take.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+import time
+
+import figures
+import numpy as np
+
+from hashvision.data import dataset, records, stream
+
+ALLOWED = 20.0
+SHARDS = 1024
+PER_LANE = 16  # photos of a batch
+CLASSES = 17_000
+
+
+def make(folder: pathlib.Path, size: int, last: int) -> None:
+    """Writes a manifest of about `size` records, and the index of the first `last` of them."""
+    rng = np.random.default_rng(0)
+    length = size // SHARDS
+    shares = 1 / np.arange(1, CLASSES + 1)
+    tags = rng.choice(CLASSES, (length, 3), p=shares / shares.sum())
+    tags = np.where(np.arange(3) < rng.integers(1, 4, (length, 1)), tags, tags[:, :1])
+    tags.sort(1)
+    first = np.diff(tags, axis=1, prepend=-1) > 0
+    counts = np.bincount(tags[first], minlength=CLASSES) * SHARDS
+    rows = np.zeros(length, records.INDEX_DTYPE)
+    rows["rarest"] = counts[tags].min(1)
+    values, photos = np.unique(rows["rarest"], return_counts=True)
+    for shard in range(-(-last // length)):
+        rows["id"] = rng.integers(0, 2**64, length, np.uint64)
+        np.save(folder / records.index_name(shard, SHARDS), rows)
+    manifest = {
+        "shards": [{"name": f"{shard}", "records": length, "bytes": 0} for shard in range(SHARDS)],
+        "rarest": {str(value): int(n) * SHARDS for value, n in zip(values, photos, strict=True)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    classes = [{"name": str(rank), "count": int(n)} for rank, n in enumerate(counts)]
+    (folder / "vocabulary.json").write_text(json.dumps({"classes": classes}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=10**9)
+    parser.add_argument("--lanes", type=int, default=512)
+    parser.add_argument("--hosts", default="64,32,16")
+    arguments = parser.parse_args()
+    hosts = [int(count) for count in arguments.hosts.split(",")]
+    batch, found = arguments.lanes * PER_LANE, []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        make(folder, arguments.records, arguments.records // min(hosts) + 1)
+        for count in hosts:
+            slowest = 0.0
+            for share in (0.0, 0.5, 0.99, 3.5):
+                start = time.perf_counter()
+                source = dataset.load(str(folder))
+                photos = stream.Stream(
+                    source,
+                    batch_size=batch,
+                    lanes=arguments.lanes,
+                    seed=0,
+                    method="square_root",
+                    hosts=count,
+                )
+                step = int(share * photos.epoch_length / batch)
+                items = photos.items(step)
+                seconds = time.perf_counter() - start
+                if len(items.record) != batch // count:
+                    raise SystemExit(f"Step {step} has {len(items.record)} photos.")
+                slowest = max(slowest, seconds)
+                print(f"{count} hosts, step {step:,} ({share:.0%} of an epoch): {seconds:.1f} s")
+            found.append(
+                figures.Figure(
+                    f"restart/{arguments.records:.0e}records/{count}hosts".replace("+", ""),
+                    "s",
+                    slowest,
+                    ALLOWED,
+                    "what is allowed",
+                    ALLOWED / slowest,
+                )
+            )
+    figures.write(found, figures.machine())
+
+
+if __name__ == "__main__":
+    main()
