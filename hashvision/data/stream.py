@@ -162,8 +162,8 @@ class Lane:
 def _sorted_places(keys: np.ndarray) -> np.ndarray:
     """int64 (N,), the places of keys, uint64 (N,), in the order of their upper bits.
 
-    The lower bits give way to the place itself, which settles ties and makes of argsort a plain sort
-    of numbers, many times as fast and the same on every machine.
+    The lower bits give way to the place itself, which settles ties and makes of argsort a plain
+    sort of numbers, faster and the same on every machine.
     """
     mask = np.uint64((1 << len(keys).bit_length()) - 1)
     places = np.arange(len(keys), dtype=np.uint64)
