@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import datasets
@@ -130,6 +131,21 @@ def kill_host(process):
 def finish(process):
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def all_finish(processes):
+    """(exit code, stdout, stderr) of each."""
+    with_output = [None] * len(processes)
+
+    def wait(number):
+        with_output[number] = finish(processes[number])
+
+    threads = [threading.Thread(target=wait, args=(n,)) for n in range(len(processes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return with_output
 
 
 def until(process, path, step):

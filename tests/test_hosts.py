@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import curve, finish, kill_host, make, start, start_hosts, until
+from runs import all_finish, curve, finish, kill_host, make, start, start_hosts, until
 
 from hashvision.errors import UserError
 from hashvision.training import hosts
@@ -28,21 +28,6 @@ def alone(place):
     code, _, err = finish(start(place, "alone"))
     assert code == 0, err
     return curve(place, "alone")
-
-
-def all_finish(processes):
-    """(exit code, stdout, stderr) of each."""
-    with_output = [None] * len(processes)
-
-    def wait(number):
-        with_output[number] = finish(processes[number])
-
-    threads = [threading.Thread(target=wait, args=(n,)) for n in range(len(processes))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return with_output
 
 
 def same_losses(found, wanted):

@@ -6,7 +6,18 @@ import datasets
 import jax
 import numpy as np
 import pytest
-from runs import arrays, finish, killed_and_restarted, make, refused, same, start
+from runs import (
+    all_finish,
+    arrays,
+    curve,
+    finish,
+    killed_and_restarted,
+    make,
+    refused,
+    same,
+    start,
+    start_hosts,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -14,6 +25,16 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return make(tmp_path_factory.mktemp("runs"))
+
+
+def watched(place):
+    return f"--config.knn.dataset={place / 'labelled'}", "--config.knn.every=10"
+
+
+def neighbours(place, run):
+    """The share that kNN names right, by step."""
+    lines = map(json.loads, (place / run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["knn_labelled"] for line in lines if "knn_labelled" in line}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +47,7 @@ def whole_swav(place):
             for photo in range(6):
                 picture = datasets.jpeg(first + 2 * photo + number)
                 (folder / f"{photo}.jpg").write_bytes(picture)
-    overrides = [f"--config.knn.dataset={place / 'labelled'}", "--config.knn.every=10"]
-    code, out, err = finish(start(place, "whole-swav", *overrides, config="tiny_swav"))
+    code, out, err = finish(start(place, "whole-swav", *watched(place), config="tiny_swav"))
     assert code == 0, err
     assert "loss_per_ln_k" in out and "there are 12" in out and "step 10/24  knn_labelled" in out
     return "whole-swav"
@@ -53,10 +73,18 @@ def test_a_run_that_learns_nothing_stops_with_cause_and_remedies(place):
 
 
 def test_knn_is_watched_while_training(place, whole_swav):
-    lines = (place / whole_swav / "metrics.jsonl").read_text().splitlines()
-    found = {line["step"]: line for line in map(json.loads, lines) if "knn_labelled" in line}
+    found = neighbours(place, whole_swav)
     assert list(found) == [0, 10, 20, 24]
-    assert all(0 <= line["knn_labelled"] <= 1 for line in found.values())
+    assert all(0 <= share <= 1 for share in found.values())
+
+
+def test_two_hosts_have_the_codes_and_the_neighbours_of_one(place, whole_swav):
+    ended = all_finish(start_hosts(place, "two", 2, *watched(place), config="tiny_swav"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    found, wanted = curve(place, "two"), curve(place, whole_swav)
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose([*found.values()], [*wanted.values()], rtol=1e-4)
+    assert neighbours(place, "two") == neighbours(place, whole_swav)
 
 
 def test_hashtags_start_from_a_swav_trunk(place, whole_swav):

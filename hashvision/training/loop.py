@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from hashvision.data import dataset, reader, removals, stream
 from hashvision.errors import UserError
 from hashvision.training import Config, hosts, presets
+from hashvision.training import mesh as meshes
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
@@ -190,8 +191,14 @@ def _checked(
     check: Check, program: programs.Program, config: Config, state: State
 ) -> dict[str, float]:
     params, extra = evaluated(state), state.extra
-    resolution = programs.crops_of(config)[0].size
-    return check(lambda images: program.predict(params, extra, images), resolution, int(state.step))
+    sharding = meshes.batch_sharding(program.mesh)
+
+    def predict(images: np.ndarray) -> tuple[Any, Any]:
+        # Of several hosts each has all of the photos, and puts those of its devices on them.
+        photos = jax.make_array_from_callback(images.shape, sharding, lambda part: images[part])
+        return program.predict(params, extra, photos)
+
+    return check(predict, programs.crops_of(config)[0].size, int(state.step))
 
 
 def _on_devices(
