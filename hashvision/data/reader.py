@@ -96,7 +96,8 @@ class Faults:
         print(f"{fault.records:,} of {where}, {now}", flush=True)
         if self._path:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(fault._asdict()) + "\n")
+                # On a line of its own, even where a kill cut the one before short.
+                file.write("\n" + json.dumps(fault._asdict()) + "\n")
 
 
 def _note(known: dict[tuple[int, int], list[Fault]], fault: Fault) -> None:
