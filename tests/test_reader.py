@@ -87,6 +87,14 @@ def test_what_is_broken_is_known_after_a_restart_on_other_hosts(folder, tmp_path
     assert not (tmp_path / "broken-00001.jsonl").exists()
 
 
+def test_a_line_that_a_kill_cut_short_swallows_no_other(tmp_path):
+    path = tmp_path / "broken-00000.jsonl"
+    path.write_text('{"step": 1, "rec')
+    faults = reader.Faults(str(tmp_path))
+    faults.add(reader.Fault(3, 5, 1, "shard", 0, "cut"))
+    assert [fault.record for fault in reader.Faults(str(tmp_path)).standing] == [5]
+
+
 def test_the_order_in_which_faults_are_found_changes_nothing(folder, tmp_path):
     (tmp_path / "other").mkdir()
     for record in (40, 41, 42, 44, 46):

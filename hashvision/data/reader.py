@@ -95,9 +95,12 @@ class Faults:
         where = f"{fault.shard}, from byte {fault.offset:,} on"
         print(f"{fault.records:,} of {where}, {now}", flush=True)
         if self._path:
-            with open(self._path, "a", encoding="utf-8") as file:
-                # On a line of its own, even where a kill cut the one before short.
-                file.write("\n" + json.dumps(fault._asdict()) + "\n")
+            with open(self._path, "ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":  # a kill has cut the last line short
+                        file.write(b"\n")
+                file.write(json.dumps(fault._asdict()).encode() + b"\n")
 
 
 def _note(known: dict[tuple[int, int], list[Fault]], fault: Fault) -> None:
