@@ -1,13 +1,17 @@
 """The verbs: `python -m hashvision VERB`; each imports its room only when called."""
 
 import argparse
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hashvision import __version__
 from hashvision.errors import UserError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -336,12 +340,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments, rest) or 0
     except UserError as error:
-        print(f"hashvision: {error}", file=sys.stderr, flush=True)
-        from hashvision.training import hosts
+        code, said = 2, f"hashvision: {error}"
+    except Exception as error:
+        code, said = 1, traceback.format_exc().rstrip()
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            where = error.filename or "what this command writes"
+            said = f"hashvision: There is no room for {where} ({error.strerror}); make some, and"
+            code, said = 2, f"{said} the same command goes on."
+    print(said, file=sys.stderr, flush=True)
+    from hashvision.training import hosts
 
-        if hosts.watched():
-            os._exit(2)  # JAX would first wait for hosts that wait for this one
-        return 2
+    if hosts.watched():
+        os._exit(code)  # JAX would first wait for hosts that wait for this one
+    return code
 
 
 if __name__ == "__main__":

@@ -94,6 +94,16 @@ def test_what_one_host_cannot_mend_ends_all(place):
     assert any("nowhere" in err for _, _, err in ended)
 
 
+def test_an_error_of_one_host_that_nobody_foresaw_ends_all(place):
+    """JAX would have it wait for the others, which wait for it, for minutes."""
+    (place / "unforeseen" / "metrics.jsonl").mkdir(parents=True)
+    started = time.monotonic()
+    ended = all_finish(start_hosts(place, "unforeseen", 2, *QUICK))
+    assert time.monotonic() - started < 150
+    assert [code for code, _, _ in ended] == [1, hosts.AGAIN]
+    assert "IsADirectoryError" in ended[0][2] and "host 0 of 2" in ended[1][2]
+
+
 @pytest.mark.parametrize(
     "told",
     [

@@ -1,10 +1,11 @@
+import errno
 import subprocess
 import sys
 import time
 
 import pytest
 
-from hashvision import __version__
+from hashvision import __main__, __version__
 from hashvision.__main__ import main
 
 
@@ -50,3 +51,13 @@ def test_an_unknown_protocol_among_several_is_named_before_anything_is_read(tmp_
     arguments = ["evaluate", f"--workdir={tmp_path}", f"--dataset={tmp_path}"]
     assert main([*arguments, "--protocol=knn,svm"]) == 2
     assert "no protocol 'svm'; choose one of knn, linear, multilabel" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "posts.jsonl")
+
+    monkeypatch.setattr(__main__, "_drawn", full)
+    assert main(["drawn", "--output=posts"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "posts.jsonl" in err and "the same command goes on" in err

@@ -126,9 +126,9 @@ def _watch(
 ) -> int:
     ended: float | None = None
     while True:
-        pulse.beat(child.poll())
-        lost = pulse.lost(join_seconds, lost_seconds)
         code = child.poll()
+        pulse.beat(code)
+        lost = pulse.lost(join_seconds, lost_seconds, code is not None and code > 0)
         if code in (0, 2, AGAIN):
             pulse.beat(code)
             return code
@@ -191,15 +191,24 @@ class _Pulse:
         except OSError:  # a full disk, say: training itself will meet it, and tell
             pass
 
-    def lost(self, join_seconds: float, lost_seconds: float) -> tuple[str, int] | None:
-        """Says which host is not there, if one is not, and with which code to end for it."""
+    def lost(
+        self, join_seconds: float, lost_seconds: float, failed: bool
+    ) -> tuple[str, int] | None:
+        """Says which host is not there, if one is not, and with which code to end for it.
+
+        Where training `failed` here, those that stop to go on, or that JAX aborts, follow it.
+        """
         now = time.monotonic()
         for host in range(self._place.hosts):
             if host == self._place.host:
                 continue
             said, name = self._read(host), f"host {host} of {self._place.hosts}"
             if said is not None and said != self._left_over[host]:
-                if host not in self._heard or self._heard[host][0] != said:
+                before = self._heard[host][0] if host in self._heard else None
+                # Of a host whose training has ended it counts when that was heard first.
+                if said != before and (
+                    said["code"] is None or before is None or before["code"] is None
+                ):
                     self._heard[host] = said, now
             if host not in self._heard:
                 if now - self._start > join_seconds:
@@ -211,6 +220,8 @@ class _Pulse:
                 return f"{name} has been silent for {lost_seconds:g} s; {_GOES_ON}", AGAIN
             if last["code"] == 2:
                 return f"{name} cannot go on, and its own words say why", 2
+            if failed and last["code"] in (AGAIN, -signal.SIGABRT):
+                continue
             # One that stopped to go on has agreed on that with this one, which needs its time.
             patience = lost_seconds if last["code"] == AGAIN else 2 * _BEAT
             if last["code"] not in (None, 0) and now - heard > patience:
