@@ -66,13 +66,14 @@ class WriteShard(beam.DoFn):
 
     def process(
         self,
-        element: tuple[int, Iterable[tuple[Photo, tuple[int, ...]]]],
+        element: tuple[int, Iterable[tuple[bytes, tuple[int, ...]]]],
         shards: int,
         counts: list[int],
     ) -> Iterable[dict[str, typing.Any]]:
         """Yields what the manifest says of the shard."""
         shard, labelled = element
-        ordered = sorted(labelled, key=lambda pair: pair[0].order)
+        unpacked = ((Photo.unpack(photo), labels) for photo, labels in labelled)
+        ordered = sorted(unpacked, key=lambda pair: pair[0].order)
         photos = spool.Reader(f"{self.output}/{spool.FOLDER}")
         rows = (
             records.Record(photo.id, photo.owner, photos.read(photo.spot), labels, photo.sha256)
@@ -240,7 +241,8 @@ def build(
     )
     written = (
         labelled.photos
-        | "ShardOf" >> beam.Map(lambda pair, n: (shard_of(pair[0].order, n), pair), shards)
+        | "ShardOf"
+        >> beam.Map(lambda pair, n: (shard_of(pair[0].order, n), (pair[0].pack(), pair[1])), shards)
         | "Shards" >> beam.GroupByKey()
         | "Write" >> beam.ParDo(WriteShard(output), shards, pvalue.AsSingleton(post_counts))
     )

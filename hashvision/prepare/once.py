@@ -1,6 +1,7 @@
 """Each photo once: the steps of the graph that leave out ids that come twice, copies and leaks."""
 
 import hashlib
+import itertools
 import json
 import typing
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from hashvision.prepare.reasons import Dropped
 REASON = {"leak": "evaluation_photo", "duplicate": "duplicate_photo"}
 FIELDS = ("post", "kind", "of", "similarity")
 SHOWN = 48  # pairs on the contact sheet
+_BUCKETS = 64  # groups of ids a part
 _NO_DATE = "~"  # sorts behind all dates
 
 
@@ -52,25 +54,24 @@ def _key(photo: Photo) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in photo.order)
 
 
-def _by_id(photo: Photo) -> tuple[bytes, Photo]:
-    return _key(photo)[:8], photo
+def _bucket(key: bytes, buckets: int) -> int:
+    """Ids are grouped some hundred together: each group costs a runner memory of its own."""
+    return int.from_bytes(key[:8], "big") * buckets >> 64
 
 
-def _match_by_id(match: duplicates.Match) -> tuple[bytes, duplicates.Match]:
-    return match.order[-16:-8], match
-
-
-def _choose(_: bytes, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.Any]:
-    """Of the posts of one id the first, if it is no copy; the others and a copy as "dropped"."""
+def _choose(_: int, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.Any]:
+    """Of the posts of each id the first, if it is no copy; the others and a copy as "dropped"."""
     matches = {match.order[-16:]: match for match in joined["matches"]}
-    chosen, *others = sorted(joined["photos"], key=lambda photo: photo.order)
-    for photo in others:
-        yield dropped("duplicate_id", photo.id)
-    match = matches.get(_key(chosen))
-    if match:
-        yield dropped(REASON[match.kind], chosen.id)
-    else:
-        yield chosen
+    photos = sorted(map(Photo.unpack, joined["photos"]), key=lambda photo: photo.order)
+    for _, same in itertools.groupby(photos, key=lambda photo: photo.order[0]):
+        chosen, *others = same
+        for photo in others:
+            yield dropped("duplicate_id", photo.id)
+        match = matches.get(_key(chosen))
+        if match:
+            yield dropped(REASON[match.kind], chosen.id)
+        else:
+            yield chosen
 
 
 class Once(beam.PTransform):
@@ -97,10 +98,14 @@ class Once(beam.PTransform):
         } | "FindDuplicates" >> duplicates.FindDuplicates(self.folder, self.parts)
         if self.keep_duplicates:
             matches = matches | "Leaks" >> beam.Filter(lambda match: match.kind == "leak")
+        ids = self.parts * _BUCKETS
         chosen = (
             {
-                "photos": found["photos"] | "ById" >> beam.Map(_by_id),
-                "matches": matches | "MatchById" >> beam.Map(_match_by_id),
+                "photos": found["photos"]
+                | "ById" >> beam.Map(lambda photo, n: (_bucket(_key(photo), n), photo.pack()), ids),
+                "matches": matches
+                | "MatchById"
+                >> beam.Map(lambda match, n: (_bucket(match.order[-16:], n), match), ids),
             }
             | "SameId" >> beam.CoGroupByKey()
             | "Choose" >> beam.FlatMapTuple(_choose).with_outputs("dropped", main="photos")

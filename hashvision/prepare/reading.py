@@ -1,6 +1,7 @@
 """The first steps of the graph: lines of the dump to photos that are whole, public and allowed."""
 
 import hashlib
+import json
 import typing
 from collections.abc import Iterable
 
@@ -32,6 +33,26 @@ class Photo(typing.NamedTuple):
     words: tuple[str, ...]  # the same of the rest of the text
     sha256: bytes  # of the file as it was posted
     spot: spool.Spot
+
+    def pack(self) -> bytes:
+        """The photo in a fifth of the memory: a runner in one process keeps what it groups."""
+        fields = self._replace(sha256=self.sha256.hex())
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Photo":
+        """The photo that was packed."""
+        order, name, owner, created_at, tags, words, sha256, spot = json.loads(packed)
+        return cls(
+            (order[0], order[1]),
+            name,
+            owner,
+            created_at,
+            tuple(tags),
+            tuple(words),
+            bytes.fromhex(sha256),
+            spool.Spot(*spot),
+        )
 
 
 def dropped(reason: str, example: str) -> pvalue.TaggedOutput:
