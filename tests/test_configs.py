@@ -279,8 +279,13 @@ sys.exit(main({arguments!r}))
         ("--config.model.group_conv=fast", "model.group_conv='fast'"),
         ("--config.objective.name=swap", "objective.name='swap'"),
         ("--config.batch_size=60", "batch_size=60 does not divide over 8 devices"),
+        ("--config.batch_size=-8", "batch_size=-8 does not divide over 8 devices"),
         ("--config.model.norm_groups=5", "model.norm_groups=5"),
+        ("--config.model.norm_groups=0", "model.norm_groups=0"),
+        ("--config.model.remat=(True,)", "four stages"),
+        ("--config.model.remat=(1,1,0,0)", "four stages"),
         ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
+        ("--config.mesh.fsdp=0", "mesh.fsdp=0"),
         ("--config.accumulate=3", "accumulate=3"),
         ("--config.accumulate=0", "accumulate=0"),
         ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than the one crop"),
@@ -294,6 +299,13 @@ def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
     assert len(jax.devices()) == 8
     with pytest.raises(UserError, match=words):
         program.build(load("demo", override), 10, 100.0)
+
+
+def test_a_head_without_widths_is_one_sentence():
+    config = load("demo_swav", "--config.swav.head=('wide',128)", "--config.swav.queue=0")
+    presets.fill(config, 1000.0)
+    with pytest.raises(UserError, match="swav.head=.*is no tuple of widths"):
+        program.build(config, 10, 1000.0)
 
 
 def test_steps_follow_from_epochs():
