@@ -48,7 +48,10 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
     from hashvision import configs
 
     found = configs.explain(arguments.config, rest)
-    print(found.table())
+    try:
+        print(found.table(), flush=True)
+    except BrokenPipeError:  # `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _write_json(arguments.json, found.as_json, "the config")
 
 

@@ -260,6 +260,15 @@ def test_config_writes_the_same_for_machines(tmp_path, capsys):
     assert found["settings"]["data.crops"]["value"] == [[1, 96, 0.2, 1.0]]
 
 
+def test_config_may_be_read_in_part():
+    command = [sys.executable, "-m", "hashvision", "config", f"--config={file('demo')}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
 def test_config_answers_without_jax_or_tensorflow():
     arguments = ["config", f"--config={file('seer_regnety:10b')}"]
     code = f"""
