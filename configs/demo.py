@@ -5,12 +5,12 @@ python -m hashvision train --config=configs/demo.py --config.dataset=DATASET --w
 Variants: sigmoid, the comparison loss; drawn, the two minutes of `bash launch/local.sh`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import base
 
 
-def get_config(variant: str = "softmax") -> Any:
+def get_config(variant: Literal["softmax", "sigmoid", "drawn"] = "softmax") -> Any:
     """Small batches, because a short run is decided by how many steps it takes."""
     config = base.get_config()
     config.batch_size = 32

@@ -9,12 +9,12 @@ For photos without end the authors held the learning rate and halved it on plate
 --config.optimizer.schedule=plateau --config.steps=STEPS.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import base
 
 
-def get_config(variant: str = "256gf") -> Any:
+def get_config(variant: Literal["32gf", "64gf", "128gf", "256gf", "10b"] = "256gf") -> Any:
     """16,000 prototypes, a head without BatchNorm, batch 8192 (10b: 7936), LARC, cosine."""
     config = base.get_config()
     config.batch_size = 8192

@@ -4,12 +4,12 @@ python -m hashvision train --config=configs/swag_regnety.py:128gf --config.datas
     --workdir=WORKDIR --config.mesh.fsdp=8
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import base
 
 
-def get_config(variant: str = "16gf") -> Any:
+def get_config(variant: Literal["16gf", "32gf", "128gf"] = "16gf") -> Any:
     """224 px, batch 8192, SGD Nesterov with half-cosine, weight decay 1e-5.
 
     Models and resolution are the released ones. Batch, schedule and weight decay are reported

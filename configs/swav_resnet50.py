@@ -7,13 +7,13 @@ Any --config.batch_size goes: learning rate, queue, prototypes and frozen steps 
 from the dataset, and `train` prints how.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import base
 from ml_collections import config_dict
 
 
-def get_config(variant: str = "4096") -> Any:
+def get_config(variant: Literal["4096", "256"] = "4096") -> Any:
     """2x224 + 6x96 crops, batch 4096 for 800 epochs, or 256 with a queue for 200; LARC, cosine."""
     config = base.get_config()
     config.batch_size = int(variant)

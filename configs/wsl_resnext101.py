@@ -4,12 +4,12 @@ python -m hashvision train --config=configs/wsl_resnext101.py:32x16d --config.da
     --workdir=WORKDIR
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import base
 
 
-def get_config(variant: str = "32x16d") -> Any:
+def get_config(variant: Literal["32x8d", "32x16d", "32x32d", "32x48d"] = "32x16d") -> Any:
     """Batch 8064 (336 GPUs of 24), SGD, LR 0.1 per 256 photos, halvings.
 
     Widths and depths are those of the released models. Batch and sampling come from accounts of the

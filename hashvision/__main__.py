@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hashvision import __version__
@@ -48,8 +48,21 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
 
 
+def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from hashvision import configs
+
+    found = configs.explain(arguments.config, rest)
+    try:
+        print(found.table(), flush=True)
+    except BrokenPipeError:  # `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _write_json(arguments.json, found.as_json, "the config")
+
+
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
-    config = _config(arguments.config, rest)
+    from hashvision import configs
+
+    config = configs.load(arguments.config, rest)
     from hashvision.training import hosts
 
     place = hosts.place()
@@ -97,9 +110,11 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.topology != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
+    from hashvision import configs
+
+    config = configs.load(arguments.config, rest)
     from hashvision import fit, plan
 
-    config = _config(arguments.config, rest)
     target = plan.Target(
         arguments.topology,
         arguments.classes,
@@ -151,67 +166,6 @@ def _nothing_more(rest: list[str]) -> None:
         raise UserError(f"There is no option {rest[0]}; `--help` lists them.")
 
 
-def _config(file: str, overrides: list[str]) -> Any:
-    """The config of `file` (FILE.py or FILE.py:VARIANT) with --config.KEY=VALUE applied, locked."""
-    import ast
-    import difflib
-    import importlib.util
-
-    path, _, variant = file.partition(":")
-    if not os.path.exists(path):
-        raise UserError(f"The config {path} does not exist; configs/ holds those of this project.")
-    # A recipe imports its neighbours (`import base`), as a script would.
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    spec = importlib.util.spec_from_file_location("hashvision_config", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"The config {path} is no Python file; configs/base.py shows the form.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant) if variant else module.get_config()
-    config.lock()
-
-    keys = list(_keys(config))
-    for override in overrides:
-        key, equals, text = override.removeprefix("--config.").partition("=")
-        if not (override.startswith("--config.") and equals):
-            raise UserError(f"There is no option {override}; settings are --config.KEY=VALUE.")
-        if key not in keys:
-            same = [name for name in keys if name.split(".")[-1] == key.split(".")[-1]]
-            near = difflib.get_close_matches(key, keys, 1) or same
-            hint = f"the nearest is {near[0]}" if near else "configs/base.py lists them all"
-            raise UserError(f"The config {path} has no key {key}; {hint}.")
-        try:
-            value = {"true": True, "false": False}.get(text.lower()) if text else ""
-            value = ast.literal_eval(text) if value is None else value
-        except (ValueError, SyntaxError):
-            value = text
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError):
-            group, _, name = key.rpartition(".")
-            holder = _at(config, group) if group else config
-            kind = holder.get_type(name).__name__
-            raise UserError(
-                f"--config.{key}={text} does not fit: {path} gives {key} the type {kind}."
-            ) from None
-    return config
-
-
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of a config's settings."""
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _at(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hashvision",
@@ -259,6 +213,15 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluation_sets", default="", help="folders, DIR,DIR, of photos that no post may show"
     )
     verb.set_defaults(run=_prepare)
+
+    verb = verbs.add_parser(
+        "config",
+        help="what each key of a config means, its value, and where that comes from",
+        description="Prints a config as `train` would take it; --config.KEY=VALUE sets any key.",
+    )
+    verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
+    verb.add_argument("--json", help="a file for the same")
+    verb.set_defaults(run=_config)
 
     verb = verbs.add_parser(
         "train",

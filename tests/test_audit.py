@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from runs import REPO, finish, make, start
 
-from hashvision import __main__, audit
+from hashvision import __main__, audit, configs
 from hashvision.data import dataset, reader, records, removals, stream
 from hashvision.errors import UserError
 from hashvision.training import workdir
@@ -64,7 +64,7 @@ class Run:
 
     def __init__(self, path, folder, seed=0, method="square_root", objective="swav", lanes=LANES):
         self.path, self.folder, self.shown = path, folder, {}
-        self.config = __main__._config(str(REPO / "configs" / "base.py"), [])
+        self.config = configs.load(str(REPO / "configs" / "base.py"), [])
         self.config.update_from_flattened_dict(
             {"batch_size": BATCH, "seed": seed, "data.lanes": lanes, "data.sampling": method}
         )

@@ -112,10 +112,10 @@ def test_a_checkpoint_of_another_network_is_refused(place, whole):
 
 
 def test_a_check_between_checkpoints_leaves_the_mean_loss_whole(tmp_path):
-    from hashvision.__main__ import _config
+    from hashvision import configs
     from hashvision.training import loop
 
-    config = _config(str(REPO / "configs" / "demo.py"), [])
+    config = configs.load(str(REPO / "configs" / "demo.py"), [])
     log = loop._Log(str(tmp_path), config, 0, 10, None, lambda scalars: None)
     for step, loss in enumerate((1.0, 3.0), 1):
         log.add(step, {"loss": loss, "gradient_norm": 1.0, "learning_rate": 0.1}, 0.0)
@@ -126,13 +126,13 @@ def test_a_check_between_checkpoints_leaves_the_mean_loss_whole(tmp_path):
 
 
 def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatch):
-    from hashvision.__main__ import _config
+    from hashvision import configs
     from hashvision.training import loop
 
     now = 0.0
     clock = types.SimpleNamespace(perf_counter=lambda: now)
     monkeypatch.setattr(loop, "time", clock)
-    config = _config(str(REPO / "configs" / "demo.py"), ["--config.log_every=4"])
+    config = configs.load(str(REPO / "configs" / "demo.py"), ["--config.log_every=4"])
     log = loop._Log(str(tmp_path), config, 0, 9, None, lambda scalars: None)
     for step in range(1, 6):  # a second each
         now += 1.0

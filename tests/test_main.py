@@ -21,7 +21,7 @@ def test_help_answers_in_under_a_second():
         )
         times.append(time.perf_counter() - start)
     assert min(times) < 1
-    for verb in ("drawn", "prepare", "train", "evaluate"):
+    for verb in ("drawn", "prepare", "config", "train", "evaluate"):
         assert verb in done.stdout
 
 

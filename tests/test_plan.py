@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hashvision import flops, hlo, plan
-from hashvision.__main__ import _config
+from hashvision import configs, flops, hlo, plan
 from hashvision.errors import UserError
 from hashvision.models import layers
 from hashvision.training import presets, program
@@ -28,7 +27,7 @@ SMALL = (
 def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
     """On the devices at hand in place of a topology's."""
     monkeypatch.setattr(plan, "devices_of", lambda topology: jax.devices())
-    config = _config(str(CONFIGS / "demo.py"), list(SMALL))
+    config = configs.load(str(CONFIGS / "demo.py"), list(SMALL))
     found = plan.plan(config, plan.Target("v5e:2x4", 100, 5000.0))
     built = program.build(config, 100, 5000.0)
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.abstract.params))
@@ -136,7 +135,7 @@ def test_lanes_round_channels_up_and_merge_groups_where_that_pays():
 @pytest.mark.parametrize(("variant", "gflops"), [("32x8d", 16.4), ("32x48d", 153.0)])
 def test_model_flops_are_the_papers(variant, gflops):
     """Multiplications of a photo of 224 pixels (WSL, table 3: 16 and 153 billion), times 6."""
-    config = _config(str(CONFIGS / f"wsl_resnext101.py:{variant}"), ["--config.batch_size=8"])
+    config = configs.load(str(CONFIGS / f"wsl_resnext101.py:{variant}"), ["--config.batch_size=8"])
     presets.fill(config, 1e9)
     built = program.build(config, 1500, 1e9, jax.devices()[:8])
     found = flops.forward(plan.forward_pass(config, built, 1500, 1e9))

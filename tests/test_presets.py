@@ -3,7 +3,7 @@ import pathlib
 import ml_collections
 import pytest
 
-from hashvision.__main__ import _config
+from hashvision import configs
 from hashvision.errors import UserError
 from hashvision.training import presets
 
@@ -13,7 +13,7 @@ IMAGENET = 1_281_167
 
 def swav(batch_size, *overrides, recipe="base"):
     settings = ["--config.objective.name=swav", f"--config.batch_size={batch_size}", *overrides]
-    return _config(str(CONFIGS / f"{recipe}.py"), settings)
+    return configs.load(str(CONFIGS / f"{recipe}.py"), settings)
 
 
 def filled(batch_size, *overrides, photos=IMAGENET):
@@ -62,6 +62,6 @@ def test_a_batch_too_small_for_its_prototypes_is_refused_with_the_remedy():
 
 
 def test_hashtags_leave_nothing_open():
-    config = _config(str(CONFIGS / "demo.py"), [])
+    config = configs.load(str(CONFIGS / "demo.py"), [])
     before = config.to_json()
     assert presets.fill(config, 5000) == [] and config.to_json() == before

@@ -46,6 +46,11 @@ def build_model(config: Config, platform: str) -> Any:
     elif form not in GROUP_CONV_FORMS.values():
         known = ", ".join(GROUP_CONV_FORMS.values())
         raise UserError(f"model.group_conv={form!r} is none of auto, {known}.")
+    if [type(each) for each in config.model.remat] != [bool] * 4:
+        raise UserError(
+            f"model.remat={config.model.remat!r} does not say True or False of each of four stages;"
+            " set --config.model.remat=True,True,False,False, say."
+        )
     return models.build(name, dtype=DTYPES[dtype], group_conv=form, **options)
 
 
@@ -83,6 +88,11 @@ def build_objective(config: Config, model: Any, classes: int) -> Objective:
             f"swav.assigned={config.swav.assigned} crops of the first size do not go with"
             f" data.crops={config.data.crops!r}; set --config.data.crops to two or more crops of a"
             " photo."
+        )
+    if not all(isinstance(width, int) and width > 0 for width in config.swav.head):
+        raise UserError(
+            f"swav.head={config.swav.head!r} is no tuple of widths; set"
+            " --config.swav.head=2048,128, say."
         )
     head = models.ProjectionHead(
         tuple(config.swav.head),
@@ -148,7 +158,7 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
     """
     mesh = meshes.make_mesh(config.mesh.fsdp, devices)
     count = mesh.devices.size
-    if config.batch_size % count:
+    if config.batch_size < 1 or config.batch_size % count:
         raise UserError(
             f"batch_size={config.batch_size} does not divide over {count} devices;"
             " set --config.batch_size to a multiple."
@@ -158,10 +168,11 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
             f"batch_size={config.batch_size} does not divide over {count} devices into accumulate="
             f"{config.accumulate} parts each; set either to fit."
         )
-    if config.batch_size // config.accumulate % config.model.norm_groups:
+    groups = config.model.norm_groups
+    if groups < 1 or config.batch_size // config.accumulate % groups:
         raise UserError(
             f"batch_size={config.batch_size} in accumulate={config.accumulate} parts does not"
-            f" divide into model.norm_groups={config.model.norm_groups} parts; set either to fit."
+            f" divide into model.norm_groups={groups} parts; set either to fit."
         )
     if config.optimizer.learning_rate is None:
         raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 from figures import ROOT
 from serve import serve
 
-from hashvision.__main__ import _config
+from hashvision import configs
 from hashvision.models.layers import GROUP_CONV_FORMS
 from hashvision.training import presets, program
 
@@ -40,7 +40,7 @@ def main(name: str, batch: str, size: str, form: str) -> None:
         "optimizer.learning_rate": 0.1,
     }
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-    config = _config(str(ROOT / "configs" / "swav_resnet50.py"), overrides)
+    config = configs.load(str(ROOT / "configs" / "swav_resnet50.py"), overrides)
     presets.fill(config, 1e6)
     built = program.build(config, 0, 1e6)
     rng = np.random.default_rng(0)
