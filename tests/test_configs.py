@@ -10,7 +10,7 @@ import pytest
 from hashvision import configs
 from hashvision.__main__ import main
 from hashvision.errors import UserError
-from hashvision.training import presets, program
+from hashvision.training import loop, presets, program
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 RECIPES = [
@@ -315,6 +315,12 @@ def test_a_head_without_widths_is_one_sentence():
     presets.fill(config, 1000.0)
     with pytest.raises(UserError, match="swav.head=.*is no tuple of widths"):
         program.build(config, 10, 1000.0)
+
+
+@pytest.mark.parametrize("key", loop._COUNTS)
+def test_counts_begin_at_one(key, tmp_path):
+    with pytest.raises(UserError, match=f"{key} must be at least 1"):
+        loop.train(load("demo", f"--config.{key}=0"), str(tmp_path))
 
 
 def test_steps_follow_from_epochs():

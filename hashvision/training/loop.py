@@ -26,6 +26,17 @@ from hashvision.training.state import State, evaluated
 # Scalars of an objective that stand in the line to watch.
 HEALTH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
 
+# What nothing can be divided by, or kept in, if it is 0.
+_COUNTS = (
+    "log_every",
+    "knn.every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "data.lanes",
+    "data.max_labels",
+    "data.photo_size",
+)
+
 Predict = Callable[[np.ndarray], tuple[Any, Any]]
 # What is measured now and then on the network as it is: (predict, resolution, step) -> scalars,
 # where predict maps uint8 (B, R, R, 3) to features and scores.
@@ -62,6 +73,10 @@ def train(
             f"profile={steps!r} is no step and number of steps; set --config.profile=100,5 to trace"
             " the five from step 100."
         )
+    for key in _COUNTS:
+        group, _, name = key.rpartition(".")
+        if (config[group] if group else config)[name] < 1:
+            raise UserError(f"{key} must be at least 1; set --config.{key}.")
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
