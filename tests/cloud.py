@@ -149,6 +149,7 @@ class Cloud:
         self.folder = folder / "the cloud"
         self.repository = folder / "a repository"
         self.bucket = folder / "it's a bucket"
+        self._running = None
         self._servers = [_Metadata(number, workers) for number in range(workers)]
         self._make_repository(files)
         pins = (self.repository / "requirements.txt").read_bytes()
@@ -248,8 +249,9 @@ class Cloud:
             return free.getsockname()[1]
 
     def close(self):
-        self._running.kill()
-        self._running.wait()
+        if self._running:
+            self._running.kill()
+            self._running.wait()
         for pid in self.folder.glob("worker */hashvision/pid"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(os.getsid(int(pid.read_text())), signal.SIGKILL)
