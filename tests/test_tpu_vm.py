@@ -333,6 +333,36 @@ def test_only_a_commit_is_sent(cloud):
     assert code == 2 and "is not set up here; `setup` does that" in out
 
 
+def test_setup_installs_what_the_commit_pins_and_the_wheel_of_the_tpu(cloud):
+    venv = next(cloud.folder.glob("image/hashvision/venv-*"))
+    shutil.rmtree(venv)
+    pip = cloud.folder / "bin" / "python3"  # that of the machine, which brings uv
+    pip.write_text(f'#!/usr/bin/env bash\necho "$*" >>"$HOME/said"\nmkdir -p {venv.name}\n')
+    pip.chmod(0o755)
+    cloud.launch("create")
+    for _ in range(2):  # the second time there is nothing to do
+        assert cloud.launch("setup")[0] == 0
+    pins = dict(
+        line.split(" ;")[0].split("==")
+        for line in (REPO / "requirements.txt").read_text().splitlines()
+        if "==" in line and not line.lstrip().startswith("#")
+    )
+    for home in cloud.homes():
+        uv, made, installed = (home / "said").read_text().splitlines()
+        assert uv.startswith("-m pip install --user --quiet uv==")
+        assert made == f"-m uv venv --quiet --clear --python >=3.11,<3.14 {venv.name}"
+        assert installed.endswith(f"-r {cloud.commit}/requirements.txt jax[tpu]=={pins['jax']}")
+
+
+def test_the_example_of_settings_is_one(cloud):
+    example = str(cloud.repository / "launch" / "pod.env.example")
+    code, out, err = cloud.launch("create", "--dry-run", POD_ENV=example)
+    assert (code, err) == (0, "")
+    assert out.endswith("--accelerator-type=v4-32 --version=tpu-ubuntu2204-base\n")
+    code, out, err = cloud.launch("status", "--dry-run", POD_ENV=example)
+    assert out.endswith("worker.sh\\ status\\ gs://my-bucket/runs/hashvision\n")
+
+
 def test_a_bucket_is_asked_for_checkpoints(cloud):
     cloud.settings["BUCKET"] = "gs://a-bucket/runs"
     for verb in ("create", "setup"):
