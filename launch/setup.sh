@@ -1,7 +1,8 @@
 # Makes .venv with the pinned dependencies; sourced by the other scripts, from any folder.
 # With bash, git and Python 3.11 or newer this is all the set-up there is.
+# shellcheck shell=bash
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 find_python() {
     local python

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# What launch/tpu_vm.sh has each worker of a pod do; there it is ~/hashvision/worker.sh, and beside it lie
+#   COMMIT/     the code           venv-HASH/  what its requirements.txt pins
+#   command     what to run        log, code   what it said, and its exit code once it has ended
+#   lock        held while it runs, by it and by nothing that outlives it or a restart of the machine
+# Each verb answers in one line, `worker 1 of 4: ...`: gcloud does not always tell that a worker failed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# Google's metadata server knows the workers, in one of two forms: HOST,HOST or NAME:ID:HOST,NAME:ID:HOST;
+# the first is the coordinator (so reads JAX them, jax/_src/clusters/cloud_tpu_cluster.py).
+attribute() {
+    curl --silent --show-error --fail --retry 5 --header "Metadata-Flavor: Google" \
+        "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/attributes/$1"
+}
+number=$(attribute agent-worker-number)
+endpoints=$(attribute worker-network-endpoints)
+IFS=, read -ra hosts <<<"$endpoints"
+
+answer() {
+    echo "worker $number of ${#hosts[@]}: $*"
+}
+
+venv() { # venv COMMIT: one for each requirements.txt, so that a running one is never touched
+    echo "venv-$(sha256sum <"$1/requirements.txt" | cut -c -12)"
+}
+
+setup() { # setup COMMIT
+    local venv jax
+    venv=$(venv "$1")
+    if [ ! -e "$venv/complete" ]; then
+        jax=$(sed -n 's/^jax==\([^ ;]*\).*/\1/p' "$1/requirements.txt")
+        # TPU images bring Python 3.10, which is too old; uv fetches one, and installs in a minute.
+        PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet uv==0.13.9
+        python3 -m uv venv --quiet --clear --python ">=3.11,<3.14" "$venv"
+        python3 -m uv pip install --quiet --python "$venv/bin/python" -r "$1/requirements.txt" "jax[tpu]==$jax"
+        touch "$venv/complete"
+    fi
+    answer "ready with $1"
+}
+
+train() { # train COMMIT PORT WORKDIR CONFIG [OVERRIDES]
+    if [ ! -e "$1" ] || [ ! -e "$(venv "$1")/complete" ]; then
+        answer "refused: commit $1 is not set up here; \`setup\` does that"
+        return
+    fi
+    exec 9>>lock
+    if ! flock --wait 1 9; then
+        if cmp -s command <(printf '%s\0' "$@"); then
+            answer "running already"
+        else
+            answer "refused: another run is going on; \`stop\` ends it"
+        fi
+        return
+    fi
+    printf '%s\0' "$@" >./command
+    rm -f code pid stopped
+    # In a session of its own it survives the end of this one; it keeps the lock.
+    setsid bash "${BASH_SOURCE[0]##*/}" run </dev/null >>log 2>&1 &
+    answer "started"
+}
+
+run() {
+    local arguments commit port workdir config python training code
+    mapfile -d '' -t arguments <./command
+    commit=${arguments[0]} port=${arguments[1]} workdir=${arguments[2]} config=${arguments[3]}
+    echo "$(date --utc +%FT%TZ) $(hostname), worker $number of ${#hosts[@]}: commit $commit"
+    if [ ${#hosts[@]} -gt 1 ]; then
+        export JAX_COORDINATOR_ADDRESS=${hosts[0]##*:}:$port JAX_NUM_PROCESSES=${#hosts[@]} JAX_PROCESS_ID=$number
+    fi
+    export PYTHONUNBUFFERED=1
+    python=$PWD/$(venv "$commit")/bin/python
+    (
+        cd "$commit"
+        exec "$python" -m hashvision train "--config=$config" "--workdir=$workdir" "${arguments[@]:4}"
+    ) &
+    training=$!
+    echo $training >pid
+    trap : TERM # when the machine goes down training saves, and this still says how it ended
+    while :; do
+        code=0
+        wait $training || code=$?
+        kill -0 $training 2>/dev/null || break
+    done
+    echo $code >code.partial
+    mv code.partial code
+    # The disk goes with the machine; the workdir stays.
+    case $workdir in
+        *://*) gcloud storage cp --quiet log "$workdir/logs/$(hostname)-$number.log" ;;
+        *) mkdir -p "$workdir/logs" && cp log "$workdir/logs/$(hostname)-$number.log" ;;
+    esac || echo "The log could not be copied to $workdir/logs."
+    kill -KILL -- -$$ # whatever of the run is left holds the chips
+}
+
+status() { # status WORKDIR
+    local said="" checkpoint="" code
+    if [ "$number" = 0 ]; then
+        checkpoint=$(checkpoint "$1")
+        checkpoint=", ${checkpoint:+checkpoint }${checkpoint:-no checkpoint}"
+    fi
+    if ! flock --nonblock lock true; then
+        answer "running$checkpoint"
+    elif [ -e stopped ]; then
+        answer "stopped$checkpoint"
+    elif [ -e code ]; then
+        code=$(<code)
+        if [ "$code" != 0 ]; then
+            said=$(tail -n 200 log | grep '^hashvision: ' | tail -n 1 || true)
+            said=": ${said:-$(tail -n 1 log)}"
+        fi
+        answer "ended $code$checkpoint$said"
+    elif [ -e command ]; then
+        answer "lost$checkpoint: the machine was restarted"
+    else
+        answer "idle$checkpoint"
+    fi
+}
+
+checkpoint() { # checkpoint WORKDIR: the step of the newest
+    case $1 in
+        *://*) gcloud storage ls "$1/checkpoints/" ;;
+        *) ls "$1/checkpoints" ;;
+    esac 2>/dev/null | sed 's,/*$,,; s,.*/,,' | grep -x '[0-9]*' | sort -n | tail -n 1 || true
+}
+
+stop() { # training saves at SIGTERM; one that has not ended in ten minutes is killed
+    if flock --nonblock lock true; then
+        answer "nothing is running"
+        return
+    fi
+    touch stopped
+    kill -TERM "$(<pid)" || true
+    flock --wait 600 lock true || kill -KILL "$(<pid)"
+    flock --wait 60 lock true
+    answer "stopped"
+}
+
+"$@"
