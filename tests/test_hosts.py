@@ -1,7 +1,9 @@
 """Runs of several hosts, processes on one machine: the same batches, stopped, lost, resized."""
 
+import contextlib
 import http.server
 import os
+import queue
 import signal
 import threading
 import time
@@ -119,16 +121,15 @@ def test_variables_that_make_no_sense_are_named(monkeypatch, told):
         hosts.place()
 
 
-def test_notice_of_maintenance_saves_and_stops(place):
-    """A metadata server such as Google's, which changes its mind after a while."""
-    asked = []
+@contextlib.contextmanager
+def metadata(events):
+    """A metadata server such as Google's, which says one event after another, then the last."""
 
     class Metadata(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
-            said = "FALSE" if self.path.endswith("preempted") else "NONE"
-            if len(asked) > 2 and self.path.endswith("maintenance-event"):
-                said = "TERMINATE_ON_HOST_MAINTENANCE"
+            said = "FALSE"
+            if self.path.endswith("maintenance-event"):
+                said = events.pop(0) if len(events) > 1 else events[0]
             self.send_response(200 if self.headers["Metadata-Flavor"] == "Google" else 403)
             self.end_headers()
             self.wfile.write(said.encode())
@@ -138,12 +139,27 @@ def test_notice_of_maintenance_saves_and_stops(place):
 
     server = http.server.HTTPServer(("localhost", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = {"GCE_METADATA_HOST": f"localhost:{server.server_port}"}
-    code, out, err = finish(start(place, "notice", "--config.steps=100000", environment=address))
+    yield f"localhost:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def test_notice_of_maintenance_saves_and_stops(place):
+    with metadata(["NONE", "TERMINATE_ON_HOST_MAINTENANCE"]) as address:
+        environment = {"GCE_METADATA_HOST": address}
+        running = start(place, "notice", "--config.steps=100000", environment=environment)
+        code, out, err = finish(running)
     assert code == hosts.AGAIN, err
     assert "TERMINATE_ON_HOST_MAINTENANCE" in out and "Stopped at step" in out
+
+
+def test_a_notice_that_stands_already_is_not_told_again(monkeypatch):
+    """Else a run would stop and start until the machine is gone."""
+    told = queue.Queue()
+    with metadata(["TERMINATE"] * 5 + ["NONE"] * 5 + ["MIGRATE"]) as address:
+        monkeypatch.setenv("GCE_METADATA_HOST", address)
+        hosts.Maintenance(told.put, every=0.01).start()
+        assert told.get(timeout=10) == "maintenance-event: MIGRATE"
 
 
 def children(pid):

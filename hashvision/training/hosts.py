@@ -249,7 +249,12 @@ class Maintenance(threading.Thread):
         )
 
     def run(self) -> None:
-        """Asks until there is something to tell."""
+        """Asks until there is something to tell.
+
+        What is said from the start on has been told to the run before: it stopped for that, and was
+        started again on the same machine, which is still there.
+        """
+        first: dict[str, str] = {}
         while self._server:
             for key, quiet in _QUIET.items():
                 request = urllib.request.Request(
@@ -257,10 +262,10 @@ class Maintenance(threading.Thread):
                 )
                 try:
                     with urllib.request.urlopen(request, timeout=5) as answer:
-                        said = answer.read().decode().strip()
+                        said = answer.read().decode().strip().upper()
                 except (OSError, urllib.error.URLError, ValueError):
                     continue
-                if said.upper() != quiet:
+                if said not in (quiet, first.setdefault(key, said)):
                     self._tell(f"{key}: {said}")
                     return
             time.sleep(self._every)
