@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hashvision import __version__
+from hashvision import __version__, storage
 from hashvision.errors import UserError
 
 
@@ -335,7 +335,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     try:
         return arguments.run(arguments, rest) or 0
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):
+            path = str(error.filename)
+            if not storage.is_remote(path):
+                raise
+            error = (
+                f"{path} cannot be reached ({error.strerror}); see that it is there and allowed."
+            )
         print(f"hashvision: {error}", file=sys.stderr, flush=True)
         from hashvision.training import hosts
 

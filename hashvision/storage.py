@@ -1,11 +1,12 @@
 """Files wherever they lie: on this machine's disks, or in object storage (gs://BUCKET/...).
 
-A path with "://" goes to TensorFlow's client, which is imported with the first of them; any other to
-Python's own functions. What goes wrong with either is an OSError. Object storage holds whole objects
-and nothing else: one appears when its file is closed, a folder is there while something is in it,
-nothing can be appended to, and what is moved is copied.
+A path with "://" goes to TensorFlow's client, which is imported with the first of them, any other
+to Python's own functions. What goes wrong with either is an OSError. Object storage holds whole
+objects and nothing else: one appears when its file is closed, a folder is there while something is
+in it, nothing can be appended to, and what is moved is copied.
 """
 
+import builtins
 import contextlib
 import errno
 import fnmatch
@@ -127,7 +128,7 @@ class _Object(io.RawIOBase):
 
 
 def open(path: str, mode: str = "rb", **text: typing.Any) -> typing.Any:
-    """Opens a file: "rb", "wb", "r" or "w", with `io.open`'s options for text, in UTF-8.
+    """Opens a file: "rb", "wb", "r" or "w", with Python's options for text, in UTF-8.
 
     A remote one that is not there is noticed when it is read, and one that is written appears when
     it is closed.
@@ -138,7 +139,7 @@ def open(path: str, mode: str = "rb", **text: typing.Any) -> typing.Any:
     if "b" not in mode:
         text.setdefault("encoding", "utf-8")
     if not is_remote(path):
-        return io.open(path, mode, **text)
+        return builtins.open(path, mode, **text)
     if mode[0] == "r":
         binary = io.BufferedReader(_Object(path, "rb"), _BUFFER)
     else:

@@ -5,6 +5,7 @@ must have them again, so that no damage on the way to disk and back passes for a
 """
 
 import contextlib
+import importlib
 import math
 import os
 import typing
@@ -236,7 +237,7 @@ def _ask_nothing_of_buckets() -> None:
     It would ask by the package google-cloud-storage, which nothing else here needs.
     """
     try:
-        from google.cloud import storage as _  # pyright: ignore
+        importlib.import_module("google.cloud.storage")
     except ImportError:
         gcs_utils.is_hierarchical_namespace_enabled = lambda path: False
 

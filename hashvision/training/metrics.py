@@ -12,7 +12,6 @@ from hashvision import storage
 _EVERY = 60.0  # seconds between two uploads
 
 
-
 class Writer:
     """Writes scalars to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
