@@ -14,6 +14,7 @@ import io
 import os
 import shutil
 import typing
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
@@ -102,6 +103,10 @@ class _Object(io.RawIOBase):
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
+    def readall(self) -> bytes:
+        with as_os_errors(self._path):
+            return b"".join(iter(lambda: self._file.read(_BUFFER), b""))
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_CUR:
             offset += self.tell()
@@ -159,7 +164,7 @@ def write(path: str, content: str | bytes) -> None:
     partial = path
     if not is_remote(path):
         make_folder(os.path.dirname(path))
-        partial = f"{path}.partial-{os.getpid()}"
+        partial = f"{path}.{uuid.uuid4().hex}.partial"  # another process may write the same
     with open(partial, "wb") as file:
         file.write(content)
     if partial != path:

@@ -240,7 +240,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if session not in self.sessions:
             return self._fail(410)
         name, self.query, received = self.sessions[session]
-        asked = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", self.headers["Content-Range"])
+        span = self.headers.get("Content-Range", "bytes */0")  # of an empty object there is none
+        asked = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", span)
         if asked[1] is not None and int(asked[1]) == len(received):
             received += self.body
         if asked[3] == "*" or len(received) < int(asked[3]):

@@ -20,7 +20,7 @@ from hashvision import __main__, storage
 from hashvision.data import dataset, reader, stream
 from hashvision.models import regnet
 from hashvision.prepare import folder
-from hashvision.training import hosts, metrics
+from hashvision.training import hosts, metrics, workdir
 
 PHOTOS = 72
 
@@ -159,6 +159,12 @@ def test_metrics_are_stored_when_asked_and_go_on_where_a_run_does(cloud):
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
 
+def test_a_checkpoint_counts_when_its_last_file_is_there(cloud):
+    for name in ("5/default/d/x", "5/commit_success.txt", "10/default/d/x", "tmp/x"):
+        cloud.put(f"half/checkpoints/{name}", b"")
+    assert workdir.checkpoints("gs://bucket/half") == [5]
+
+
 def test_hosts_hear_each_other(cloud):
     one, other = (hosts._Pulse("gs://bucket/hosts", hosts.Place("x:1", 2, n)) for n in (0, 1))
     one.beat(None)
@@ -281,9 +287,10 @@ def test_a_run_in_a_bucket_stopped_killed_and_damaged_learns_as_one_on_a_disk(
     assert 20 in told and {step: wanted[step] for step in told} == told and stopped < 20
     for name in list(cloud.below("run/checkpoints/20/default/d")):
         cloud.put(f"run/checkpoints/20/default/d/{name}", b"broken")
-    out = ended(training("gs://bucket", place))
+    out = ended(training("gs://bucket", place, "--config.profile=18,2"))
     assert "step 20 is damaged, moved to gs://bucket/run/damaged" in out
     assert "steps 15 to 24" in out and cloud.below("run/damaged/20.0")
+    assert cloud.below("run/tensorboard/plugins/profile")
     assert curve(cloud["run/metrics.jsonl"]) == wanted
     shards = [asked for _, name, asked, _ in cloud.log if name.startswith("dataset/posts-train")]
     spans = [[*map(int, asked.removeprefix("bytes=").split("-"))] for asked in shards if asked]

@@ -134,10 +134,11 @@ class Reader:
           side: in pixels, that no photo's longer one is above; larger photos are shrunk.
           max_labels: tags kept of a photo, a draw of them where it has more; rows are padded.
           faults: of this run; the first ends it where None is given.
-          threads: of tf.data; one a core if None.
+          threads: of tf.data; one a core if None, and four where they wait for remote storage.
         """
         self._stream, self._side, self._max_labels = stream, side, max_labels
-        self._threads = threads or os.cpu_count() or 1
+        waiting = 4 if storage.is_remote(stream.dataset.path) else 1
+        self._threads = threads or waiting * (os.cpu_count() or 1)
         self._faults = faults or Faults()
         self._broken = np.zeros(stream.last - stream.first, bool)
 

@@ -171,10 +171,13 @@ def write_duplicates(folder: str, shard: int, shards: int, rows: Iterable[tuple[
 
 def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:
     """How many photos have which number of posts of their rarest class: two int64 (D,)."""
-    photos: collections.Counter[int] = collections.Counter()
-    for shard in range(shards):
+
+    def of_shard(shard: int) -> tuple[np.ndarray, np.ndarray]:
         index = np.load(io.BytesIO(storage.read(f"{folder}/{records.index_name(shard, shards)}")))
-        values, counts = np.unique(index["rarest"], return_counts=True)
+        return np.unique(index["rarest"], return_counts=True)
+
+    photos: collections.Counter[int] = collections.Counter()
+    for values, counts in storage.each(of_shard, range(shards), storage.is_remote(folder)):
         photos.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     rarest = sorted(photos)
     return np.array(rarest, np.int64), np.array([photos[value] for value in rarest], np.int64)
@@ -282,10 +285,12 @@ def _replace_objects(staging: str, output: str) -> None:
     def move(name: str) -> None:
         storage.move(f"{staging}/{name}", f"{output}/{name}")
 
-    storage.write(f"{output}/{_REPLACING}", "")
-    former = {*storage.names(output)} - {_REPLACING}
-    for names in (former & {MANIFEST}, former - {MANIFEST}):
-        storage.each(storage.remove, [f"{output}/{name}" for name in names], remote=True)
+    manifest, mark = f"{output}/{MANIFEST}", f"{output}/{_REPLACING}"
+    storage.write(mark, "")
+    every = [f"{place}/{name}" for place, _, names in storage.walk(output) for name in names]
+    if manifest in every:
+        storage.remove(manifest)
+    storage.each(storage.remove, {*every} - {manifest, mark}, remote=True)
     storage.each(move, {*storage.names(staging)} - {MANIFEST}, remote=True)
     move(MANIFEST)
-    storage.remove(f"{output}/{_REPLACING}")
+    storage.remove(mark)

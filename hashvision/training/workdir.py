@@ -160,8 +160,9 @@ def keep_compiled(workdir: str) -> None:
     """Keeps compiled programs beside the workdir: the next run on this machine starts sooner."""
     import jax
 
-    cache = os.path.join(os.path.dirname(storage.absolute(workdir)), ".compiled")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    folder = os.path.dirname(storage.absolute(workdir))
+    if not folder.endswith(":"):  # a bucket has nothing beside it
+        jax.config.update("jax_compilation_cache_dir", os.path.join(folder, ".compiled"))
 
 
 def read(workdir: str) -> tuple[Config, dict[str, Any]]:
