@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hashvision import __version__
+from hashvision import __version__, storage
 from hashvision.errors import UserError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -290,6 +290,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _judged(error: Exception) -> tuple[int, str]:
+    """The exit code for what no verb foresaw, and what to say: storage may fail anywhere."""
+    if isinstance(error, OSError):
+        where, why = error.filename or "what this command writes", error.strerror
+        if error.errno in _NO_SPACE:
+            told = f"There is no room for {where} ({why}); make some, and the same command goes on."
+            return 2, f"hashvision: {told}"
+        if storage.is_remote(str(where)):
+            from hashvision.training import hosts
+
+            if error.errno == errno.EIO:  # it may be there again in a moment
+                told = f"{where} cannot be reached ({why}); the same command goes on."
+                return hosts.AGAIN, f"hashvision: {told}"
+            told = f"{where} cannot be reached ({why}); see that it is there and allowed."
+            return 2, f"hashvision: {told}"
+    return 1, traceback.format_exc().rstrip()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code.
 
@@ -305,11 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         code, said = 2, f"hashvision: {error}"
     except Exception as error:
-        code, said = 1, traceback.format_exc().rstrip()
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            where = error.filename or "what this command writes"
-            said = f"hashvision: There is no room for {where} ({error.strerror}); make some, and"
-            code, said = 2, f"{said} the same command goes on."
+        code, said = _judged(error)
     print(said, file=sys.stderr, flush=True)
     from hashvision.training import hosts
 

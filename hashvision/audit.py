@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hashvision import storage
 from hashvision.data import dataset as datasets
 from hashvision.data import reader, removals, replay
 from hashvision.errors import UserError
@@ -193,7 +194,7 @@ def run(workdir: str, listed: Sequence[removals.Removal], given: str | None = No
             "threshold": config.data.sampling_threshold,
             "tagged_only": config.objective.name == "hashtag",
         }
-        checkpoints, init_from = _steps(workdir), config.init_from
+        checkpoints, init_from = workdirs.checkpoints(workdir), config.init_from
         stretches = _stretches(workdir, checkpoints[-1], given) if checkpoints else []
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -212,15 +213,6 @@ def run(workdir: str, listed: Sequence[removals.Removal], given: str | None = No
             photos[shown.name] = Photo(source, found[shown.position], shown)
     ordered = sorted(photos.values(), key=lambda p: (-p.shown.times[-1], p.shown.position))
     return Seen(workdir, init_from, listed, checkpoints, ordered)
-
-
-def _steps(workdir: str) -> list[int]:
-    """Of the checkpoints; one not whole has another name, a damaged one lies elsewhere."""
-    try:
-        names = os.listdir(os.path.join(workdir, "checkpoints"))
-    except FileNotFoundError:
-        return []
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _stretches(workdir: str, end: int, given: str | None) -> list[replay.Stretch]:
@@ -256,7 +248,7 @@ def _open(workdir: str, start: dict[str, typing.Any], given: str | None) -> data
     """The dataset of a start, at the place given or where it was."""
     noted, states = start["dataset"], []
     for path in filter(None, (given, noted)):
-        if not os.path.exists(os.path.join(path, "manifest.json")):
+        if not storage.exists(os.path.join(path, "manifest.json")):
             states.append(f"{path} is gone")
             continue
         source = datasets.load(path)

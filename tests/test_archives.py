@@ -7,8 +7,8 @@ import tarfile
 
 import hostile
 import pytest
-from apache_beam.io.localfilesystem import LocalFileSystem
 
+from hashvision import storage
 from hashvision.prepare import archives, files, posts
 from hashvision.prepare.posts import Post
 from hashvision.prepare.reasons import Dropped
@@ -167,26 +167,18 @@ def test_a_tar_is_walked_once_and_again_when_it_has_changed(tmp_path: pathlib.Pa
     assert len(walks) == 2
 
 
-class Elsewhere(LocalFileSystem):
-    """Storage that is reached through Beam: elsewhere://a/b is the local file /a/b."""
+def test_remote_storage_is_asked_for_what_lies_inside_alone(tmp_path: pathlib.Path, monkeypatch):
+    opened = []
 
-    opened: list[str] = []
+    def open_remote(path):  # elsewhere://a/b is the local file /a/b
+        opened.append(path)
+        return open(path.removeprefix("elsewhere:/"), "rb")
 
-    @classmethod
-    def scheme(cls) -> str:
-        return "elsewhere"
-
-    def open(self, path, mime_type="application/octet-stream", compression_type="auto"):
-        self.opened.append(path)
-        return super().open(path.removeprefix("elsewhere:/"), mime_type, compression_type)
-
-
-def test_storage_that_beam_knows(tmp_path: pathlib.Path):
+    monkeypatch.setattr(storage, "open", open_remote)
     folder = f"elsewhere:/{tmp_path / 'images'}/"
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "in.jpg").write_bytes(b"in")
     (tmp_path / "images" / "x.tar").write_bytes(tar_of(PHOTOS))
-    Elsewhere.opened.clear()
     assert read(folder, "in.jpg") == read(folder, ".//in.jpg") == b"in"
     assert read(folder, "x.tar/abc.jpg") == b"first"
     assert read(folder, "x.tar/deep/é 2.jpg") == b"second" * 300
@@ -196,5 +188,5 @@ def test_storage_that_beam_knows(tmp_path: pathlib.Path):
     assert read(folder, "x.tar.gz/x.jpg") == "broken_archive"
     for path in ("../out.jpg", "a/../../out.jpg", "/etc/passwd", "elsewhere://etc/passwd"):
         assert read(folder, path) == "path_outside"
-    assert all(path.startswith(folder) and ".." not in path for path in Elsewhere.opened)
+    assert all(path.startswith(folder) and ".." not in path for path in opened)
     assert files.locate(folder, "x.tar/./a//b") == (f"{folder}x.tar", "a/b")

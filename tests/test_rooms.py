@@ -10,6 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "hashvision"
 ROOMS = (
     "errors",
+    "storage",
     "configs",
     "flops",
     "hlo",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hashvision import storage
 from hashvision.data import records
 from hashvision.errors import UserError
 
@@ -57,32 +58,42 @@ class Dataset:
         Raises:
           UserError: an index file is missing or not that of its shard.
         """
-        parts = [np.empty(0, records.INDEX_DTYPE)]
         first_shard = max(int(np.searchsorted(self.starts, first, side="right")) - 1, 0)
-        for shard in range(first_shard, int(np.searchsorted(self.starts[:-1], last))):
-            begin, end = int(self.starts[shard]), int(self.starts[shard + 1])
-            if begin < last and first < end:
-                part = self._index(shard, end - begin)
-                parts.append(part[max(first - begin, 0) : last - begin])
-        return np.concatenate(parts)
+        shards = range(first_shard, int(np.searchsorted(self.starts[:-1], last)))
 
-    def _index(self, shard: int, size: int) -> np.ndarray:
+        def part(shard: int) -> np.ndarray:
+            begin, end = self.starts[shard : shard + 2].tolist()
+            return self._index(shard, end - begin, max(first - begin, 0), min(last, end) - begin)
+
+        nothing = np.empty(0, records.INDEX_DTYPE)
+        return np.concatenate([nothing, *storage.each(part, shards, storage.is_remote(self.path))])
+
+    def _index(self, shard: int, size: int, first: int, last: int) -> np.ndarray:
+        """Rows first to last of the `size` that a shard's index has; no others are read."""
+        if first >= last:
+            return np.empty(0, records.INDEX_DTYPE)
         path = os.path.join(self.path, records.index_name(shard, len(self.shards)))
         try:
-            rows = np.load(path, mmap_mode="r") if size else np.empty(0, records.INDEX_DTYPE)
+            with storage.open(path) as file:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                begin = file.tell()
+                whole = file.seek(0, os.SEEK_END) == begin + size * dtype.itemsize
+                file.seek(begin + first * dtype.itemsize)
+                rows = file.read((last - first) * dtype.itemsize)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing, though manifest.json lists its shard; copy it from where the"
                 " dataset was made or prepare the dataset again."
             ) from None
         except (ValueError, EOFError):
-            rows = np.empty(0)
-        if rows.dtype != records.INDEX_DTYPE or len(rows) != size:
+            shape, dtype, whole, rows = (), None, False, b""
+        if dtype != records.INDEX_DTYPE or shape != (size,) or not whole:
             raise UserError(
                 f"{path} is not the index of {size:,} records that manifest.json lists; copy it"
                 " again or prepare the dataset again."
             )
-        return rows
+        return np.frombuffer(rows, records.INDEX_DTYPE)
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
@@ -93,8 +104,7 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(storage.read(path))
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, so its folder is no dataset; make one with"

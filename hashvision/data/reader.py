@@ -6,7 +6,6 @@ of their places), and a new pipeline begins at the same step.
 """
 
 import collections
-import glob
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hashvision import storage
 from hashvision.data import photos, records
 from hashvision.data.stream import Items, Stream
 from hashvision.errors import UserError
@@ -63,15 +63,13 @@ class Faults:
         self.share = share
         self._known: dict[tuple[int, int], list[Fault]] = {}  # of the same records, by step
         self._path = os.path.join(workdir, f"broken-{host:05d}.jsonl") if workdir else None
-        every = os.path.join(glob.escape(workdir), "broken-*.jsonl") if workdir else ""
-        for path in sorted(glob.glob(every)):
+        for name in storage.names(workdir, "broken-*.jsonl") if workdir else ():
             own: dict[tuple[int, int], list[Fault]] = {}
-            with open(path, encoding="utf-8") as file:
-                for line in file:
-                    try:
-                        _note(own, Fault(**json.loads(line)))
-                    except (ValueError, TypeError):
-                        continue  # the last line of a host that was killed: it is found again
+            for line in storage.read(os.path.join(workdir or "", name)).splitlines():
+                try:
+                    _note(own, Fault(**json.loads(line)))
+                except (ValueError, TypeError):
+                    continue  # the last line of a host that was killed: it is found again
             for place, faults in own.items():
                 known = self._known.setdefault(place, [])
                 known[:] = sorted([*known, *faults], key=lambda fault: fault.step)
@@ -95,12 +93,19 @@ class Faults:
         where = f"{fault.shard}, from byte {fault.offset:,} on"
         print(f"{fault.records:,} of {where}, {now}", flush=True)
         if self._path:
-            with open(self._path, "ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read() != b"\n":  # a kill has cut the last line short
-                        file.write(b"\n")
-                file.write(json.dumps(fault._asdict()).encode() + b"\n")
+            self._write(json.dumps(fault._asdict()).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        path = typing.cast(str, self._path)
+        if storage.is_remote(path):
+            before = storage.read(path) if storage.exists(path) else b""
+            return storage.write(path, before + line)
+        with open(path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a kill has cut the last line short
+                    file.write(b"\n")
+            file.write(line)
 
 
 def _note(known: dict[tuple[int, int], list[Fault]], fault: Fault) -> None:
@@ -129,10 +134,11 @@ class Reader:
           side: in pixels, that no photo's longer one is above; larger photos are shrunk.
           max_labels: tags kept of a photo, a draw of them where it has more; rows are padded.
           faults: of this run; the first ends it where None is given.
-          threads: of tf.data; one a core if None.
+          threads: of tf.data; one a core if None, and four where they wait for remote storage.
         """
         self._stream, self._side, self._max_labels = stream, side, max_labels
-        self._threads = threads or os.cpu_count() or 1
+        waiting = 4 if storage.is_remote(stream.dataset.path) else 1
+        self._threads = threads or waiting * (os.cpu_count() or 1)
         self._faults = faults or Faults()
         self._broken = np.zeros(stream.last - stream.first, bool)
 
@@ -220,9 +226,11 @@ class Reader:
 
     def _take_up(self, step: int) -> None:
         """Bars what shards are cut short of, and what earlier runs found broken and still is."""
-        stream = self._stream
-        for shard in range(len(stream.dataset.shards)):
-            self._bar_what_is_missing(shard, step)
+        stream, remote = self._stream, storage.is_remote(self._stream.dataset.path)
+        own = stream.dataset.shard_of(np.array([stream.first, stream.last - 1]))
+        shards = range(int(own[0]), int(own[1]) + 1)
+        for shard, found in zip(shards, storage.each(self._size, shards, remote), strict=True):
+            self._bar_what_is_missing(shard, *found, step)
         missing = self._broken.copy()
         for fault in self._faults.standing:
             if stream.first <= fault.record < stream.last:
@@ -242,7 +250,7 @@ class Reader:
         stream, before = self._stream, int(self._broken.sum())
         items = stream.items(step)
         for shard in np.unique(stream.dataset.shard_of(items.record)).tolist():
-            self._bar_what_is_missing(shard, step)
+            self._bar_what_is_missing(shard, *self._size(shard), step)
         for record in np.unique(items.record).tolist():
             if self._broken[record - stream.first]:
                 continue
@@ -266,20 +274,22 @@ class Reader:
             return _cause(error)
         return None
 
-    def _bar_what_is_missing(self, shard: int, step: int) -> None:
-        """Bars those of a shard's records that lie beyond the end of its file."""
-        import tensorflow as tf
+    def _size(self, shard: int) -> tuple[int, str]:
+        """Bytes that a shard has, and what is wrong with that."""
+        dataset = self._stream.dataset
+        try:
+            size = storage.size(dataset.shards[shard])
+        except OSError as error:
+            return 0, error.strerror or str(error)
+        return size, f"the file has {size:,} bytes, not {dataset.shard_bytes[shard]:,}"
 
+    def _bar_what_is_missing(self, shard: int, size: int, cause: str, step: int) -> None:
+        """Bars those of a shard's records that lie beyond the end of its file."""
         stream, dataset = self._stream, self._stream.dataset
         first = max(int(dataset.starts[shard]), stream.first)
         last = min(int(dataset.starts[shard + 1]), stream.last)
         if first >= last:
             return
-        try:
-            size = tf.io.gfile.stat(dataset.shards[shard]).length
-            cause = f"the file has {size:,} bytes, not {dataset.shard_bytes[shard]:,}"
-        except tf.errors.OpError as error:
-            size, cause = 0, _cause(error)
         if size == dataset.shard_bytes[shard]:
             return
         own = np.arange(first, last)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hashvision import storage
 from hashvision.data import records
 from hashvision.errors import UserError
 
@@ -65,7 +66,7 @@ def read(path: str) -> list[Removal]:
     """
     found = []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with storage.open(path, "r", encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             missing = {"kind", "value"} - {*(reader.fieldnames or ())}
             if missing:

@@ -5,12 +5,12 @@ import functools
 import hashlib
 import json
 import os
-import pathlib
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from hashvision import storage
 from hashvision.data import dataset as prepared
 from hashvision.data import records, removals
 from hashvision.errors import UserError
@@ -20,6 +20,7 @@ TEST_SHARE = 0.25
 _IMAGE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
+_TOGETHER = 64  # files that are read at once, where that is quicker
 _TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -63,12 +64,16 @@ def _photos(
     return Photos(tuple(names), tuple(labels), np.arange(len(names)), read)
 
 
-def _read_files(paths: Sequence[pathlib.Path], places: np.ndarray) -> Iterator[bytes]:
-    for place in places:
+def _read_files(paths: Sequence[str], places: np.ndarray) -> Iterator[bytes]:
+    def read(place: int) -> bytes:
         try:
-            yield paths[place].read_bytes()
+            return storage.read(paths[place])
         except OSError:
-            yield b""
+            return b""
+
+    remote = bool(paths) and storage.is_remote(paths[0])
+    for begin in range(0, len(places), _TOGETHER):
+        yield from storage.each(read, places[begin : begin + _TOGETHER].tolist(), remote)
 
 
 def take(photos: Photos, indices: np.ndarray) -> Photos:
@@ -82,39 +87,47 @@ def take(photos: Photos, indices: np.ndarray) -> Photos:
     )
 
 
-def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+def _subfolders(folder: str) -> list[str]:
+    """Names of the folders in a folder that are not hidden; none where it is not there."""
+    _, names, _ = next(storage.walk(folder), ("", [], []))
+    return [name for name in names if not name.startswith(".")]
 
 
-def _class_folders(root: pathlib.Path, folder: pathlib.Path) -> Photos:
+def _class_folders(root: str, folder: str) -> Photos:
     """Every image file at any depth under a class folder, labelled with the class folder's name."""
     paths, labels = [], []
-    for class_folder in _subfolders(folder):
+    for class_name in _subfolders(folder):
         found = sorted(
-            path
-            for path in class_folder.rglob("*")
-            if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
+            (
+                f"{parent}/{name}"
+                for parent, _, names in storage.walk(f"{folder}/{class_name}")
+                for name in names
+                if os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES and name[0] != "."
+            ),
+            key=lambda path: path.split("/"),
         )
         paths += found
-        labels += [(class_folder.name,)] * len(found)
+        labels += [(class_name,)] * len(found)
     if not paths:
         raise UserError(
             f"{folder} holds no images in class folders; "
             "evaluation wants FOLDER/CLASS/photo.jpg or FOLDER/train and FOLDER/test of that form."
         )
-    names = [path.relative_to(root).as_posix() for path in paths]
+    names = [path.removeprefix(f"{root}/") for path in paths]
     return _photos(names, labels, functools.partial(_read_files, paths))
 
 
-def _read_tree(root: pathlib.Path) -> Dataset:
-    train = root / "train"
-    tests = [root / name for name in _TEST_FOLDERS if (root / name).is_dir()]
+def _read_tree(root: str) -> Dataset:
+    train, folders = f"{root}/train", _subfolders(root)
+    tests = [f"{root}/{name}" for name in _TEST_FOLDERS if name in folders]
     # A class may itself be called "train"; split folders hold folders.
-    if train.is_dir() and tests and _subfolders(train) and _subfolders(tests[0]):
-        return Dataset(root.name, _class_folders(root, tests[0]), _class_folders(root, train))
-    return Dataset(root.name, _class_folders(root, root), None)
+    if tests and _subfolders(train) and _subfolders(tests[0]):
+        return Dataset(_name(root), _class_folders(root, tests[0]), _class_folders(root, train))
+    return Dataset(_name(root), _class_folders(root, root), None)
+
+
+def _name(root: str) -> str:
+    return os.path.basename(root)
 
 
 def _parse_row(line: str) -> tuple[str, tuple[str, ...]] | None:
@@ -130,10 +143,11 @@ def _parse_row(line: str) -> tuple[str, tuple[str, ...]] | None:
     return image, tuple(dict.fromkeys(labels))
 
 
-def _read_jsonl(file: pathlib.Path) -> Dataset:
+def _read_jsonl(file: str) -> Dataset:
+    folder = os.path.dirname(file)
     paths, names, labels = [], [], []
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = storage.read(file).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text ({error}).") from error
     for number, line in enumerate(lines, 1):
@@ -145,50 +159,50 @@ def _read_jsonl(file: pathlib.Path) -> Dataset:
                 f"Line {number} of {file} is not of the form "
                 '{"image": PATH, "labels": [NAME, ...]}; mend or remove it.'
             )
-        paths.append(file.parent / row[0])
+        paths.append(os.path.join(folder, row[0]))
         names.append(row[0])
         labels.append(row[1])
     if not paths:
         raise UserError(f"{file} names no images; each line wants an image and its labels.")
     photos = _photos(names, labels, functools.partial(_read_files, paths))
-    return Dataset(file.parent.name, photos, None)
+    return Dataset(_name(folder), photos, None)
 
 
-def _read_record_images(shards: Sequence[pathlib.Path], places: np.ndarray) -> Iterator[bytes]:
+def _read_record_images(shards: Sequence[str], places: np.ndarray) -> Iterator[bytes]:
     import tensorflow as tf
 
     wanted = frozenset(places.tolist())
-    serialized = tf.data.TFRecordDataset([os.fspath(shard) for shard in shards])
+    serialized = tf.data.TFRecordDataset(list(shards))
     images = serialized.map(lambda record: records.parse(record)["image"])
     for place, image in enumerate(images.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
         if place in wanted:
             yield bytes(image)
 
 
-def _shards(root: pathlib.Path) -> list[pathlib.Path]:
-    shards = sorted(root.glob(f"{records.DATASET}-{records.SPLIT}.tfrecord-*-of-*"))
+def _shards(root: str) -> list[str]:
+    shards = storage.names(root, f"{records.DATASET}-{records.SPLIT}.tfrecord-*-of-*")
     if not shards:
         raise UserError(f"{root} holds a manifest.json but no TFRecord shards; prepare it again.")
-    number = int(shards[0].name.rpartition("-")[2])
-    expected = [root / records.shard_name(shard, number) for shard in range(number)]
-    missing = [path.name for path in expected if not path.is_file()]
+    number = int(shards[0].rpartition("-")[2])
+    expected = [records.shard_name(shard, number) for shard in range(number)]
+    missing = [name for name in expected if name not in {*shards}]
     if missing:
         raise UserError(
             f"{root} lacks the shard {missing[0]} ({len(missing)} of {number} are missing); "
             "copy it again or prepare the folder again."
         )
-    return expected
+    return [f"{root}/{name}" for name in expected]
 
 
-def _read_records(root: pathlib.Path) -> Dataset:
+def _read_records(root: str) -> Dataset:
     import tensorflow as tf
 
     try:
-        vocabulary = json.loads((root / "vocabulary.json").read_text(encoding="utf-8"))
+        vocabulary = json.loads(storage.read(f"{root}/vocabulary.json"))
         classes = [entry["name"] for entry in vocabulary["classes"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{root / 'vocabulary.json'} is missing or broken; prepare the folder again."
+            f"{root}/vocabulary.json is missing or broken; prepare the folder again."
         ) from error
     shards = _shards(root)
     names, labels = [], []
@@ -197,7 +211,7 @@ def _read_records(root: pathlib.Path) -> Dataset:
         record = records.parse(serialized)
         return record["id"], record["labels"]
 
-    serialized = tf.data.TFRecordDataset([os.fspath(shard) for shard in shards])
+    serialized = tf.data.TFRecordDataset(list(shards))
     try:
         rows = serialized.map(without_image).prefetch(tf.data.AUTOTUNE)
         for post_id, numbers in rows.as_numpy_iterator():
@@ -211,7 +225,7 @@ def _read_records(root: pathlib.Path) -> Dataset:
     if not names:
         raise UserError(f"{root} holds no records; nothing can be evaluated on it.")
     photos = _photos(names, labels, functools.partial(_read_record_images, shards))
-    return Dataset(root.name, photos, None)
+    return Dataset(_name(root), photos, None)
 
 
 def read(path: str | os.PathLike[str], removed: removals.Names = removals.NOTHING) -> Dataset:
@@ -226,21 +240,24 @@ def read(path: str | os.PathLike[str], removed: removals.Names = removals.NOTHIN
     Raises:
       UserError: nothing of this kind lies there, or it is broken.
     """
-    root = pathlib.Path(path).expanduser().resolve()
-    if (root / "manifest.json").is_file():
+    root = os.fspath(path)
+    if not storage.is_remote(root):
+        root = os.path.realpath(os.path.expanduser(root))
+    root = storage.absolute(root)
+    if storage.is_file(f"{root}/manifest.json"):
         return _without(_read_records(root), lambda _: removed.match(_index(root)), removed)
     return _without(_read_files_at(root), lambda photos: _match_files(photos, removed), removed)
 
 
-def _read_files_at(root: pathlib.Path) -> Dataset:
-    if root.is_file():
-        if root.suffix != ".jsonl":
+def _read_files_at(root: str) -> Dataset:
+    if storage.is_file(root):
+        if not root.endswith(".jsonl"):
             raise UserError(f"{root} is no dataset; name a folder of images or a {LABELS_FILE}.")
         return _read_jsonl(root)
-    if not root.is_dir():
+    if not storage.is_folder(root):
         raise UserError(f"There is no folder {root}; name the dataset to evaluate on.")
-    if (root / LABELS_FILE).is_file():
-        return _read_jsonl(root / LABELS_FILE)
+    if storage.is_file(f"{root}/{LABELS_FILE}"):
+        return _read_jsonl(f"{root}/{LABELS_FILE}")
     return _read_tree(root)
 
 
@@ -257,8 +274,8 @@ def _without(
     return Dataset(dataset.name, kept[0], kept[1] if len(kept) > 1 else None)
 
 
-def _index(root: pathlib.Path) -> np.ndarray:
-    source = prepared.load(str(root))
+def _index(root: str) -> np.ndarray:
+    source = prepared.load(root)
     return source.rows(0, len(source))
 
 

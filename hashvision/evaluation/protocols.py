@@ -3,12 +3,12 @@
 import collections
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from hashvision import storage
 from hashvision.data import removals
 from hashvision.errors import UserError
 from hashvision.evaluation import bootstrap, datasets, features, knn, linear, matching, multilabel
@@ -149,18 +149,10 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def report_path(workdir: str, protocol: str, dataset: str, untrained: bool = False) -> pathlib.Path:
+def report_path(workdir: str, protocol: str, dataset: str, untrained: bool = False) -> str:
     """Where the report of a protocol on a dataset lies: evaluations/PROTOCOL-DATASETNAME.json."""
     name = f"{protocol}-{dataset}-untrained.json" if untrained else f"{protocol}-{dataset}.json"
-    return pathlib.Path(workdir) / "evaluations" / name
-
-
-def _write(path: pathlib.Path, report: Report) -> None:
-    """Writes beside the file and renames, so that a reader never sees half a report."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    return os.path.join(workdir, "evaluations", name)
 
 
 def check(protocols: Sequence[str]) -> None:
@@ -214,7 +206,8 @@ def evaluate(
         "skipped": {"count": skipped.count, "examples": skipped.examples},
     }
     print(table(report))
-    _write(report_path(workdir, protocol, read.name, untrained), report)
+    path = report_path(workdir, protocol, read.name, untrained)
+    storage.write(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 

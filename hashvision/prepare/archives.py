@@ -13,6 +13,7 @@ import typing
 
 import numpy as np
 
+from hashvision import storage
 from hashvision.prepare import files
 from hashvision.prepare.reasons import Dropped
 
@@ -58,12 +59,13 @@ def read_member(path: str, member: str) -> bytes:
     """The bytes of one member of a tar.
 
     Args:
-      path: the tar, local or on any storage Beam knows.
+      path: the tar.
       member: the member's name, without "." and empty parts.
 
     Raises:
       Dropped: "missing_file", "too_large", or "broken_archive" where the tar is broken and the
         member does not lie, whole, before the break.
+      OSError: as `files.read`.
     """
     try:
         index = _index(path, _version(path))
@@ -74,10 +76,12 @@ def read_member(path: str, member: str) -> bytes:
         offset, size = index.places[row].tolist()
         if size > files.LARGEST_FILE:
             raise Dropped("too_large")
-        with files.open_file(path) as file:
+        with storage.open(path) as file:
             file.seek(offset)
             encoded = file.read(size)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if files.does_not_answer(path, error):
+            raise
         raise Dropped("missing_file") from None
     if len(encoded) < size:
         raise Dropped("broken_archive")
@@ -86,7 +90,7 @@ def read_member(path: str, member: str) -> bytes:
 
 def _version(path: str) -> tuple[int, ...]:
     """What tells one state of a local file from another; elsewhere asking costs a request."""
-    if "://" in path:
+    if storage.is_remote(path):
         return ()
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
@@ -96,7 +100,7 @@ def _version(path: str) -> tuple[int, ...]:
 def _index(path: str, version: tuple[int, ...]) -> Index:
     del version  # part of the cache's key alone
     places: dict[int, tuple[int, int]] = {}
-    with files.open_file(path) as file:
+    with storage.open(path) as file:
         whole = _walk(file, places)
     names = np.array(list(places), np.uint64)
     order = np.argsort(names)

@@ -23,6 +23,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 from PIL import Image, ImageDraw, ImageFont
 
+from hashvision import storage
 from hashvision.errors import UserError
 from hashvision.prepare import files, pictures, spool
 from hashvision.prepare.alignment import DUPLICATE, similarity
@@ -268,7 +269,7 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The photos of evaluation sets: all image files below their folders.
 
     Args:
-      folders: of this machine's disk; a set's layout does not matter.
+      folders: a set's layout does not matter.
 
     Yields:
       (name, path), in an order of their own; the name is the path from the folder's own name on.
@@ -277,18 +278,17 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
       UserError: a folder does not exist or has no image in it.
     """
     for folder in folders:
-        if not os.path.isdir(folder):
+        if not storage.is_folder(folder):
             raise UserError(
                 f"the evaluation set {folder} does not exist; give --evaluation_sets folders of "
                 "photos"
             )
-        root, found = os.path.abspath(folder), False
-        for parent, children, names in os.walk(root):
-            children.sort()
-            for file in sorted(names):
+        root, found = storage.absolute(folder), False
+        for parent, _, names in storage.walk(root):
+            for file in names:
                 if file.lower().endswith(SUFFIXES):
                     path, found = os.path.join(parent, file), True
-                    yield os.path.relpath(path, os.path.dirname(root)), path
+                    yield path.removeprefix(os.path.dirname(root)).lstrip("/"), path
         if not found:
             raise UserError(
                 f"the evaluation set {folder} has no photo in it ({', '.join(SUFFIXES)}); give "
@@ -342,4 +342,6 @@ def contact_sheet(
                 line = ""
             line += letter.strip("\n")
         draw.multiline_text((x, y + size), "\n".join([*lines, line][:2]), "black", font, spacing=1)
-    sheet.save(path, "PNG")
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    storage.write(path, file.getvalue())

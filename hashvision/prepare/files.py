@@ -1,9 +1,10 @@
 """Opens the files that posts name: plain files below the folder given, and no others."""
 
+import errno
 import os
 import re
-import typing
 
+from hashvision import storage
 from hashvision.prepare.reasons import Dropped
 
 LARGEST_FILE = 64 * 2**20  # bytes; cameras of 200 megapixels write less
@@ -13,25 +14,15 @@ _TAR = (".tar",)
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
-def open_file(path: str) -> typing.BinaryIO:
-    """Opens a local file, or one on any storage Beam knows (gs://...), to read its bytes."""
-    if "://" not in path:
-        return open(path, "rb")
-    from apache_beam.io.filesystem import CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
-
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-
-
 def locate(folder: str, path: str) -> tuple[str, str]:
     """Where the photo lies that a post names.
 
     Of "shards/0001.tar/abc.jpg" the first part that is a tar file is the file, and the rest names
-    a member of it. On storage with "://", where it would cost a request to ask, each part that is
-    named so is taken for one.
+    a member of it. On remote storage, where it would cost a request to ask, each part that is named
+    so is taken for one.
 
     Args:
-      folder: the folder that paths are relative to, itself local or on any storage Beam knows.
+      folder: the folder that paths are relative to.
       path: as the post has it.
 
     Returns:
@@ -45,20 +36,20 @@ def locate(folder: str, path: str) -> tuple[str, str]:
         name = parts[length - 1].lower()
         if name.endswith((*_TAR, *_COMPRESSED_TAR)):
             archive = _inside(folder, parts[:length])
-            if "://" in archive or os.path.isfile(archive):
+            if storage.is_remote(archive) or os.path.isfile(archive):
                 if not name.endswith(_TAR):
                     raise Dropped("broken_archive")
                 return archive, "/".join(parts[length:])
     file = _inside(folder, parts)
     # A pipe would be waited for and a device read without end.
-    if "://" not in file and not os.path.isfile(file):
+    if not storage.is_remote(file) and not os.path.isfile(file):
         raise Dropped("missing_file")
     return file, ""
 
 
 def _parts(path: str) -> list[str]:
     """The names on the way to a file; none of them leads upwards."""
-    if path.startswith(("/", "\\")) or "://" in path or _DRIVE.match(path):
+    if path.startswith(("/", "\\")) or storage.is_remote(path) or _DRIVE.match(path):
         raise Dropped("path_outside")
     if ".." in path.replace("\\", "/").split("/"):
         raise Dropped("path_outside")
@@ -70,7 +61,7 @@ def _parts(path: str) -> list[str]:
 
 def _inside(folder: str, parts: list[str]) -> str:
     """The file of that name, with all links followed; none of them leads out of the folder."""
-    if "://" in folder:
+    if storage.is_remote(folder):
         return "/".join([folder.rstrip("/"), *parts])
     root = os.path.realpath(folder)
     file = os.path.realpath(os.path.join(root, *parts))
@@ -84,12 +75,20 @@ def read(path: str) -> bytes:
 
     Raises:
       Dropped: "missing_file" or "too_large".
+      OSError: remote storage does not answer; to go on would lose what is there.
     """
     try:
-        with open_file(path) as file:
+        with storage.open(path) as file:
             encoded = file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError):  # Beam's own error is an OSError too
+    except (OSError, ValueError) as error:
+        if does_not_answer(path, error):
+            raise
         raise Dropped("missing_file") from None
     if len(encoded) > LARGEST_FILE:
         raise Dropped("too_large")
     return encoded
+
+
+def does_not_answer(path: str, error: Exception) -> bool:
+    """Whether the storage failed, and not what was asked of it."""
+    return storage.is_remote(path) and getattr(error, "errno", None) == errno.EIO

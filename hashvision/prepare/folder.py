@@ -2,8 +2,8 @@
 
 import collections
 import csv
-import glob
 import hashlib
+import io
 import json
 import os
 import socket
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 import hashvision
+from hashvision import storage
 from hashvision.data import records, sampling
 from hashvision.errors import UserError
 from hashvision.prepare import once, spool
@@ -23,20 +24,13 @@ SUMMARY = "summary.json"
 VOCABULARY = "vocabulary.json"
 MANIFEST = "manifest.json"
 _FORMER = "-former"
+_REPLACING = "replacing"  # an object in an output that is being copied to, or was when a kill came
 DUPLICATES = "duplicates"  # -*.csv and .png
-
-
-def gfile() -> typing.Any:
-    """TensorFlow's file system, which knows gs:// too; imported only where something is written."""
-    import tensorflow as tf
-
-    return tf.io.gfile
 
 
 def write_json(path: str, content: typing.Any) -> None:
     """Writes `content` as JSON, in ASCII."""
-    with gfile().GFile(path, "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+    storage.write(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_shard(
@@ -51,20 +45,19 @@ def write_shard(
     Returns:
       What the manifest says of the shard: name, records, bytes, sha256.
     """
-    files = gfile()
     path = f"{folder}/{records.shard_name(shard, shards)}"
     index_path = f"{folder}/{records.index_name(shard, shards)}"
     suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
     index = records.write_shard(path + suffix, rows, counts)
-    with files.GFile(index_path + suffix, "wb") as file:
-        np.save(file, index)
+    saved = io.BytesIO()
+    np.save(saved, index)
+    storage.write(index_path, saved.getvalue())
     digest, size = hashlib.sha256(), 0
-    with files.GFile(path + suffix, "rb") as file:
+    with storage.open(path + suffix) as file:
         while chunk := file.read(2**24):
             digest.update(chunk)
             size += len(chunk)
-    for name in (index_path, path):
-        files.rename(name + suffix, name, overwrite=True)
+    storage.move(path + suffix, path)
     return {
         "name": os.path.basename(path),
         "records": len(index),
@@ -98,10 +91,8 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
     Raises:
       UserError: no post was kept, or the runner lost some on the way.
     """
-    files = gfile()
-    with files.GFile(f"{folder}/{SUMMARY}") as file:
-        summary = Summary(**json.load(file))
-    files.remove(f"{folder}/{SUMMARY}")
+    summary = Summary(**json.loads(storage.read(f"{folder}/{SUMMARY}")))
+    storage.remove(f"{folder}/{SUMMARY}")
     dropped = {reason: {"count": 0, "examples": []} for reason in REASONS}
     for reason, (count, examples) in summary.dropped.items():
         dropped[reason] = {"count": count, "examples": examples}
@@ -121,8 +112,7 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
         )
     if summary.pairs:
         once.contact_sheet(f"{folder}/{DUPLICATES}.png", folder, summary.pairs)
-    if files.exists(f"{folder}/{spool.FOLDER}"):
-        files.rmtree(f"{folder}/{spool.FOLDER}")
+    storage.remove_folder(f"{folder}/{spool.FOLDER}")
     classes = summary.vocabulary["classes"]
     class_counts = np.array([entry["count"] for entry in classes], np.int64)
     shards = _all_shards(folder, summary, class_counts)
@@ -172,20 +162,22 @@ def _all_shards(
 def write_duplicates(folder: str, shard: int, shards: int, rows: Iterable[tuple[str, ...]]) -> None:
     """Writes the posts of a shard's range of ids that are left out as copies, as a CSV file."""
     path = f"{folder}/{DUPLICATES}-{shard:05d}-of-{shards:05d}.csv"
-    suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
-    with gfile().GFile(path + suffix, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(once.FIELDS)
-        writer.writerows(sorted(rows))
-    gfile().rename(path + suffix, path, overwrite=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(once.FIELDS)
+    writer.writerows(sorted(rows))
+    storage.write(path, text.getvalue())
 
 
 def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:
     """How many photos have which number of posts of their rarest class: two int64 (D,)."""
+
+    def of_shard(shard: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.load(io.BytesIO(storage.read(f"{folder}/{records.index_name(shard, shards)}")))
+        return np.unique(index["rarest"], return_counts=True)
+
     photos: collections.Counter[int] = collections.Counter()
-    for shard in range(shards):
-        with gfile().GFile(f"{folder}/{records.index_name(shard, shards)}", "rb") as file:
-            values, counts = np.unique(np.load(file)["rarest"], return_counts=True)
+    for values, counts in storage.each(of_shard, range(shards), storage.is_remote(folder)):
         photos.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     rarest = sorted(photos)
     return np.array(rarest, np.int64), np.array([photos[value] for value in rarest], np.int64)
@@ -218,38 +210,37 @@ def make_staging(output: str) -> str:
     Raises:
       UserError: the output holds other things than a dataset, or cannot be written.
     """
-    import tensorflow as tf
-
-    files = gfile()
     staging = f"{output}.preparing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         _clear_away(output)
-        if files.exists(output) and not files.isdir(output):
+        if storage.is_file(output):
             raise UserError(f"the output {output} is a file; give a folder")
-        if files.exists(output) and not files.exists(f"{output}/{MANIFEST}"):
-            if files.listdir(output):
-                raise UserError(
-                    f"the output {output} holds other things than a dataset; give a new folder"
-                )
-        files.makedirs(staging)
-    except (OSError, tf.errors.OpError):
+        held = storage.names(output)
+        if held and MANIFEST not in held and _REPLACING not in held:
+            raise UserError(
+                f"the output {output} holds other things than a dataset; give a new folder"
+            )
+        storage.write(f"{staging}/{SUMMARY}", "")  # to see that it can be
+    except OSError:
         raise UserError(f"the output {output} cannot be written; give another folder") from None
     return staging
 
 
 def _clear_away(output: str) -> None:
     """Puts the dataset back that a run killed in `replace` had moved, and removes dead stagings."""
-    files = gfile()
-    for path in files.glob(f"{glob.escape(output)}.preparing-*{_FORMER}"):
-        if files.exists(output):
-            files.rmtree(path)
+    parent, name = os.path.split(output)
+    beside = [n for n in storage.names(parent) if n.startswith(f"{name}.preparing-")]
+    for path in [f"{parent}/{former}" for former in beside if former.endswith(_FORMER)]:
+        if storage.exists(output):
+            storage.remove_folder(path)
         else:
-            files.rename(path, output)
-    for path in files.glob(f"{glob.escape(output)}.preparing-*"):
-        host, _, rest = path.removeprefix(f"{output}.preparing-").rpartition("-")[0].rpartition("-")
+            storage.move(path, output)
+    for staging in beside:
+        path, made_by = f"{parent}/{staging}", staging.removeprefix(f"{name}.preparing-")
+        host, _, rest = made_by.rpartition("-")[0].rpartition("-")
         # One of another machine may be alive; nobody here can tell.
         if host == socket.gethostname() and rest.isdigit() and not _is_alive(int(rest)):
-            files.rmtree(path)
+            storage.remove_folder(path)
 
 
 def _is_alive(process: int) -> bool:
@@ -264,22 +255,42 @@ def _is_alive(process: int) -> bool:
 
 def discard(staging: str) -> None:
     """Removes what a run that did not end well has left."""
-    if gfile().exists(staging):
-        gfile().rmtree(staging)
+    storage.remove_folder(staging)
 
 
 def replace(staging: str, output: str) -> None:
-    """Puts the finished folder in the output's place; what lay there goes when it stands."""
-    files = gfile()
+    """Puts the finished folder in the output's place; what lay there goes when it stands.
+
+    Remote storage has no such step. There what lay in the output goes first, beginning with the
+    manifest, and the new manifest comes last: killed on the way, it leaves no dataset that opens,
+    and an output that another run takes.
+    """
+    if storage.is_remote(output):
+        return _replace_objects(staging, output)
     former = staging + _FORMER
-    had_former = files.exists(output)
+    had_former = storage.exists(output)
     if had_former:
-        files.rename(output, former)
+        storage.move(output, former)
     try:
-        files.rename(staging, output)
+        storage.move(staging, output)
     except BaseException:
         if had_former:
-            files.rename(former, output)
+            storage.move(former, output)
         raise
     if had_former:
-        files.rmtree(former)
+        storage.remove_folder(former)
+
+
+def _replace_objects(staging: str, output: str) -> None:
+    def move(name: str) -> None:
+        storage.move(f"{staging}/{name}", f"{output}/{name}")
+
+    manifest, mark = f"{output}/{MANIFEST}", f"{output}/{_REPLACING}"
+    storage.write(mark, "")
+    every = [f"{place}/{name}" for place, _, names in storage.walk(output) for name in names]
+    if manifest in every:
+        storage.remove(manifest)
+    storage.each(storage.remove, {*every} - {manifest, mark}, remote=True)
+    storage.each(move, {*storage.names(staging)} - {MANIFEST}, remote=True)
+    move(MANIFEST)
+    storage.remove(mark)

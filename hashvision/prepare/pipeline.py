@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import (
 )
 
 import hashvision
+from hashvision import storage
 from hashvision.data import removals as removal_list
 from hashvision.errors import UserError
 from hashvision.prepare import duplicates, folder, graph
@@ -71,14 +72,14 @@ def prepare(
         if value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
     options = _beam_options(beam_options)
-    posts = _absolute(posts)
-    images = os.path.dirname(posts) if images is None else _absolute(images)
+    posts = storage.absolute(posts)
+    images = os.path.dirname(posts) if images is None else storage.absolute(images)
     ranges = _ranges(posts)
-    if "://" not in images and not os.path.isdir(images):
+    if not storage.is_folder(images):
         raise UserError(f"the images' folder {images} does not exist; give it with --images")
     removed = removal_list.read(removals) if removals else []
     evaluation = list(duplicates.evaluation_photos(evaluation_sets))
-    output = _absolute(output)
+    output = storage.absolute(output)
     staging = folder.make_staging(output)
     try:
         lexicon = load_wordnet(wordnet) if wordnet else None
@@ -100,7 +101,7 @@ def prepare(
         del lexicon
         settings = {
             "posts": os.path.basename(posts),
-            "images": os.path.basename(images.rstrip("/")),
+            "images": os.path.basename(images),
             "wordnet": os.path.basename(wordnet) if wordnet else None,
             "minimum_count": minimum_count,
             "short_side": short_side,
@@ -110,7 +111,9 @@ def prepare(
             "removals": {"file": os.path.basename(removals), "lines": len(removed)}
             if removals
             else None,
-            "evaluation_sets": [os.path.basename(_absolute(each)) for each in evaluation_sets],
+            "evaluation_sets": [
+                os.path.basename(storage.absolute(each)) for each in evaluation_sets
+            ],
         }
         manifest = folder.finish(staging, settings)
         folder.replace(staging, output)
@@ -119,21 +122,12 @@ def prepare(
     return manifest
 
 
-def _absolute(path: str) -> str:
-    return path.rstrip("/") if "://" in path else os.path.abspath(path)
-
-
 def _ranges(posts: str) -> list[tuple[str, int, int]]:
     """The dump cut for the workers: (path, start, end) in bytes."""
     try:
-        if "://" in posts:
-            from apache_beam.io.filesystems import FileSystems
-
-            size = FileSystems.match([posts])[0].metadata_list[0].size_in_bytes
-        else:
-            with open(posts, "rb"):
-                size = os.path.getsize(posts)
-    except (OSError, IndexError):
+        with storage.open(posts) as file:
+            size = file.seek(0, os.SEEK_END)
+    except OSError:
         raise UserError(f"the posts file {posts} cannot be read; give a JSONL file") from None
     return [(posts, start, min(start + RANGE_BYTES, size)) for start in range(0, size, RANGE_BYTES)]
 

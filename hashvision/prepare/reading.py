@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import apache_beam as beam
 from apache_beam import pvalue
 
+from hashvision import storage
 from hashvision.data import records
 from hashvision.data.removals import Names
 from hashvision.prepare import hashtags, pictures, posts, spool
-from hashvision.prepare.files import open_file
 from hashvision.prepare.fingerprints import Fingerprint, fingerprint
 from hashvision.prepare.reasons import Dropped
 
@@ -67,7 +67,7 @@ class ReadLines(beam.DoFn):
         """Yields lists of (byte offset, line or None)."""
         path, start, end = element
         lines = []
-        with open_file(path) as file:
+        with storage.open(path) as file:
             for line in posts.read_lines(file, start, end):
                 lines.append(line)
                 if len(lines) == LINES:

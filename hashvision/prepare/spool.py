@@ -1,10 +1,9 @@
 """Photos on their way through the graph lie in files beside the dataset; where they lie travels."""
 
-import os
 import typing
 import uuid
 
-from hashvision.prepare.files import open_file
+from hashvision import storage
 
 FOLDER = "spool"
 _OPEN = 64  # files that a reader keeps open
@@ -29,7 +28,8 @@ class Writer:
         """Appends the bytes; they may be read once the writer is closed."""
         if self._file is None:
             self._name = uuid.uuid4().hex
-            self._file = _create(f"{self._folder}/{self._name}")
+            storage.make_folder(self._folder)
+            self._file = storage.open(f"{self._folder}/{self._name}", "wb")
             self._offset = 0
         spot = Spot(self._name, self._offset, len(photo))
         self._file.write(photo)
@@ -52,7 +52,7 @@ class Reader:
 
     def read(self, spot: Spot) -> bytes:
         """The bytes of a photo."""
-        file = self._files.pop(spot.file, None) or open_file(f"{self._folder}/{spot.file}")
+        file = self._files.pop(spot.file, None) or storage.open(f"{self._folder}/{spot.file}")
         self._files[spot.file] = file  # the last is the one used last
         if len(self._files) > _OPEN:
             self._files.pop(next(iter(self._files))).close()
@@ -64,13 +64,3 @@ class Reader:
         for file in self._files.values():
             file.close()
         self._files = {}
-
-
-def _create(path: str) -> typing.BinaryIO:
-    if "://" not in path:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return open(path, "wb")
-    from apache_beam.io.filesystem import CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
-
-    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)

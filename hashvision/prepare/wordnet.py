@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import wn.lmf
 import wn.morphy
 
+from hashvision import storage
 from hashvision.errors import UserError
-from hashvision.prepare.files import open_file
 from hashvision.prepare.hashtags import fold
 
 # Without a database it gives every form that its rules allow, #childs and #beachs included.
@@ -50,7 +50,7 @@ def load_wordnet(path: str) -> Lexicon:
     with tempfile.TemporaryDirectory() as folder:
         plain = pathlib.Path(folder, "wordnet.xml")
         try:
-            with open_file(path) as packed, plain.open("wb") as out:
+            with storage.open(path) as packed, plain.open("wb") as out:
                 magic = packed.read(6)
                 packed.seek(0)
                 if magic.startswith(b"\xfd7zXZ"):

@@ -5,6 +5,7 @@ must have them again, so that no damage on the way to disk and back passes for a
 """
 
 import contextlib
+import importlib
 import math
 import os
 import typing
@@ -17,9 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
+from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from hashvision import storage
 from hashvision.errors import UserError
+from hashvision.training import workdir as workdirs
 
 State = typing.TypeVar("State")
 Tree = dict[str, Any]
@@ -44,9 +48,12 @@ class Checkpoints:
           best: the metric whose lowest value marks the checkpoint that is kept besides.
           read_only: only restore; leaves alone what a run beside this one is writing.
         """
-        self.path = os.path.abspath(os.path.join(workdir, "checkpoints"))
-        self._damaged = os.path.abspath(os.path.join(workdir, "damaged"))
+        self._workdir = storage.absolute(workdir)
+        self.path = os.path.join(self._workdir, "checkpoints")
+        self._damaged = os.path.join(self._workdir, "damaged")
         self._read_only = read_only
+        if storage.is_remote(self.path):
+            _ask_nothing_of_buckets()
         policies = [
             preservation_policy.LatestN(keep),
             preservation_policy.BestN(
@@ -100,8 +107,8 @@ class Checkpoints:
             if jax.process_count() > 1 and not _is_of_storage(error):
                 raise  # a host that is lost shows here too
             # Not asked of Orbax, which would wait for hosts that are at their next step.
-            steps = sorted((int(n) for n in os.listdir(self.path) if n.isdigit()), reverse=True)
-            last = f"that of step {steps[0]:,} is the last whole one" if steps else "none is there"
+            steps = workdirs.checkpoints(self._workdir)
+            last = f"that of step {steps[-1]:,} is the last whole one" if steps else "none is there"
             raise UserError(
                 f"A checkpoint cannot be written to {self.path} ({_cause(error)}); {last}: see that"
                 " there is space and that the folder may be written, and the same command goes on."
@@ -158,7 +165,7 @@ class Checkpoints:
 
     def _verify(self, step: int, restored: Any) -> None:
         """Sees that arrays are those that were saved, by their names in the state."""
-        if not os.path.isdir(os.path.join(self.path, str(step), _FINGERPRINTS)):
+        if not storage.is_folder(os.path.join(self.path, str(step), _FINGERPRINTS)):
             return  # written before there were any
         arguments = ocp.args.Composite(**{_FINGERPRINTS: ocp.args.JsonRestore()})
         saved = self._manager.restore(step, args=arguments)[_FINGERPRINTS]
@@ -171,9 +178,10 @@ class Checkpoints:
         if not self._read_only:
             where = f"moved to {self._damaged}"
             if jax.process_index() == 0:
-                os.makedirs(self._damaged, exist_ok=True)
-                name = f"{step}.{len(os.listdir(self._damaged))}"
-                os.rename(os.path.join(self.path, str(step)), os.path.join(self._damaged, name))
+                storage.make_folder(self._damaged)
+                name = f"{step}.{len(storage.names(self._damaged))}"
+                moved = os.path.join(self._damaged, name)
+                storage.move(os.path.join(self.path, str(step)), moved)
             _all_hosts(True)
             self._manager.reload()  # or it would take the step for saved
         if jax.process_index() == 0:
@@ -221,6 +229,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and lets go of the folder."""
         self._manager.close()
+
+
+def _ask_nothing_of_buckets() -> None:
+    """Lets Orbax take all buckets for flat, which a hierarchical one can pass for.
+
+    It would ask by the package google-cloud-storage, which nothing else here needs.
+    """
+    try:
+        importlib.import_module("google.cloud.storage")
+    except ImportError:
+        gcs_utils.is_hierarchical_namespace_enabled = lambda path: False
 
 
 def _all_hosts(true: bool) -> bool:

@@ -21,6 +21,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
+from hashvision import storage
 from hashvision.errors import UserError
 
 AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
@@ -161,18 +162,22 @@ class _Pulse:
         self._session, self._beats, self._start = uuid.uuid4().hex, 0, time.monotonic()
         self._heard: dict[int, tuple[Mapping[str, typing.Any], float]] = {}
         self._alive: set[int] = set()
-        os.makedirs(folder, exist_ok=True)
-        self._left_over = {host: self._read(host) for host in range(place.hosts)}
+        storage.make_folder(folder)
+        self._left_over = self._read()
 
     def _path(self, host: int) -> str:
         return os.path.join(self._folder, f"{host:05d}.json")
 
-    def _read(self, host: int) -> Mapping[str, typing.Any] | None:
-        try:
-            with open(self._path(host), encoding="utf-8") as file:
-                return json.load(file)
-        except (OSError, ValueError):
-            return None
+    def _read(self) -> list[Mapping[str, typing.Any] | None]:
+        """What each host says."""
+
+        def read(host: int) -> Mapping[str, typing.Any] | None:
+            try:
+                return json.loads(storage.read(self._path(host)))
+            except (OSError, ValueError):
+                return None
+
+        return storage.each(read, range(self._place.hosts), storage.is_remote(self._folder))
 
     def beat(self, code: int | None) -> None:
         """Says that this host is alive, or how its training ended."""
@@ -183,11 +188,8 @@ class _Pulse:
             "beat": self._beats,
             "code": code,
         }
-        partial = self._path(self._place.host) + ".partial"
         try:
-            with open(partial, "w", encoding="utf-8") as file:
-                json.dump(said, file)
-            os.replace(partial, self._path(self._place.host))
+            storage.write(self._path(self._place.host), json.dumps(said))
         except OSError:  # a full disk, say: training itself will meet it, and tell
             pass
 
@@ -198,11 +200,11 @@ class _Pulse:
 
         Where training `failed` here, those that stop to go on, or that JAX aborts, follow it.
         """
-        now = time.monotonic()
-        for host in range(self._place.hosts):
+        every, now = self._read(), time.monotonic()
+        for host, said in enumerate(every):
             if host == self._place.host:
                 continue
-            said, name = self._read(host), f"host {host} of {self._place.hosts}"
+            name = f"host {host} of {self._place.hosts}"
             if said is not None and said != self._left_over[host]:
                 before = self._heard[host][0] if host in self._heard else None
                 # Of a host whose training has ended it counts when that was heard first.

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hashvision import storage
 from hashvision.data import dataset, reader, removals, stream
 from hashvision.errors import UserError
 from hashvision.training import Config, hosts, presets
@@ -147,7 +149,7 @@ def _run(
     log = _Log(workdir, config, start, total, checkpoints, program.objective.diagnose)
     stopping, profile = _Stopping(), _Profile(workdir, config.profile, start, total)
     step = start
-    with jax.set_mesh(program.mesh), stopping, profile:
+    with jax.set_mesh(program.mesh), stopping, profile, log:
         if check and start == 0:
             with log.aside():
                 log.note(0, _checked(check, program, config, state))
@@ -180,7 +182,6 @@ def _run(
                 checkpoints.wait()
                 _say(f"Stopped at step {step:,}, saved; the same command goes on.")
                 break
-    log.close()
     checkpoints.wait()
     return step == total
 
@@ -283,7 +284,10 @@ class _Profile:
         if step == self._first:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # every Python call would hide the rest
-            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._traced = self._folder
+            if storage.is_remote(self._folder):  # of which JAX's profiler knows nothing
+                self._traced = tempfile.mkdtemp()
+            jax.profiler.start_trace(self._traced, profiler_options=options)
             self._open = True
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -295,6 +299,13 @@ class _Profile:
     def _close(self) -> None:
         self._open = False
         jax.profiler.stop_trace()
+        if self._traced != self._folder:
+            for folder, _, names in storage.walk(self._traced):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    target = os.path.join(self._folder, os.path.relpath(path, self._traced))
+                    storage.write(target, storage.read(path))
+            storage.remove_folder(self._traced)
         print(f"A trace lies in {self._folder}; TensorBoard's profiler opens it.", flush=True)
 
     def __enter__(self) -> None:
@@ -349,6 +360,8 @@ class _Log:
     def settle(self) -> dict[str, float]:
         """Deals with the last step too; the mean loss since the last save, for its checkpoint."""
         self._deal()
+        if self._writer:
+            self._writer.flush()
         loss = float(np.mean(self._since_save))
         self._since_save = []
         return {"loss": loss}
@@ -417,4 +430,13 @@ class _Log:
         """Deals with the last step and closes the files."""
         self._deal()
         if self._writer:
+            self._writer.close()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._writer:
             self._writer.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from hashvision import storage
 from hashvision.data import dataset, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
@@ -36,18 +37,10 @@ _FREE = (
 )
 
 
-def _write(path: str, text: str) -> None:
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(partial, path)
-
-
 def _read(workdir: str, name: str) -> Any:
     path = os.path.join(workdir, name)
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(storage.read(path))
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, so {workdir} is not the workdir of a run; give --workdir the"
@@ -81,7 +74,7 @@ def claim(
     import jax
 
     frozen = json.loads(json.dumps(config.to_dict()))
-    if os.path.exists(os.path.join(workdir, "config.json")):
+    if storage.exists(os.path.join(workdir, "config.json")):
         if _read(workdir, "vocabulary.json")["classes"] != vocabulary["classes"]:
             raise UserError(
                 f"The vocabulary of {config.dataset} is not the one that the checkpoints in"
@@ -97,12 +90,13 @@ def claim(
                 )
     if jax.process_index():
         return  # the first host writes what is the same on all
-    os.makedirs(workdir, exist_ok=True)
-    _write(os.path.join(workdir, "vocabulary.json"), json.dumps(vocabulary, ensure_ascii=False))
-    seen = {"dataset": os.path.abspath(config.dataset), "manifest": manifest}
-    _write(os.path.join(workdir, "dataset.json"), json.dumps(seen, ensure_ascii=False, indent=1))
-    # Last: a workdir with a config is whole.
-    _write(os.path.join(workdir, "config.json"), json.dumps(frozen, indent=1))
+    seen = {"dataset": storage.absolute(config.dataset), "manifest": manifest}
+    for name, content in (
+        ("vocabulary.json", json.dumps(vocabulary, ensure_ascii=False)),
+        ("dataset.json", json.dumps(seen, ensure_ascii=False, indent=1)),
+        ("config.json", json.dumps(frozen, indent=1)),  # last: a workdir with a config is whole
+    ):
+        storage.write(os.path.join(workdir, name), content)
 
 
 def note_start(workdir: str, step: int, removed: removals.Names) -> None:
@@ -126,16 +120,30 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
     data = {"dataset": folder, "fingerprint": dataset.fingerprint(manifest)}
     starts.append({"step": step, "removed": names, **data})
     lines = "".join(json.dumps(start) + "\n" for start in starts)
-    _write(os.path.join(workdir, _REMOVED), lines)
+    storage.write(os.path.join(workdir, _REMOVED), lines)
 
 
 def starts_of(workdir: str) -> list[dict[str, Any]]:
     """What `note_start` has noted, in the order of steps."""
     try:
-        with open(os.path.join(workdir, _REMOVED), encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        lines = storage.read(os.path.join(workdir, _REMOVED)).splitlines()
     except FileNotFoundError:
         return []
+    return [json.loads(line) for line in lines]
+
+
+def checkpoints(workdir: str) -> list[int]:
+    """The steps of the whole checkpoints, ascending.
+
+    On a disk one that is not whole has another name; elsewhere it lacks Orbax's last file.
+    """
+    folder = os.path.join(workdir, "checkpoints")
+    steps = [name for name in storage.names(folder) if name.isdecimal()]
+    if storage.is_remote(folder):
+        last = [f"{folder}/{step}/commit_success.txt" for step in steps]
+        there = storage.each(storage.exists, last, remote=True)
+        steps = [step for step, whole in zip(steps, there, strict=True) if whole]
+    return sorted(map(int, steps))
 
 
 def seen(workdir: str) -> tuple[str, dict[str, Any]]:
@@ -152,8 +160,9 @@ def keep_compiled(workdir: str) -> None:
     """Keeps compiled programs beside the workdir: the next run on this machine starts sooner."""
     import jax
 
-    cache = os.path.join(os.path.dirname(os.path.abspath(workdir)), ".compiled")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    folder = os.path.dirname(storage.absolute(workdir))
+    if not folder.endswith(":"):  # a bucket has nothing beside it
+        jax.config.update("jax_compilation_cache_dir", os.path.join(folder, ".compiled"))
 
 
 def read(workdir: str) -> tuple[Config, dict[str, Any]]:

@@ -1,0 +1,306 @@
+"""Everything in a bucket: posts, datasets, workdirs, lists; by the clients that a user has."""
+
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import datasets
+import fake_gcs
+import numpy as np
+import pytest
+from runs import REPO, TINY
+
+from hashvision import __main__, storage
+from hashvision.data import dataset, reader, stream
+from hashvision.models import regnet
+from hashvision.prepare import folder
+from hashvision.training import hosts, metrics, workdir
+
+PHOTOS = 72
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory):
+    """The bucket, and the environment that leads to it, which is this process's too."""
+    with fake_gcs.serve(tmp_path_factory.mktemp("cloud")) as (bucket, environment):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            yield bucket
+
+
+def started(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "hashvision", *map(str, arguments)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPO),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out
+
+
+def one_sentence(capsys, *arguments):
+    """What a verb says that ends at once."""
+    assert __main__.main(list(arguments)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line[:10] == "hashvision"]
+    return line
+
+
+# The layer
+
+
+def test_files_are_what_they_are_on_a_disk(cloud, tmp_path):
+    for place in (str(tmp_path), "gs://bucket/layer"):
+        storage.write(f"{place}/a/b.txt", "ein\nzwei\n")
+        with storage.open(f"{place}/c", "wb") as file:
+            file.write(bytes(range(256)) * 8192)
+        assert storage.read(f"{place}/a/b.txt") == b"ein\nzwei\n"
+        with storage.open(f"{place}/a/b.txt", "r") as file:
+            assert list(file) == ["ein\n", "zwei\n"]
+        with storage.open(f"{place}/c") as file:
+            assert file.seek(1_000_003) == 1_000_003 and file.read(3) == bytes([67, 68, 69])
+            assert file.seek(-2, os.SEEK_END) == 2**21 - 2 and file.read() == bytes([254, 255])
+            assert file.seek(5) == 5 and file.read(1) == bytes([5]) and file.read(0) == b""
+        assert storage.size(f"{place}/c") == 2**21
+        assert storage.names(place) == ["a", "c"] and storage.names(place, "c*") == ["c"]
+        assert list(storage.walk(place)) == [(place, ["a"], ["c"]), (f"{place}/a", [], ["b.txt"])]
+        assert storage.is_folder(f"{place}/a") and storage.is_file(f"{place}/c")
+        assert not storage.is_file(f"{place}/a") and not storage.exists(f"{place}/d")
+        storage.move(f"{place}/a", f"{place}/d")
+        storage.move(f"{place}/c", f"{place}/d/b.txt")
+        assert storage.size(f"{place}/d/b.txt") == 2**21 and storage.names(place) == ["d"]
+        storage.remove_folder(f"{place}/d")
+        storage.remove_folder(f"{place}/d")
+        assert storage.names(f"{place}/d") == [] and not storage.exists(f"{place}/d")
+        for ask in (storage.read, storage.size, storage.remove):
+            with pytest.raises(FileNotFoundError, match="d/b.txt"):
+                ask(f"{place}/d/b.txt")
+
+
+def test_what_is_not_allowed_or_no_storage_says_so(cloud):
+    for ask in (storage.read, storage.size, storage.exists, storage.remove):
+        with pytest.raises(PermissionError, match="gs://forbidden/x"):
+            ask("gs://forbidden/x")
+    with pytest.raises(OSError, match="scheme 'xy' not implemented"):
+        storage.read("xy://bucket/x")
+
+
+def test_errors_are_one_sentence(cloud, capsys, tmp_path):
+    (tmp_path / "base.py").write_text((REPO / "configs" / "base.py").read_text())
+    config = f"--config={tmp_path / 'base.py'}"
+    for words, *arguments in (
+        ("gs://bucket/none/vocabulary.json is missing", "train", config, "--workdir=gs://bucket/r")
+        + ("--config.dataset=gs://bucket/none",),
+        ("gs://forbidden/x/vocabulary.json cannot be reached (Permission denied)", "train", config)
+        + ("--workdir=gs://bucket/r", "--config.dataset=gs://forbidden/x"),
+        ("gs://bucket/none.csv cannot be read (No such file", "audit", "--dataset=gs://bucket/x")
+        + ("--removals=gs://bucket/none.csv",),
+        ("posts file gs://bucket/none.jsonl cannot be read", "prepare", "--output=gs://bucket/x")
+        + ("--posts=gs://bucket/none.jsonl",),
+        ("gs://bucket/none/config.json is missing", "evaluate", "--workdir=gs://bucket/none")
+        + ("--dataset=gs://bucket/none", "--protocol=knn"),
+    ):
+        assert words in one_sentence(capsys, *arguments)
+
+
+def test_records_are_read_alone_and_a_broken_one_is_named_in_the_bucket(cloud, tmp_path):
+    local = datasets.write(tmp_path / "set", size=64, shards=4)
+    cloud.upload(local, "set")
+    source = dataset.load("gs://bucket/set")
+    np.testing.assert_array_equal(source.rows(9, 51), dataset.load(str(local)).rows(9, 51))
+
+    def batches():
+        photos = stream.Stream(source, batch_size=16, lanes=2, seed=3, method="natural")
+        faults = reader.Faults("gs://bucket/faults", 0, 1.0)
+        found = reader.Reader(photos, 48, 2, faults, threads=2).batches()
+        return [np.unique(items.record).tolist() for items, _ in itertools.islice(found, 4)]
+
+    assert sorted(itertools.chain(*batches())) == list(range(64))
+    name = os.path.basename(source.shards[1])
+    shard = bytearray(cloud[f"set/{name}"])
+    shard[int(source.rows(20, 21)["offset"][0]) + 100] ^= 16
+    cloud.put(f"set/{name}", shard)
+    del cloud.objects[f"set/{os.path.basename(source.shards[3])}"]
+    for _ in range(2):
+        assert not {20, *range(48, 64)} & {*itertools.chain(*batches())}
+        lines = map(json.loads, cloud["faults/broken-00000.jsonl"].splitlines())
+        found = {(line["record"], line["records"], line["cause"][:12]) for line in lines}
+        assert found == {(20, 1, "corrupted re"), (48, 16, "No such file")}
+
+
+def test_metrics_are_stored_when_asked_and_go_on_where_a_run_does(cloud):
+    writer = metrics.Writer("gs://bucket/told", 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1.0 / step})
+        if step == 2:
+            writer.flush()
+    assert len(cloud["told/metrics.jsonl"].splitlines()) == 2
+    writer.close()
+    writer = metrics.Writer("gs://bucket/told", 2)
+    writer.write(3, {"loss": 0.5})
+    writer.close()
+    lines = [json.loads(line) for line in cloud["told/metrics.jsonl"].splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+
+
+def test_a_checkpoint_counts_when_its_last_file_is_there(cloud):
+    for name in ("5/default/d/x", "5/commit_success.txt", "10/default/d/x", "tmp/x"):
+        cloud.put(f"half/checkpoints/{name}", b"")
+    assert workdir.checkpoints("gs://bucket/half") == [5]
+
+
+def test_hosts_hear_each_other(cloud):
+    one, other = (hosts._Pulse("gs://bucket/hosts", hosts.Place("x:1", 2, n)) for n in (0, 1))
+    one.beat(None)
+    other.beat(None)
+    assert one.lost(9, 9) is None and other.lost(9, 9) is None
+    other.beat(2)
+    assert "host 1 of 2" in one.lost(9, 9)[0]
+
+
+def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkeypatch):
+    def stage(text):
+        staging = folder.make_staging("gs://bucket/out")
+        for name in ("a", "manifest.json", "z"):
+            storage.write(f"{staging}/{name}", text)
+        storage.remove(f"{staging}/{folder.SUMMARY}")
+        return staging
+
+    folder.replace(stage("first"), "gs://bucket/out")
+    assert cloud.below("out") == dict.fromkeys(("a", "manifest.json", "z"), b"first")
+    move, moved = storage.move, []
+
+    def stop_at_second(path, target):
+        moved.append(path)
+        if len(moved) > 1:
+            raise KeyboardInterrupt
+        move(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage, "move", stop_at_second)
+        folder.replace(stage("second"), "gs://bucket/out")
+    assert "manifest.json" not in cloud.below("out")
+    folder.replace(stage("third"), "gs://bucket/out")
+    assert cloud.below("out") == dict.fromkeys(("a", "manifest.json", "z"), b"third")
+
+
+# The way from posts to numbers
+
+
+@pytest.fixture(scope="module")
+def place(cloud, tmp_path_factory):
+    """A folder whose dump lies in the bucket too, prepared in both places."""
+    place = tmp_path_factory.mktemp("gs")
+    dump = place / "dump"
+    (dump / "photos").mkdir(parents=True)
+    lines = []
+    with tarfile.open(dump / "photos" / "half.tar", "w") as tar:
+        for number in range(PHOTOS):
+            photo, name = datasets.jpeg(number), f"{number}.jpg"
+            if number % 2:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(photo)
+                tar.addfile(entry, io.BytesIO(photo))
+                name = f"half.tar/{name}"
+            else:
+                (dump / "photos" / name).write_bytes(photo)
+            post = {"id": f"p{number}", "image": f"photos/{name}", "owner": f"u{number}"}
+            tags = "#dog" if number % 3 else "#tree"
+            lines.append(json.dumps({**post, "text": tags, "visibility": "public"}))
+    lines.append(json.dumps({**post, "id": "gone", "image": "photos/gone.jpg"}))
+    (dump / "posts.jsonl").write_text("\n".join(lines))
+    (dump / "removals.csv").write_text("kind,value,reason,received_at\nid,p3,left,2020\n")
+    for number in range(16):
+        file = dump / "test" / ("dogs", "trees")[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(datasets.jpeg(number if number == 4 else 1000 + number))
+    cloud.upload(dump, "dump")
+    (place / "base.py").write_text((REPO / "configs" / "base.py").read_text())
+    (place / "tiny.py").write_text(TINY)
+    preparing = []
+    for root in (place, "gs://bucket"):
+        options = [f"--posts={root}/dump/posts.jsonl", f"--evaluation_sets={root}/dump/test"]
+        options += [f"--removals={root}/dump/removals.csv", f"--output={root}/dataset"]
+        preparing.append(started("prepare", "--minimum_count=2", *options))
+    for process in preparing:
+        assert "70 of 73 posts kept" in ended(process)
+    return place
+
+
+@pytest.mark.slow
+def test_a_dataset_made_in_a_bucket_has_the_bytes_of_one_made_on_a_disk(cloud, place):
+    wanted = {file.name: file.read_bytes() for file in (place / "dataset").iterdir()}
+    assert "manifest.json" in wanted and cloud.below("dataset") == wanted
+    assert not [name for name in cloud.objects if name.startswith("dataset.")]
+
+
+def training(root, place, *more):
+    removals = f"--removals={root}/dump/removals.csv"
+    options = (f"--workdir={root}/run", f"--config.dataset={root}/dataset", removals)
+    return started("train", f"--config={place}/tiny.py", *options, *more)
+
+
+def curve(lines):
+    found = [json.loads(line) for line in lines.splitlines()]
+    return {line["step"]: (line["loss"], line["learning_rate"]) for line in found}
+
+
+def until_saved(cloud, process, step):
+    while f"run/checkpoints/{step}/commit_success.txt" not in cloud.objects:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_stopped_killed_and_damaged_learns_as_one_on_a_disk(
+    cloud, place, monkeypatch
+):
+    ended(training(place, place))
+    wanted = curve((place / "run" / "metrics.jsonl").read_bytes())
+    cloud.log.clear()
+    process = training("gs://bucket", place)
+    until_saved(cloud, process, 5)
+    process.send_signal(signal.SIGTERM)
+    assert "saved; the same command goes on" in ended(process, 75)
+    stopped = max(curve(cloud["run/metrics.jsonl"]))
+    process = training("gs://bucket", place)
+    until_saved(cloud, process, 20)
+    process.send_signal(signal.SIGKILL)
+    ended(process, -signal.SIGKILL)
+    told = curve(cloud["run/metrics.jsonl"])
+    assert 20 in told and {step: wanted[step] for step in told} == told and stopped < 20
+    for name in list(cloud.below("run/checkpoints/20/default/d")):
+        cloud.put(f"run/checkpoints/20/default/d/{name}", b"broken")
+    out = ended(training("gs://bucket", place, "--config.profile=18,2"))
+    assert "step 20 is damaged, moved to gs://bucket/run/damaged" in out
+    assert "steps 15 to 24" in out and cloud.below("run/damaged/20.0")
+    assert cloud.below("run/tensorboard/plugins/profile")
+    assert curve(cloud["run/metrics.jsonl"]) == wanted
+    shards = [asked for _, name, asked, _ in cloud.log if name.startswith("dataset/posts-train")]
+    spans = [[*map(int, asked.removeprefix("bytes=").split("-"))] for asked in shards if asked]
+    assert spans and max(last - first for first, last in spans) < 2**16
+
+    run, removals = "--workdir=gs://bucket/run", "--removals=gs://bucket/dump/removals.csv"
+    assert __main__.main(["audit", run, removals]) == 0
+    tiny = regnet.RegNetParameters(3, 8, 8.0, 2.0, 8)
+    monkeypatch.setitem(regnet.PARAMETERS, "tiny", tiny)
+    test = "--dataset=gs://bucket/dump/test"
+    assert __main__.main(["evaluate", run, removals, test, "--protocol=knn"]) == 0
+    report = json.loads(cloud["run/evaluations/knn-test.json"])
+    assert report["step"] == 24 and report["photos"] == {"train": 12, "test": 4}
