@@ -194,7 +194,7 @@ class _Pulse:
             pass
 
     def lost(
-        self, join_seconds: float, lost_seconds: float, failed: bool
+        self, join_seconds: float, lost_seconds: float, failed: bool = False
     ) -> tuple[str, int] | None:
         """Says which host is not there, if one is not, and with which code to end for it.
 
