@@ -85,7 +85,10 @@ def prepare(
         lexicon = load_wordnet(wordnet) if wordnet else None
         if lexicon is None:
             print("prepare: no WordNet file (--wordnet), so tags are merged by spelling only")
-        with _surroundings(), beam.Pipeline(runner=_runner(options), options=options) as pipeline:
+        with (
+            _surroundings(options),
+            beam.Pipeline(runner=_runner(options), options=options) as pipeline,
+        ):
             graph.build(
                 pipeline,
                 ranges,
@@ -165,12 +168,15 @@ def _runner(options: PipelineOptions) -> typing.Any:
 
 
 @contextlib.contextmanager
-def _surroundings() -> Iterator[None]:
-    """Keeps Beam's and Pillow's notes off the screen; lets worker processes import this code."""
+def _surroundings(options: PipelineOptions) -> Iterator[None]:
+    """Keeps Beam's and Pillow's notes off the screen; lets worker processes import this code.
+
+    Of a runner elsewhere Beam's notes tell where the job is and how it goes.
+    """
     logger = logging.getLogger("apache_beam")
     level, path = logger.level, os.environ.get("PYTHONPATH")
     home = os.path.dirname(os.path.dirname(os.path.abspath(hashvision.__file__)))
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR if _runs_here(options) else logging.INFO)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (home, path)))
     try:
         with warnings.catch_warnings():
