@@ -176,7 +176,11 @@ def _surroundings(options: PipelineOptions) -> Iterator[None]:
     logger = logging.getLogger("apache_beam")
     level, path = logger.level, os.environ.get("PYTHONPATH")
     home = os.path.dirname(os.path.dirname(os.path.abspath(hashvision.__file__)))
-    logger.setLevel(logging.ERROR if _runs_here(options) else logging.INFO)
+    if _runs_here(options):
+        logger.setLevel(logging.ERROR)
+    else:
+        logging.basicConfig(format="%(message)s")
+        logger.setLevel(logging.INFO)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (home, path)))
     try:
         with warnings.catch_warnings():
