@@ -3,6 +3,8 @@
 import collections
 import os
 import pathlib
+import sys
+from collections.abc import Iterator
 
 # Before anything imports JAX or TensorFlow.
 # Compiling without LLVM's costly passes takes half the time and changes no result beyond rounding.
@@ -25,6 +27,19 @@ def shared_data() -> pathlib.Path:
     if not path.exists():
         pytest.skip("the real data (../shared/data) is not here")
     return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_is_kept() -> Iterator[None]:
+    """Forgets a test's folder of compiled programs, which may lie in a bucket that is gone."""
+    yield
+    if "jax" in sys.modules:
+        import jax
+        from jax.experimental.compilation_cache import compilation_cache
+
+        if jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
