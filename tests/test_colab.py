@@ -123,7 +123,6 @@ def test_commands_are_checked():
     ]
 
 
-@pytest.mark.skip(reason="not yet seen to pass in a clean clone")
 @pytest.mark.slow
 def test_hashtags_then_fine_tuning(tmp_path):
     folder = str(tmp_path / "hashtags")
@@ -148,7 +147,6 @@ def test_hashtags_then_fine_tuning(tmp_path):
         assert 0 <= low <= value <= high <= 100
 
 
-@pytest.mark.skip(reason="not yet seen to pass in a clean clone")
 @pytest.mark.slow
 def test_swav(tmp_path):
     folder = str(tmp_path / "swav")
@@ -159,7 +157,6 @@ def test_swav(tmp_path):
     assert 0 < percents(text, "trained")[0] < 100
 
 
-@pytest.mark.skip(reason="not yet seen to pass in a clean clone")
 @pytest.mark.slow
 def test_plan(tmp_path):
     text, pictures = executed(
