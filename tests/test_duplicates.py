@@ -16,10 +16,10 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from PIL import Image, ImageDraw
 
 from hashvision.errors import UserError
-from hashvision.prepare import drawn, duplicates
+from hashvision.prepare import alignment, drawn, duplicates
 from hashvision.prepare.alignment import DUPLICATE, similarity
 from hashvision.prepare.duplicates import REPRESENTATIVES, FindDuplicates, Match
-from hashvision.prepare.fingerprints import KEYS, THUMBNAIL, Fingerprint, fingerprint
+from hashvision.prepare.fingerprints import BITS, KEYS, THUMBNAIL, Fingerprint, fingerprint
 from hashvision.prepare.reasons import Dropped
 
 PHOTOS = 100
@@ -173,9 +173,11 @@ def test_a_subject_that_moved_makes_another_photo(photos):
 def test_a_fingerprint_is_small_and_a_pure_function_of_the_file(photos):
     image, print_ = photos[0]
     assert fingerprint(image) == print_
-    assert sum(map(len, print_)) <= 16 + THUMBNAIL**2 + 8 * KEYS
-    keys, boxes = print_.rectangles
-    assert len(keys) == len(boxes) > 0 and (np.diff(keys.astype(np.int64)) > 0).all()
+    assert sum(map(len, print_)) <= 16 + THUMBNAIL**2 + (8 + BITS) * KEYS
+    keys, boxes, spectra = print_.rectangles
+    assert (
+        len(keys) == len(boxes) == len(spectra) > 0 and (np.diff(keys.astype(np.int64)) > 0).all()
+    )
     assert print_.pixels.shape == (THUMBNAIL, THUMBNAIL)
 
 
@@ -289,6 +291,7 @@ def test_a_huge_band_costs_a_bounded_number_of_comparisons():
     bands = np.zeros(5500, duplicates._BAND)
     bands["rank"][:5000] = 1
     bands["order"] = [b"%021d" % n for n in range(5500)]
+    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
     bands = np.random.default_rng(0).permutation(bands)
     met = duplicates.meetings(bands)
     assert len(met) <= 5000 * 2 * REPRESENTATIVES
@@ -299,6 +302,33 @@ def test_a_huge_band_costs_a_bounded_number_of_comparisons():
     assert set(met["partner"]["order"][own]) == {b"%021d" % n for n in range(REPRESENTATIVES)}
     leaks = {b"%021d" % (5000 + n) for n in range(REPRESENTATIVES)}
     assert set(met["partner"]["order"][~own]) == leaks
+
+
+def test_rectangles_agree_that_look_alike_and_let_the_photos_overlap():
+    box = np.array([[50, 60, 150, 200]], np.uint8)
+    spectrum = np.random.default_rng(0).integers(-100, 100, (1, BITS)).astype(np.int8)
+    other = np.abs(np.random.default_rng(1).integers(-100, 100, (1, BITS))).astype(np.int8)
+    same_signs = np.where(spectrum > 0, other, -other)
+    mirrored = np.array([[205, 60, 105, 200]], np.uint8)
+    for laid in (box, box + np.uint8(20), mirrored):
+        assert alignment.agree(box, spectrum, laid, spectrum)
+        assert not alignment.agree(box, spectrum, laid, same_signs)
+    # If it is twice as high the other photo is half of the one; twice as wide too, a quarter.
+    assert alignment.agree(box, spectrum, np.array([[50, 0, 150, 255]], np.uint8), spectrum)
+    assert not alignment.agree(box, spectrum, np.array([[0, 0, 200, 255]], np.uint8), spectrum)
+    corners = np.array([[[0, 0, 100, 140]], [[155, 115, 255, 255]]], np.uint8)
+    assert not alignment.agree(corners[0], spectrum, corners[1], spectrum)
+
+
+def test_those_of_a_band_meet_whose_rectangles_agree():
+    bands = np.zeros(4, duplicates._BAND)
+    bands["rank"], bands["order"] = 1, [b"a", b"b", b"c", b"d"]
+    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
+    bands["spectrum"][1, ::2] = -1
+    met = duplicates.meetings(bands[[3, 1, 0, 2]])
+    pairs = sorted(zip(met["partner"]["order"], met["post"]["order"], strict=True))
+    assert pairs == [(b"a", b"c"), (b"a", b"d"), (b"c", b"d")]
+    assert not len(duplicates.meetings(bands[:1]))
 
 
 def test_evaluation_photos_are_all_images_below_the_folders(tmp_path):

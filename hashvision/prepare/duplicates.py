@@ -1,9 +1,9 @@
 """Near-duplicates among the posts, and posts that leak photos of evaluation sets, as a Beam join.
 
-Photos meet in bands, by equal bytes or by a key of their fingerprints; those that meet are compared
-by the fingerprints alone. A photo has some hundred bands, far too many to be elements of a
-PCollection each: they lie in the spool as arrays, cut into as many parts as there is work for, and
-what travels is where the arrays lie.
+Photos meet in bands, by equal bytes or by a key of their fingerprints whose rectangles agree; those
+that meet are compared by the fingerprints alone. A photo has some hundred bands, far too many to be
+elements of a PCollection each: they lie in the spool as arrays, cut into as many parts as there is
+work for, and what travels is where the arrays lie.
 
     posts, evaluation > bands (by band) > meetings (by post) > matches
 """
@@ -26,13 +26,13 @@ from PIL import Image, ImageDraw, ImageFont
 from hashvision import storage
 from hashvision.errors import UserError
 from hashvision.prepare import files, pictures, spool
-from hashvision.prepare.alignment import DUPLICATE, similarity
-from hashvision.prepare.fingerprints import THUMBNAIL, Fingerprint, fingerprint
+from hashvision.prepare.alignment import DUPLICATE, agree, similarity
+from hashvision.prepare.fingerprints import BITS, THUMBNAIL, Fingerprint, fingerprint
 
-# Photos of one band are compared with so many of its first posts, and as many evaluation photos:
-# a band of n photos costs at most 2 * REPRESENTATIVES * n comparisons. On 7,161 photos of Flickr8k
-# the largest band had 58. Two copies in a larger one still meet in any of their other bands.
-REPRESENTATIVES = 16
+# Photos of one band may meet so many of its first posts, and as many evaluation photos: in a band
+# of n photos at most 2 * REPRESENTATIVES * n rectangles are laid upon each other. On 7,161 photos
+# of Flickr8k the largest band had 58. Copies in a larger one still meet in any of their others.
+REPRESENTATIVES = 64
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 ORDER = 40  # bytes of an order
@@ -43,12 +43,15 @@ _PHOTO = [
     ("offset", "<u8"),
     ("size", "<u4"),
 ]
-_BAND = np.dtype([("band", "<u8"), *_PHOTO])
+_RECTANGLE = [("box", "u1", 4), ("spectrum", "i1", BITS)]
+_BAND = np.dtype([("band", "<u8"), *_PHOTO, *_RECTANGLE])
 _MEETING = np.dtype([("post", _PHOTO), ("partner", _PHOTO)])
 # Bands of equal bytes are the digest's first 8, with this bit; those of keys have 32 bits.
 _DIGEST = np.uint64(1 << 63)
+_WHOLE = np.array([((0, 0, 255, 255), 1)], _RECTANGLE)  # what equal bytes have, for all to agree
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)
 _TOGETHER = 500  # photos whose bands are written at once
+_CHUNK = 1 << 16  # pairs of rectangles that are laid upon each other at once
 _KNOWN = 4096  # fingerprints that a comparison keeps
 
 
@@ -115,9 +118,11 @@ class WriteBands(beam.DoFn):
         order, name, print_ = element
         spot = self.writer.write(_pack(name, print_))
         digest = np.frombuffer(print_.digest[:8], "<u8") | _DIGEST
-        keys = np.frombuffer(print_.keys, "<u4").astype(np.uint64)
-        rows = np.empty(1 + len(keys), _BAND)
-        rows["band"] = np.concatenate([digest, keys])
+        keys, boxes, spectra = print_.rectangles
+        rows = np.zeros(1 + len(keys), _BAND)
+        rows["band"] = np.concatenate([digest, keys.astype(np.uint64)])
+        rows["box"] = np.concatenate([_WHOLE["box"], boxes])
+        rows["spectrum"] = np.concatenate([_WHOLE["spectrum"], spectra])
         rows["rank"], rows["order"] = self.rank, order
         rows["file"], rows["offset"], rows["size"] = spot.file.encode(), spot.offset, spot.size
         self.rows.append(rows)
@@ -176,24 +181,41 @@ class Meet(beam.DoFn):
 
 def meetings(bands: np.ndarray) -> np.ndarray:
     """Whom each post is compared with: _MEETING (M,) for _BAND (N,), in any order."""
+    order = np.argsort(bands["band"], kind="stable")
+    same = np.diff(bands["band"][order]) == 0
+    bands = bands[order[np.r_[same, False] | np.r_[False, same]]]  # most have nobody to meet
+    if not len(bands):
+        return np.empty(0, _MEETING)
     bands = bands[np.lexsort((bands["order"], bands["rank"], bands["band"]))]
     starts = np.flatnonzero(np.r_[True, bands["band"][1:] != bands["band"][:-1]])
-    ends = np.r_[starts[1:], len(bands)]
-    post, partner = [], []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if end - start < 2:
-            continue
-        posts = start + int(np.searchsorted(bands["rank"][start:end], 1))
-        first = [*range(start, min(posts, start + REPRESENTATIVES))]
-        for own in range(posts, end):
-            chosen = [*first, *range(posts, min(own, posts + REPRESENTATIVES))]
-            partner += chosen
-            post += [own] * len(chosen)
-    met = np.empty(len(post), _MEETING)
-    for field, places in (("post", post), ("partner", partner)):
+    sizes = np.diff(np.r_[starts, len(bands)])
+    # Of each row: where its band begins, where its band's posts do, and how many it may meet. Who
+    # has the same bytes as the first has found all there is to find.
+    begins = np.repeat(starts, sizes)
+    posts = begins + np.repeat(np.add.reduceat(bands["rank"] == 0, starts, dtype=np.int64), sizes)
+    most = np.where(bands["band"] >= _DIGEST, 1, REPRESENTATIVES)
+    pairs = [np.empty((2, 0), np.int64)]
+    own = np.flatnonzero(bands["rank"] == 1)
+    for number in range(REPRESENTATIVES):
+        own = own[most[own] > number]
+        for first, end in ((begins, posts), (posts, np.arange(len(bands)))):
+            post = own[first[own] + number < end[own]]
+            pairs += _agreeing(bands, np.stack((post, first[post] + number)))
+    pairs = np.concatenate(pairs, axis=1)
+    met = np.empty(pairs.shape[1], _MEETING)
+    for field, places in zip(("post", "partner"), pairs, strict=True):
         for name, *_ in _PHOTO:
-            met[field][name] = bands[name][np.array(places, np.int64)]
+            met[field][name] = bands[name][places]
     return met
+
+
+def _agreeing(bands: np.ndarray, pairs: np.ndarray) -> Iterator[np.ndarray]:
+    """Of pairs of rows, int64 (2, n), those whose rectangles agree."""
+    for start in range(0, pairs.shape[1], _CHUNK):
+        chunk = pairs[:, start : start + _CHUNK]
+        rows = bands[["box", "spectrum"]][chunk]
+        agreed = agree(rows["box"][0], rows["spectrum"][0], rows["box"][1], rows["spectrum"][1])
+        yield chunk[:, agreed]
 
 
 class Compare(beam.DoFn):
@@ -260,7 +282,7 @@ def _pack(name: str, print_: Fingerprint) -> bytes:
 
 def _unpack(packed: bytes) -> tuple[str, Fingerprint]:
     name, keys = struct.unpack_from("<II", packed)
-    ends = np.cumsum([8, name, 16, THUMBNAIL * THUMBNAIL, keys, keys]).tolist()
+    ends = np.cumsum([8, name, 16, THUMBNAIL**2, keys, keys, keys // 4 * BITS]).tolist()
     parts = [packed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
     return parts[0].decode("utf-8", "surrogatepass"), Fingerprint(*parts[1:])
 

@@ -6,8 +6,8 @@ So nothing is measured in the frame of the whole photo, which a crop moves: blob
 stretched to a square whose low frequencies give the key by their signs, as in perceptual hashing
 (Zauner 2010, section 3.2.1). A crop, a frame or a squeeze moves the blobs and with them the
 rectangles; grey levels change the size of a coefficient but seldom its sign; a mirrored picture
-has known signs inverted. Photos with a key in common are candidates, and the two rectangles say
-how one lies on the other.
+has known signs inverted. Photos with a key in common whose rectangles look alike are candidates,
+and the two rectangles say how one lies on the other.
 """
 
 import hashlib
@@ -68,12 +68,13 @@ _FREQUENCIES = sorted(
 )[:BITS]
 _DOWN, _ACROSS = np.array(_FREQUENCIES).T
 _WHITEN = np.hypot(_DOWN, _ACROSS).astype(np.float32)  # photos' amplitudes fall as 1 / frequency
+_SPECTRUM_UNIT = 1 / 36  # of a coefficient's int8, in root mean squares: it reaches to 3.5
 _BIT = np.uint64(1) << np.arange(BITS, dtype=np.uint64)
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing (Knuth, volume 3, section 6.4)
 
 
 class Fingerprint(typing.NamedTuple):
-    """What is kept of a photo, some 1.8 KB, plain bytes so that any worker can read it.
+    """What is kept of a photo, some 5 KB, plain bytes so that any worker can read it.
 
     Attributes:
       digest: 16 bytes, BLAKE2b of the file.
@@ -81,12 +82,14 @@ class Fingerprint(typing.NamedTuple):
       keys: uint32 (n,) little-endian, ascending, n <= KEYS; none where the picture says too little.
       boxes: uint8 (n, 4), each key's rectangle on the thumbnail in 255ths of its side: left, top,
         right, bottom; left and right swapped where the key is of the mirrored picture.
+      spectra: int8 (n, BITS), the coefficients of which the key keeps only the signs.
     """
 
     digest: bytes
     thumbnail: bytes
     keys: bytes
     boxes: bytes
+    spectra: bytes
 
     @property
     def pixels(self) -> np.ndarray:
@@ -95,22 +98,24 @@ class Fingerprint(typing.NamedTuple):
         return levels.reshape(THUMBNAIL, THUMBNAIL)
 
     @property
-    def rectangles(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys uint32 (n,), and rectangles float32 (n, 4) in shares of the side."""
-        boxes = np.frombuffer(self.boxes, np.uint8).reshape(-1, 4).astype(np.float32) / 255
-        return np.frombuffer(self.keys, "<u4"), boxes
+    def rectangles(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys uint32 (n,), their boxes uint8 (n, 4) and their spectra int8 (n, BITS)."""
+        boxes = np.frombuffer(self.boxes, np.uint8).reshape(-1, 4)
+        spectra = np.frombuffer(self.spectra, np.int8).reshape(-1, BITS)
+        return np.frombuffer(self.keys, "<u4"), boxes, spectra
 
 
 def fingerprint(image: bytes) -> Fingerprint:
     """Takes the fingerprint of an image file, of any size: a pure function of its bytes."""
     picture = _picture(image)
     thumbnail = _SHRINK @ picture @ _SHRINK.T
-    keys, boxes = _keys(picture)
+    keys, boxes, spectra = _keys(picture)
     return Fingerprint(
         digest=hashlib.blake2b(image, digest_size=16).digest(),
         thumbnail=np.clip(np.rint(thumbnail), 0, 255).astype(np.uint8).tobytes(),
         keys=keys.astype("<u4").tobytes(),
         boxes=np.rint(boxes * (255 / SIDE)).astype(np.uint8).tobytes(),
+        spectra=np.clip(np.rint(spectra / _SPECTRUM_UNIT), -127, 127).astype(np.int8).tobytes(),
     )
 
 
@@ -167,31 +172,30 @@ def _blobs(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x + 0.5 + shift_x, y + 0.5 + shift_y, peak > 0
 
 
-def _keys(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys uint32 (n,), ascending, and their rectangles float (n, 4) in pixels."""
+def _keys(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys uint32 (n,), ascending, their boxes float (n, 4) in pixels, spectra float (n, BITS)."""
     x, y, light = _blobs(picture)
     one, other = np.triu_indices(len(x), 1)
     apart = (np.abs(x[one] - x[other]) >= SHORTEST) & (np.abs(y[one] - y[other]) >= SHORTEST)
     one, other = one[apart], other[apart]
     if len(x) < FEWEST_BLOBS or not len(one):
-        return np.zeros(0, np.uint32), np.zeros((0, 4), np.float32)
+        return np.zeros(0, np.uint32), np.zeros((0, 4)), np.zeros((0, BITS))
     upper, lower = np.where(y[one] < y[other], (one, other), (other, one))
     left, right = np.minimum(x[one], x[other]), np.maximum(x[one], x[other])
     spectra = _spectra(picture, left, right, y[upper], y[lower])
     # Of the picture and its mirror image, the key is that one's whose upper blob lies to the left.
     spectra[np.ix_(x[upper] > x[lower], _ACROSS % 2 == 1)] *= -1
     spectra /= np.sqrt((spectra**2).mean(1, keepdims=True))
-    spectra -= NOISE
     # The keys least likely to change: whose weakest three coefficients are the farthest from 0.
-    weakest = np.partition(np.abs(spectra), 2, axis=1)[:, :3].sum(1)
+    weakest = np.partition(np.abs(spectra - NOISE), 2, axis=1)[:, :3].sum(1)
     chosen = np.argsort(-weakest, kind="stable")[:KEYS]
-    upper, lower = upper[chosen], lower[chosen]
-    signs = np.bitwise_or.reduce(np.where(spectra[chosen] > 0, _BIT, np.uint64(0)), axis=1)
+    upper, lower, spectra = upper[chosen], lower[chosen], spectra[chosen]
+    signs = np.bitwise_or.reduce(np.where(spectra > NOISE, _BIT, np.uint64(0)), axis=1)
     codes = signs << np.uint64(2) | light[upper] * np.uint64(2) | light[lower]
     keys = ((codes * _SCATTER) >> np.uint64(32)).astype(np.uint32)
     boxes = np.stack((x[upper], y[upper], x[lower], y[lower]), axis=1)
     keys, first = np.unique(keys, return_index=True)
-    return keys, boxes[first]
+    return keys, boxes[first], spectra[first]
 
 
 def _spectra(

@@ -26,8 +26,8 @@ MAXIMUM_TAGS = 1_000_000
 EXAMPLES = 20
 # Fewer records a shard would leave some shard empty now and then: ids fall to shards at random.
 MINIMUM_RECORDS = 64
-# Of the dump, to one part of the join of copies: some 30,000 posts, whose bands take 300 MB.
-BYTES_A_PART = 8 * 2**20
+# Of the dump, to one part of the join of copies: some 15,000 posts, whose bands take 200 MB.
+BYTES_A_PART = 4 * 2**20
 
 
 def shard_of(order: tuple[int, int], shards: int) -> int:
