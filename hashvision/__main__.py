@@ -316,10 +316,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # TensorFlow only decodes here; its start-up notes tell nothing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # TensorFlow then looks for another Keras than the one it brings, and does not import that: it
-    # takes a third of the time to start, and 100 MB.
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # It would import Keras, for a third of its time to start and 100 MB; so it looks for the old
+    # one, which is not there.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     arguments, rest = _parser().parse_known_args(argv)
     try:
         return arguments.run(arguments, rest) or 0

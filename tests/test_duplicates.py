@@ -175,9 +175,8 @@ def test_a_fingerprint_is_small_and_a_pure_function_of_the_file(photos):
     assert fingerprint(image) == print_
     assert sum(map(len, print_)) <= 16 + THUMBNAIL**2 + (8 + BITS) * KEYS
     keys, boxes, spectra = print_.rectangles
-    assert (
-        len(keys) == len(boxes) == len(spectra) > 0 and (np.diff(keys.astype(np.int64)) > 0).all()
-    )
+    assert len(keys) == len(boxes) == len(spectra) > 0
+    assert (np.diff(keys.astype(np.int64)) > 0).all()
     assert print_.pixels.shape == (THUMBNAIL, THUMBNAIL)
 
 
@@ -318,6 +317,53 @@ def test_rectangles_agree_that_look_alike_and_let_the_photos_overlap():
     assert not alignment.agree(box, spectrum, np.array([[0, 0, 200, 255]], np.uint8), spectrum)
     corners = np.array([[[0, 0, 100, 140]], [[155, 115, 255, 255]]], np.uint8)
     assert not alignment.agree(corners[0], spectrum, corners[1], spectrum)
+
+
+def test_the_overlap_is_that_of_the_photos_laid_upon_each_other():
+    """Against counting the points of a grid, for boxes of all kinds, mirrored ones too."""
+    rng = np.random.default_rng(2)
+    sides = rng.integers(60, 255, (2, 400, 2))
+    start = rng.integers(0, 256 - sides)
+    boxes, others = np.concatenate((start, start + sides), axis=2).astype(np.uint8)
+    others[::2] = others[::2][:, [2, 1, 0, 3]]
+    grid = (np.arange(200) + 0.5) / 200
+    overlaps = []
+    for (left, top, right, bottom), other in zip(boxes / 255, others / 255, strict=True):
+        x = other[0] + (grid - left) * (other[2] - other[0]) / (right - left)
+        y = other[1] + (grid - top) * (other[3] - other[1]) / (bottom - top)
+        area = abs((other[2] - other[0]) / (right - left) * (other[3] - other[1]) / (bottom - top))
+        seen = np.mean((x > 0) & (x < 1)) * np.mean((y > 0) & (y < 1))
+        overlaps.append(min(seen, seen * area))  # a share of the one photo, and of the other
+    spectra = np.ones((len(boxes), BITS), np.int8)
+    found = alignment.agree(boxes, spectra, others, spectra)
+    clear = np.abs(np.array(overlaps) - 0.4) > 0.02
+    assert 50 < found[clear].sum() < clear.sum() - 50
+    np.testing.assert_array_equal(found[clear], np.array(overlaps)[clear] > 0.4)
+
+
+def test_who_meets_whom_is_what_a_plain_loop_finds(monkeypatch):
+    monkeypatch.setattr(duplicates, "REPRESENTATIVES", 3)
+    monkeypatch.setattr(duplicates, "_CHUNK", 7)
+    rng = np.random.default_rng(3)
+    bands = np.zeros(300, duplicates._BAND)
+    bands["band"] = rng.integers(0, 40, 300)
+    bands["band"][::5] |= duplicates._DIGEST
+    bands["rank"] = rng.random(300) < 0.7
+    bands["order"] = [b"%03d" % n for n in rng.permutation(300)]
+    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
+    bands["spectrum"][:, 0] = np.where(rng.random(300) < 0.3, -128, 1)
+    expected = []
+    for band in np.unique(bands["band"]):
+        rows = np.sort(bands[bands["band"] == band], order=("rank", "order"))
+        evaluation, posts = (list(rows[rows["rank"] == rank]) for rank in (0, 1))
+        most = 1 if band >= duplicates._DIGEST else 3
+        for number, post in enumerate(posts):
+            for partner in [*evaluation[:most], *posts[: min(number, most)]]:
+                if (post["spectrum"] == partner["spectrum"]).all():
+                    expected.append((bytes(post["order"]), bytes(partner["order"])))
+    met = duplicates.meetings(bands)
+    found = zip(met["post"]["order"].tolist(), met["partner"]["order"].tolist(), strict=True)
+    assert len(expected) > 100 and sorted(found) == sorted(expected)
 
 
 def test_those_of_a_band_meet_whose_rectangles_agree():

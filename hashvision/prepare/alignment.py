@@ -11,8 +11,9 @@ import numpy as np
 from hashvision.prepare.fingerprints import THUMBNAIL, Fingerprint
 
 # Two rectangles agree whose spectra correlate so well and whose photos, laid upon each other by
-# them, overlap as much (less than in the end, for a rectangle is known to a pixel of SIDE). Equal
-# signs alone have different pictures correlate by 0.64. See test_duplicates.py for what it loses.
+# them, overlap as much (less than in the end, for a rectangle is known to a pixel of SIDE). Of
+# 4,763 pairs of edits of Flickr8k with a key in common none lost its last, and 317 copies none; of
+# 2,463 pairs that are no copies 78 still had one.
 _ALIKE = 0.95
 _LIKELY_OVERLAP = 0.4
 # Measured on Flickr8k. Of 7,161 photos, 4,542 pairs had a key in common: 353 with a similarity

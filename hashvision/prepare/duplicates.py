@@ -119,7 +119,7 @@ class WriteBands(beam.DoFn):
         spot = self.writer.write(_pack(name, print_))
         digest = np.frombuffer(print_.digest[:8], "<u8") | _DIGEST
         keys, boxes, spectra = print_.rectangles
-        rows = np.zeros(1 + len(keys), _BAND)
+        rows = np.empty(1 + len(keys), _BAND)
         rows["band"] = np.concatenate([digest, keys.astype(np.uint64)])
         rows["box"] = np.concatenate([_WHOLE["box"], boxes])
         rows["spectrum"] = np.concatenate([_WHOLE["spectrum"], spectra])
@@ -189,16 +189,18 @@ def meetings(bands: np.ndarray) -> np.ndarray:
     bands = bands[np.lexsort((bands["order"], bands["rank"], bands["band"]))]
     starts = np.flatnonzero(np.r_[True, bands["band"][1:] != bands["band"][:-1]])
     sizes = np.diff(np.r_[starts, len(bands)])
-    # Of each row: where its band begins, where its band's posts do, and how many it may meet. Who
-    # has the same bytes as the first has found all there is to find.
+    # Of each row: where its band begins, where its band's posts do, where they end that come before
+    # it, and how many it may meet. Who meets the first of equal bytes has found all there is.
     begins = np.repeat(starts, sizes)
     posts = begins + np.repeat(np.add.reduceat(bands["rank"] == 0, starts, dtype=np.int64), sizes)
+    before = np.arange(len(bands))
     most = np.where(bands["band"] >= _DIGEST, 1, REPRESENTATIVES)
+    most = np.minimum(most, np.repeat(sizes, sizes))
     pairs = [np.empty((2, 0), np.int64)]
     own = np.flatnonzero(bands["rank"] == 1)
     for number in range(REPRESENTATIVES):
         own = own[most[own] > number]
-        for first, end in ((begins, posts), (posts, np.arange(len(bands)))):
+        for first, end in ((begins, posts), (posts, before)):
             post = own[first[own] + number < end[own]]
             pairs += _agreeing(bands, np.stack((post, first[post] + number)))
     pairs = np.concatenate(pairs, axis=1)
