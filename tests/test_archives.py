@@ -9,9 +9,10 @@ import hostile
 import pytest
 
 from hashvision import storage
-from hashvision.prepare import archives, files, posts
+from hashvision.prepare import posts
 from hashvision.prepare.posts import Post
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources import archives, files
+from hashvision.sources.reasons import Dropped
 
 PHOTOS = {"abc.jpg": b"first", "deep/é 2.jpg": b"second" * 300, "0.jpg": b""}
 

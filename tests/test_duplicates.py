@@ -20,7 +20,7 @@ from hashvision.prepare import alignment, drawn, duplicates
 from hashvision.prepare.alignment import DUPLICATE, similarity
 from hashvision.prepare.duplicates import REPRESENTATIVES, FindDuplicates, Match
 from hashvision.prepare.fingerprints import BITS, KEYS, THUMBNAIL, Fingerprint, fingerprint
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources.reasons import Dropped
 
 PHOTOS = 100
 

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from hashvision.data import dataset, records
-from hashvision.prepare import jpegs, pictures, posts
-from hashvision.prepare.reasons import REASONS, Dropped
+from hashvision.prepare import posts
+from hashvision.sources import jpegs, pictures
+from hashvision.sources.reasons import REASONS, Dropped
 
 # Pillow warns of much that is odd in these files; what comes of them is what counts.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -184,8 +185,8 @@ def read_records(folder: pathlib.Path) -> typing.Iterator[dict[str, typing.Any]]
 MEASURE = """
 import resource, sys, warnings
 warnings.simplefilter("ignore")
-from hashvision.prepare import pictures
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources import pictures
+from hashvision.sources.reasons import Dropped
 import PIL.TiffImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin, PIL.BmpImagePlugin
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:

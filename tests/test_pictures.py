@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashvision.prepare import jpegs, pictures
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources import jpegs, pictures
+from hashvision.sources.reasons import Dropped
 
 
 def picture(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:

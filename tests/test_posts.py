@@ -10,7 +10,7 @@ import pytest
 
 from hashvision.prepare import posts
 from hashvision.prepare.posts import Post
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources.reasons import Dropped
 
 
 def reason_of(call, *arguments) -> str:

@@ -14,6 +14,7 @@ ROOMS = (
     "configs",
     "flops",
     "hlo",
+    "sources",
     "data",
     "prepare",
     "augment",

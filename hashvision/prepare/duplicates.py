@@ -25,9 +25,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hashvision import storage
 from hashvision.errors import UserError
-from hashvision.prepare import files, pictures, spool
+from hashvision.prepare import spool
 from hashvision.prepare.alignment import DUPLICATE, agree, similarity
 from hashvision.prepare.fingerprints import BITS, THUMBNAIL, Fingerprint, fingerprint
+from hashvision.sources import files, pictures
 
 # Photos of one band may meet so many of its first posts, and as many evaluation photos: in a band
 # of n photos at most 2 * REPRESENTATIVES * n rectangles are laid upon each other. On 7,161 photos

@@ -18,7 +18,7 @@ from hashvision import storage
 from hashvision.data import records, sampling
 from hashvision.errors import UserError
 from hashvision.prepare import once, spool
-from hashvision.prepare.reasons import REASONS
+from hashvision.sources.reasons import REASONS
 
 SUMMARY = "summary.json"
 VOCABULARY = "vocabulary.json"

@@ -11,7 +11,7 @@ import apache_beam as beam
 from hashvision.prepare import duplicates, spool
 from hashvision.prepare.fingerprints import Fingerprint
 from hashvision.prepare.reading import Photo, dropped
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources.reasons import Dropped
 
 REASON = {"leak": "evaluation_photo", "duplicate": "duplicate_photo"}
 FIELDS = ("post", "kind", "of", "similarity")

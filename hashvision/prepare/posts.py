@@ -7,8 +7,9 @@ import typing
 import unicodedata
 from collections.abc import Iterator
 
-from hashvision.prepare import archives, files, hashtags
-from hashvision.prepare.reasons import Dropped
+from hashvision.prepare import hashtags
+from hashvision.sources import archives, files
+from hashvision.sources.reasons import Dropped
 
 LONGEST_TEXT = 100_000  # characters; platforms allow some thousands
 MOST_TAGS = 200  # of a post; Instagram allows 30

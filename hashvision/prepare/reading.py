@@ -11,9 +11,10 @@ from apache_beam import pvalue
 from hashvision import storage
 from hashvision.data import records
 from hashvision.data.removals import Names
-from hashvision.prepare import hashtags, pictures, posts, spool
+from hashvision.prepare import hashtags, posts, spool
 from hashvision.prepare.fingerprints import Fingerprint, fingerprint
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources import pictures
+from hashvision.sources.reasons import Dropped
 
 LONGEST_EXAMPLE = 200  # characters of an id in the manifest
 # Neighbouring lines go to one worker: their photos often lie in one tar.

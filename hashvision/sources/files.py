@@ -5,7 +5,7 @@ import os
 import re
 
 from hashvision import storage
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources.reasons import Dropped
 
 LARGEST_FILE = 64 * 2**20  # bytes; cameras of 200 megapixels write less
 LONGEST_PATH = 1024  # characters; object stores allow as many bytes

@@ -8,9 +8,9 @@ import io
 
 from PIL import Image, TiffImagePlugin
 
-from hashvision.prepare import jpegs
-from hashvision.prepare.files import LARGEST_FILE
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources import jpegs
+from hashvision.sources.files import LARGEST_FILE
+from hashvision.sources.reasons import Dropped
 
 LARGEST_IMAGE = 2**26  # pixels
 # Of WebP less: its decoder holds five copies of a picture at once.

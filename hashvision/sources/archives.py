@@ -14,8 +14,8 @@ import typing
 import numpy as np
 
 from hashvision import storage
-from hashvision.prepare import files
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources import files
+from hashvision.sources.reasons import Dropped
 
 INDEXES = 64  # tars whose members a process remembers, of 24 bytes each
 # Bytes that are read of a tar's headers: at 512 to 1,536 a member, some 80,000 to 250,000 of them.

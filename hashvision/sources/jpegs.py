@@ -4,7 +4,7 @@ import re
 import struct
 import typing
 
-from hashvision.prepare.reasons import Dropped
+from hashvision.sources.reasons import Dropped
 
 # Of a progressive photo there are ten; each goes over the whole picture, however few its bytes.
 MOST_SCANS = 100
