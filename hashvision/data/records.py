@@ -26,6 +26,14 @@ INDEX_DTYPE = np.dtype(
 _FRAMING_BYTES = 8 + 4 + 4
 
 
+class Copy(typing.NamedTuple):
+    """A post that was left out because a record shows its photo; removals follow it there."""
+
+    id: str
+    owner: str
+    sha256: bytes  # digest of the file as it was posted
+
+
 class Record(typing.NamedTuple):
     """One photo as it lies in a shard."""
 
@@ -34,6 +42,7 @@ class Record(typing.NamedTuple):
     image: bytes  # JPEG
     labels: tuple[int, ...]  # sorted class numbers, positions in vocabulary.json's "classes"
     sha256: bytes  # digest of the file as it was posted; stands in the index alone
+    copies: tuple[Copy, ...] = ()
 
 
 def shard_name(shard: int, shards: int) -> str:

@@ -38,11 +38,12 @@ class Names(typing.NamedTuple):
     id: np.ndarray
     sha256: np.ndarray
 
-    def holds(self, kind: str, value: int) -> bool:
-        """Whether the hash `value` is one of that kind's."""
+    def holds(self, kind: str, value: str | bytes) -> bool:
+        """Whether the list names this id, owner (both canonical) or photo (a SHA-256 digest)."""
+        hashed = records.photo_hash(value) if isinstance(value, bytes) else records.id_hash(value)
         values = getattr(self, kind)
-        place = int(np.searchsorted(values, np.uint64(value)))
-        return place < len(values) and int(values[place]) == value
+        place = int(np.searchsorted(values, np.uint64(hashed)))
+        return place < len(values) and int(values[place]) == hashed
 
     def match(self, rows: np.ndarray) -> np.ndarray:
         """Which records are to be removed: bool (N,) for INDEX_DTYPE (N,)."""

@@ -284,7 +284,7 @@ def _match_files(photos: Photos, removed: removals.Names) -> np.ndarray:
     if not len(removed.sha256):
         return np.zeros(len(photos.names), bool)
     digests = (hashlib.sha256(image).digest() for image in photos.images())
-    return np.array([removed.holds("sha256", records.photo_hash(each)) for each in digests], bool)
+    return np.array([removed.holds("sha256", each) for each in digests], bool)
 
 
 def _name_hash(name: str) -> bytes:

@@ -123,17 +123,16 @@ class ReadPosts(beam.DoFn):
 
     def _read(self, offset: int, post: posts.Post) -> tuple[Photo, Fingerprint | None]:
         posts.check(post)
-        name, owner = records.id_hash(post.id), records.id_hash(post.owner)
-        if self.removed.holds("id", name) or self.removed.holds("owner", owner):
+        if self.removed.holds("id", post.id) or self.removed.holds("owner", post.owner):
             raise Dropped("removed")
         encoded = posts.read_photo(post, self.images)
         digest = hashlib.sha256(encoded).digest()
-        if self.removed.holds("sha256", records.photo_hash(digest)):
+        if self.removed.holds("sha256", digest):
             raise Dropped("removed")
         image = pictures.normalise_photo(encoded, self.short_side)
         tags = {hashtags.fold(tag) for tag in hashtags.extract(post.text)} - {""}
         photo = Photo(
-            order=(name, offset),
+            order=(records.id_hash(post.id), offset),
             id=post.id,
             owner=post.owner,
             created_at=post.created_at,
