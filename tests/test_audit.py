@@ -429,8 +429,8 @@ def test_another_dataset_than_that_of_the_run_is_refused(tmp_path, run, capsys):
     [
         ("config.json", None, "not the workdir of a run"),
         ("config.json", "{", "not valid JSON"),
-        ("config.json", "{}", "not as `train` leaves"),
-        ("config.json", "[]", "not as `train` leaves"),
+        ("config.json", "{}", "lacks seed; copy it again"),
+        ("config.json", "[]", "lacks seed; copy it again"),
         ("dataset.json", None, "not the workdir of a run"),
         ("dataset.json", "{}", "not as `train` leaves"),
         ("removed.jsonl", '{"step": 0}\n', "not as `train` leaves"),

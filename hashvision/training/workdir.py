@@ -8,9 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
-
-from hashvision import storage
+from hashvision import configs, schema, storage
 from hashvision.data import dataset, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
@@ -52,6 +50,11 @@ def _read(workdir: str, name: str) -> Any:
         ) from None
 
 
+def _config(workdir: str) -> dict[str, Any]:
+    """The frozen config as today's schema has it."""
+    return configs.upgrade(_read(workdir, "config.json"), os.path.join(workdir, "config.json"))
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in values.items():
@@ -80,7 +83,7 @@ def claim(
                 f"The vocabulary of {config.dataset} is not the one that the checkpoints in"
                 f" {workdir} were trained with; train into a new --workdir, or on the old dataset."
             )
-        before, now = _flat(_read(workdir, "config.json")), _flat(frozen)
+        before, now = _flat(_config(workdir)), _flat(frozen)
         for key in sorted(before.keys() | now.keys()):
             free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
             if before.get(key) != now.get(key) and not free:
@@ -171,5 +174,5 @@ def read(workdir: str) -> tuple[Config, dict[str, Any]]:
     Raises:
       UserError: `workdir` is none.
     """
-    config = ml_collections.ConfigDict(_read(workdir, "config.json"))
+    config = schema.get_config(schema.flat(_config(workdir)))
     return config, _read(workdir, "vocabulary.json")
