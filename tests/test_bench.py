@@ -53,7 +53,7 @@ def test_both_files_keep_what_was_not_measured_again(tmp_path):
 def test_a_host_is_fast_enough_for_its_pod_or_not(tmp_path, monkeypatch, cores, verdict):
     plan = {"model": "net", "topology": "v5e:4x4", "photos_per_second": 8000.0, "hosts": 4}
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({**plan, "chip": {"host_cores": cores}}))
+    path.write_text(json.dumps({**plan, "chip": {"lanes": 128}, "host_cores": cores}))
     monkeypatch.setattr(input_benchmark.os, "cpu_count", lambda: 2)
     line = input_benchmark.need(str(path), 1000.0)  # of two cores
     assert "2,000 photos a second from each of 4 hosts" in line
