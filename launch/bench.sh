@@ -5,7 +5,7 @@
 #   input        the host's input beside torchvision's (--photos=FOLDER, --plan=FILE, ...)
 #   prepare      posts a second as posts and workers grow (--posts=1000,4000, --workers=1,2)
 #   restart      how soon a host knows its photos within an epoch of a billion records (--hosts=64,16)
-#   tpu          the TPU compiler's cycles beside XLA's own grouped form; needs `pip install libtpu`
+#   tpu          the TPU compiler's cycles beside XLA's own grouped form; needs requirements-tpu.txt
 # The first two need PEER_PYTHON, a Python that has torch, torchvision, timm and lightly (in a venv of
 # its own). All take some two hours on two cores, which should do nothing else.
 set -euo pipefail

@@ -2,7 +2,7 @@
 
 Of every published network, one block of its longest stage, forward and backward in bfloat16; how
 long its loop and its blocks one by one take to compile is measured with --depth. Some twenty
-minutes on two cores (pip install libtpu).
+minutes on two cores (pip install --require-hashes -r requirements-tpu.txt).
 """
 
 import argparse
