@@ -46,7 +46,7 @@ def get_config() -> Any:
     config.model = model = _group()
     model.name = "resnext101_32x16d"  # the trunk: a ResNet, ResNeXt or RegNetY of hashvision/models
     model.dtype = "bfloat16"  # of compute; parameters, statistics and logits are float32
-    model.norm_groups = 1  # into how many parts BatchNorm cuts the global batch
+    model.norm_photos = 0  # photos that share BatchNorm's statistics; 0: all of a step
     model.zero_scale = True  # each block's last BatchNorm starts at 0 (WSL), or at 1 (RegNet)
     model.remat = (False, False, False, False)  # whether to compute activations again, by stage
     model.unroll = 1  # equal blocks per loop iteration; 0 unrolls: slow to compile, fast on CPU

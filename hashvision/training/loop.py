@@ -23,7 +23,7 @@ from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
 from hashvision.training.metrics import Writer, duration
-from hashvision.training.state import State, evaluated
+from hashvision.training.state import State, averaged, evaluated
 
 # Scalars of an objective that stand in the line to watch.
 HEALTH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
@@ -196,17 +196,17 @@ def _start_from(workdir: str, program: programs.Program, state: State) -> State:
     )
     checkpoints.close()
     params = {**state.params, "trunk": trunk["params"]}
+    extra = {**state.extra, "batch_stats": trunk["batch_stats"]}
+    average = averaged(jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, extra))
     return state._replace(
-        params=params,
-        extra={**state.extra, "batch_stats": trunk["batch_stats"]},
-        average=() if state.average == () else jax.tree.map(jnp.copy, params),
+        params=params, extra=extra, average=() if state.average == () else average
     )
 
 
 def _checked(
     check: Check, program: programs.Program, config: Config, state: State
 ) -> dict[str, float]:
-    params, extra = evaluated(state), state.extra
+    params, extra = evaluated(state)
     sharding = meshes.batch_sharding(program.mesh)
 
     def predict(images: np.ndarray) -> tuple[Any, Any]:
