@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -54,7 +55,8 @@ def train(
     """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
     SIGTERM to any host, or notice of maintenance, makes all of them save at the same step and
-    return. All that the run says of itself is in WORKDIR/metrics.jsonl.
+    return (in a thread other than the main one, notice alone). All that the run says of itself is
+    in WORKDIR/metrics.jsonl.
 
     Args:
       config: the schema of configs/base.py.
@@ -240,18 +242,22 @@ class _Stopping:
     """Whether to save and stop, while the loop is inside: SIGTERM has come, or is about to.
 
     Of several hosts any may be told; JAX catches the signal then, and has them agree on a step.
+    Python lets the main thread alone catch signals: a loop in another thread is stopped by notice
+    of maintenance, and leaves SIGTERM to the program around it.
     """
 
     def __init__(self) -> None:
         self._asked, self._several = False, jax.process_count() > 1
+        in_main = threading.current_thread() is threading.main_thread()
+        self._catches = in_main and not self._several
+        self._maintenance = hosts.Maintenance(self.ask)
 
-    def ask(self, why: str = "") -> None:
+    def ask(self, why: str) -> None:
         """Asks for it from inside."""
-        if why:
-            print(f"The machine is about to go ({why}).", flush=True)
-        if not self._asked:
-            os.kill(os.getpid(), signal.SIGTERM)
+        print(f"The machine is about to go ({why}).", flush=True)
         self._asked = True
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other hosts
 
     def at(self, step: int) -> bool:
         """Whether this step, the same on all hosts, is the last; asked after each."""
@@ -261,12 +267,14 @@ class _Stopping:
         def hear(*_: Any) -> None:
             self._asked = True
 
-        if not self._several:
-            self._before = signal.signal(signal.SIGTERM, hear)
-        hosts.Maintenance(self.ask).start()
+        if self._catches:
+            # None stands for a handler that Python did not set, and so cannot set again.
+            self._before = signal.signal(signal.SIGTERM, hear) or signal.SIG_DFL
+        self._maintenance.start()
 
     def __exit__(self, *_: object) -> None:
-        if not self._several:
+        self._maintenance.end()
+        if self._catches:
             signal.signal(signal.SIGTERM, self._before)
 
 
