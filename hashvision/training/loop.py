@@ -54,6 +54,11 @@ def train(
 ) -> bool:
     """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
+    A run may resume on another dataset of the same classes, or, without tags, on any other. It
+    stays as long as it was to be, and what followed from the first dataset stays with it: epochs
+    are counted in photos of the first. Which records come is arithmetic in (seed, step) on the
+    present dataset, so the run enters its endless stream at the place where it would be by now.
+
     SIGTERM to any host, or notice of maintenance, makes all of them save at the same step and
     return (in a thread other than the main one, notice alone). All that the run says of itself is
     in WORKDIR/metrics.jsonl.
@@ -97,14 +102,14 @@ def train(
         removed=removed,
     )
     config = config.copy_and_resolve_references()
-    for line in presets.fill(config, photos.epoch_length):
+    for line in presets.fill(config, photos.epoch_length, workdirs.began(workdir)):
         _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
-    workdirs.claim(workdir, config, source.vocabulary, source.manifest)
+    classes = workdirs.claim(workdir, config, source.vocabulary, source.manifest)
     workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        finished = _run(config, workdir, program, photos, checkpoints, check, removed)
+        finished = _run(config, workdir, program, photos, classes, checkpoints, check, removed)
     except BaseException:
         if jax.process_count() == 1:  # of several, the others are at their next step and wait there
             checkpoints.close()
@@ -124,6 +129,7 @@ def _run(
     workdir: str,
     program: programs.Program,
     photos: stream.Stream,
+    classes: np.ndarray | None,
     checkpoints: Checkpoints,
     check: Check | None,
     removed: removals.Names,
@@ -137,7 +143,7 @@ def _run(
     start, total = int(state.step), program.total_steps
     faults = reader.Faults(workdir, jax.process_index(), config.data.broken)
     photos_read = reader.Reader(
-        photos, config.data.photo_size, config.data.max_labels, faults, config.data.threads
+        photos, config.data.photo_size, config.data.max_labels, faults, config.data.threads, classes
     )
     workdirs.note_start(workdir, start, removed)
     parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
@@ -185,7 +191,7 @@ def _run(
                 _say(f"Stopped at step {step:,}, saved; the same command goes on.")
                 break
     checkpoints.wait()
-    return step == total
+    return step >= total
 
 
 def _start_from(workdir: str, program: programs.Program, state: State) -> State:
