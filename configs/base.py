@@ -21,7 +21,9 @@ def get_config() -> Any:
     config.dataset = ""  # a folder made by `python -m hashvision prepare`
     config.batch_size = 256  # photos a step, over all devices
     config.accumulate = 1  # parts of a batch that gradients are summed over, one after the other
-    config.epochs = 30.0  # of the sampled dataset: an epoch's length counts repeats
+    config.epochs = 30.0  # of epoch_length photos each
+    # photos, repeats counted; those of the dataset that the run begins with if unset
+    config.epoch_length = config_dict.placeholder(float)
     config.steps = config_dict.placeholder(int)  # of the run; as many as epochs take if unset
 
     # The photos; evaluation sees them at the first size of crops.

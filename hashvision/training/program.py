@@ -156,7 +156,7 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
     Args:
       config: the schema of configs/base.py.
       classes: of the vocabulary.
-      epoch_length: photos of an epoch, repeats counted.
+      epoch_length: photos of an epoch, where config.epoch_length does not say.
       devices: a sequence of devices; all if None.
 
     Raises:
@@ -182,6 +182,7 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
         )
     model = build_model(config, mesh.devices.flat[0].platform)
     objective = build_objective(config, model, classes)
+    epoch_length = config.epoch_length or epoch_length
     steps = total_steps(config, epoch_length)
     settings = config.optimizer
     rate = optim.schedule(
