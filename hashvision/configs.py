@@ -30,7 +30,13 @@ class Renamed(NamedTuple):
     value: Callable[[Mapping[str, Any]], Any]  # of the new key, from all old values by dotted key
 
 
-RENAMED: tuple[Renamed, ...] = ()
+def _norm_photos(old: Mapping[str, Any]) -> int:
+    """Photos of a BatchNorm group, where `model.norm_groups` said how many groups a part has."""
+    part, groups = old["batch_size"] // old["accumulate"], old["model.norm_groups"]
+    return 0 if groups == old["accumulate"] == 1 else part // groups
+
+
+RENAMED = (Renamed("model.norm_groups", "model.norm_photos", _norm_photos),)
 # In the config.json of every version: one that lacks any of them is not whole.
 _ALWAYS = ("seed", "batch_size", "data.lanes", "data.sampling", "model.name", "objective.name")
 

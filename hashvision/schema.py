@@ -67,7 +67,12 @@ KEYS: dict[str, Key] = {
     "dataset": Key("", TEXT, "a folder made by `python -m hashvision prepare`"),
     "batch_size": Key(256, _COUNT, "photos a step, over all devices"),
     "accumulate": Key(1, _COUNT, "parts of a batch that gradients are summed over in turn"),
-    "epochs": Key(30.0, _EPOCHS, "of the sampled dataset: an epoch's length counts repeats"),
+    "epochs": Key(30.0, _EPOCHS, "of epoch_length photos each"),
+    "epoch_length": Key(
+        None,
+        optional(number(0, 1e15, above=True)),
+        "photos, repeats counted; those of the dataset that the run begins with if unset",
+    ),
     "steps": Key(None, optional(_STEPS), "of the run; as many as epochs take if unset"),
     "data.lanes": Key(
         8, _COUNT, "divides the batch, and hosts divide it. Changing it changes the order"
@@ -101,7 +106,9 @@ KEYS: dict[str, Key] = {
         one_of("float32", "bfloat16"),
         "of compute; parameters, statistics and logits are float32",
     ),
-    "model.norm_groups": Key(1, _COUNT, "into how many parts BatchNorm cuts the global batch"),
+    "model.norm_photos": Key(
+        0, whole(0, 2**20), "photos that share BatchNorm's statistics; 0: all of a step"
+    ),
     "model.zero_scale": Key(
         True, FLAG, "each block's last BatchNorm starts at 0 (WSL), or at 1 (RegNet)"
     ),
