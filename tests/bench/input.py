@@ -96,7 +96,7 @@ def main() -> None:
                 64 * arguments.batches,
                 arguments.rounds,
             )
-            figures.write(found, figures.machine())
+            figures.write(found, figures.run())
             rates.append(found[0].ours)
     for plan in arguments.plan:
         print(need(plan, min(rates)))
