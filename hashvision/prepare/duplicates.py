@@ -29,8 +29,6 @@ from hashvision.prepare.alignment import DUPLICATE, similarity
 from hashvision.prepare.fingerprints import SPECTRUM, THUMBNAIL, Fingerprint, fingerprint
 from hashvision.sources import files, pictures
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-
 ORDER = 40  # bytes of an order
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)
 _TOGETHER = 4000  # photos whose bands are written at once: 22 MB
@@ -281,13 +279,14 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
         root, found = storage.absolute(folder), False
         for parent, _, names in storage.walk(root):
             for file in names:
-                if file.lower().endswith(SUFFIXES):
+                if file.lower().endswith(pictures.SUFFIXES):
                     path, found = os.path.join(parent, file), True
-                    yield path.removeprefix(os.path.dirname(root)).lstrip("/"), path
+                    name = path.removeprefix(os.path.dirname(root)).lstrip("/")
+                    yield files.shown(name), path
         if not found:
             raise UserError(
-                f"the evaluation set {folder} has no photo in it ({', '.join(SUFFIXES)}); give "
-                "--evaluation_sets folders of photos"
+                f"the evaluation set {folder} has no photo in it"
+                f" ({', '.join(pictures.SUFFIXES)}); give --evaluation_sets folders of photos"
             )
 
 
@@ -315,6 +314,11 @@ def contact_sheet(
       columns: pairs a row.
       size: pixels of a photo's longer side.
     """
+
+    def shrink(photo: Image.Image) -> Image.Image:
+        width, height = (max(1, round(edge * size / max(photo.size))) for edge in photo.size)
+        return photo.resize((width, height))
+
     gap, words = 6, 28
     font = ImageFont.load_default(10)
     across, down = 2 * size + gap, size + words
@@ -324,11 +328,7 @@ def contact_sheet(
     for number, (one, other, caption) in enumerate(pairs):
         x, y = gap + number % columns * across, gap + number // columns * down
         for side, encoded in enumerate((one, other)):
-            with Image.open(io.BytesIO(encoded)) as file:
-                photo = file.convert("RGB")
-            scale = size / max(photo.size)
-            width, height = (max(1, round(edge * scale)) for edge in photo.size)
-            sheet.paste(photo.resize((width, height)), (x + side * size, y))
+            sheet.paste(pictures.decode(encoded, shrink), (x + side * size, y))
         line = ""
         lines = []
         for letter in caption:
