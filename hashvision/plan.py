@@ -181,7 +181,7 @@ def devices_of(topology: str) -> list[Any]:
       UserError: there is no such topology or no compiler for it.
     """
     kind, _, shape = topology.partition(":")
-    if kind == "cpu" and shape.isdigit() and int(shape):
+    if kind == "cpu" and shape.isdecimal() and len(shape) <= 4 and int(shape):
         jax.config.update("jax_num_cpu_devices", int(shape))
         return jax.devices("cpu")
     if topology == "gpu":

@@ -173,7 +173,7 @@ def test_plan_on_simulated_cpus_needs_no_tpu_compiler(tmp_path):
     assert values["model_flops"] == pytest.approx(8 * 6 * 200e6 * (32 / 224) ** 2, rel=0.3)
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "tpu"])
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "tpu", "cpu:0", "cpu:²", "cpu:1000000"])
 def test_an_unknown_topology_is_named(topology):
     with pytest.raises(UserError, match=f"--topology={topology} is none that is known"):
         plan.devices_of(topology)
