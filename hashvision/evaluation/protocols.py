@@ -169,7 +169,7 @@ def evaluate(
     protocol: str,
     workdir: str,
     untrained: bool = False,
-    removed: removals.Names = removals.NOTHING,
+    removed: removals.RemovalList = removals.NO_LIST,
 ) -> Report:
     """Evaluates a network on a dataset, prints a table and writes the report.
 
