@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from hashvision import storage
-from hashvision.data import dataset, documents, removals
+from hashvision.data import classes, dataset, documents, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
 
@@ -24,6 +25,7 @@ _AGAIN = "copy it again from where the run was, or train into a new --workdir"
 _FREE = (
     "dataset",
     "epochs",
+    "epoch_length",
     "steps",
     "log_every",
     "profile",
@@ -51,12 +53,6 @@ def _missing(workdir: str) -> str:
     )
 
 
-def _vocabulary(workdir: str) -> dict[str, Any]:
-    vocabulary = _load(workdir, dataset.VOCABULARY)
-    dataset.check_vocabulary(os.path.join(workdir, dataset.VOCABULARY), vocabulary, _AGAIN)
-    return vocabulary
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in values.items():
@@ -65,27 +61,46 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def began(workdir: str) -> dict[str, Any] | None:
+    """The frozen config of the run in `workdir`, by dotted key; None where none has begun."""
+    if not storage.exists(os.path.join(workdir, "config.json")):
+        return None
+    return _flat(_load(workdir, "config.json"))
+
+
 def claim(
     workdir: str,
     config: Config,
     vocabulary: Mapping[str, Any],
     manifest: Mapping[str, Any],
-) -> None:
+) -> np.ndarray | None:
     """Makes `workdir` that of this run, or checks that it already is.
 
+    The vocabulary stays the one that the run began with; the dataset may be another each time.
+
+    Args:
+      workdir: of the run.
+      config: with nothing left open (presets.fill).
+      vocabulary: of the dataset.
+      manifest: of the dataset.
+
+    Returns:
+      int32 (K,), for each class of the dataset its number in the run; None where the objective
+      needs no classes.
+
     Raises:
-      UserError: the workdir holds a run of another vocabulary or with other settings.
+      UserError: the workdir holds a run of other classes or with other settings.
     """
     import jax
 
     frozen = json.loads(json.dumps(config.to_dict()))
-    if storage.exists(os.path.join(workdir, "config.json")):
-        if _vocabulary(workdir)["classes"] != vocabulary["classes"]:
-            raise UserError(
-                f"The vocabulary of {config.dataset} is not the one that the checkpoints in"
-                f" {workdir} were trained with; train into a new --workdir, or on the old dataset."
-            )
-        before, now = _flat(_load(workdir, "config.json")), _flat(frozen)
+    text, before = json.dumps(vocabulary, ensure_ascii=False), began(workdir)
+    known = vocabulary if before is None else _vocabulary(workdir)
+    numbers = None
+    if config.objective.name == "hashtag":
+        numbers = classes.match(known, vocabulary, config.dataset)
+    if before is not None:
+        text, now = json.dumps(known, ensure_ascii=False), _flat(frozen)
         for key in sorted(before.keys() | now.keys()):
             free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
             if before.get(key) != now.get(key) and not free:
@@ -94,12 +109,11 @@ def claim(
                     f" set --config.{key} back, or train into a new --workdir."
                 )
     if jax.process_index():
-        return  # the first host writes what is the same on all
-    text = json.dumps(vocabulary, ensure_ascii=False)
+        return numbers  # the first host writes what is the same on all
     seen = {
         "dataset": storage.absolute(config.dataset),
         "manifest": manifest,
-        "vocabulary_sha256": hashlib.sha256(text.encode()).hexdigest(),  # of that beside this
+        "vocabulary": hashlib.sha256(text.encode()).hexdigest(),  # of that beside this
     }
     for name, content in (
         (dataset.VOCABULARY, text),
@@ -107,6 +121,25 @@ def claim(
         ("config.json", json.dumps(frozen, indent=1)),  # last: a workdir with a config is whole
     ):
         storage.write(os.path.join(workdir, name), content)
+    return numbers
+
+
+def _vocabulary(workdir: str) -> dict[str, Any]:
+    """The vocabulary that a run began with, whose order numbers the classes of its network."""
+    path = os.path.join(workdir, dataset.VOCABULARY)
+    text = documents.read(path, _missing(workdir))
+    vocabulary = documents.parse(path, text, _AGAIN)
+    dataset.check_vocabulary(path, vocabulary, _AGAIN)
+    noted = {}
+    if storage.exists(os.path.join(workdir, _DATASET)):
+        noted = _load(workdir, _DATASET)
+    # Runs of earlier versions hold no digest.
+    if noted.get("vocabulary") not in (None, hashlib.sha256(text).hexdigest()):
+        raise UserError(
+            f"{path} is not as `train` wrote it, so nothing tells which class is which; copy it"
+            " again from where the run began."
+        )
+    return vocabulary
 
 
 def note_start(workdir: str, step: int, removed: removals.Names) -> None:
@@ -124,7 +157,7 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
     if jax.process_index():
         return
     starts = [start for start in starts_of(workdir) if start["step"] < step]
-    # A run without tags may go on with another dataset than it began with.
+    # A run may resume on another dataset than it began with.
     folder, manifest = seen(workdir)
     starts.append(
         {
@@ -216,9 +249,4 @@ def read(workdir: str) -> tuple[Config, dict[str, Any]]:
       UserError: `workdir` is none, or one of its files is damaged.
     """
     config = ml_collections.ConfigDict(_load(workdir, "config.json"))
-    vocabulary = _vocabulary(workdir)
-    wanted = _load(workdir, _DATASET).get("vocabulary_sha256")
-    path = os.path.join(workdir, dataset.VOCABULARY)
-    if wanted is not None and dataset.digest(path)[0] != wanted:
-        raise UserError(f"{path} is not the file that {_DATASET} beside it notes; {_AGAIN}.")
-    return config, vocabulary
+    return config, _vocabulary(workdir)
