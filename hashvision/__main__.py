@@ -37,6 +37,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         keep_untagged=arguments.keep_untagged,
         keep_duplicates=arguments.keep_duplicates,
         removals=arguments.removals,
+        key=arguments.key,
         evaluation_sets=[each for each in arguments.evaluation_sets.split(",") if each],
         beam_options=rest,
     )
@@ -85,12 +86,11 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
 
 
 def _removed(arguments: argparse.Namespace) -> Any:
-    """The names on --removals, or none."""
+    """What --removals and the options beside it say."""
     from hashvision.data import removals
 
-    if not arguments.removals:
-        return removals.NOTHING
-    return removals.names(removals.read(arguments.removals))
+    lines = removals.read(arguments.removals) if arguments.removals else ()
+    return removals.RemovalList(lines, arguments.key, arguments.keep_copies_of_removed)
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -133,15 +133,22 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> int:
     _nothing_more(rest)
     from hashvision import audit
-    from hashvision.data import removals
 
-    listed = removals.read(arguments.removals)
+    if not arguments.removals and not arguments.verify:
+        raise UserError("There is nothing to look for; give --removals a list, or --verify.")
+    if not arguments.workdir and not arguments.dataset:
+        raise UserError("Nothing to audit is named; give --dataset a dataset, or --workdir a run.")
+    if arguments.verify and not arguments.dataset:
+        raise UserError("--verify reads a dataset; give --dataset its folder.")
+    if arguments.verify:
+        print(audit.whole(arguments.dataset))
+    if not arguments.removals:
+        return 0
+    listed = _removed(arguments)
     if arguments.workdir:
         found = audit.run(arguments.workdir, listed, arguments.dataset)
-    elif arguments.dataset:
-        found = audit.dataset(arguments.dataset, listed)
     else:
-        raise UserError("Nothing to audit is named; give --dataset a dataset, or --workdir a run.")
+        found = audit.dataset(arguments.dataset, listed)
     print(found.table())
     _write_json(arguments.json, found.as_json, "the audit")
     return found.code
@@ -208,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         "--removals",
         help="CSV of posts not to use: kind,value,reason,received_at",
     )
+    verb.add_argument("--key", help="the dataset's key, made if absent; OUTPUT.key by default")
     verb.add_argument(
         "--evaluation_sets", default="", help="folders, DIR,DIR, of photos that no post may show"
     )
@@ -231,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument("--workdir", required=True, help="checkpoints, metrics and config go here")
     verb.add_argument("--removals", help="CSV of photos not to show: kind,value,reason,received_at")
+    _add_takedown(verb)
     verb.set_defaults(run=_train)
 
     verb = verbs.add_parser(
@@ -271,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         "--untrained", action="store_true", help="the same network, freshly initialised"
     )
     verb.add_argument("--removals", help="CSV of photos to leave out, as for prepare")
+    _add_takedown(verb)
     verb.set_defaults(run=_evaluate)
 
     verb = verbs.add_parser(
@@ -279,14 +289,30 @@ def _parser() -> argparse.ArgumentParser:
         description="Of --dataset lists what is still inside, of --workdir which checkpoints saw"
         " which removed photo how often. Exit code 1 where there is any, 0 where there is none.",
     )
-    verb.add_argument("--removals", required=True, help="CSV: kind,value,reason,received_at")
+    verb.add_argument("--removals", help="CSV: kind,value,reason,received_at")
     verb.add_argument(
         "--dataset", help="a dataset folder; with --workdir, where the run's lies now"
     )
     verb.add_argument("--workdir", help="a run")
+    verb.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare every byte of --dataset with its manifest; --removals may be left out then",
+    )
+    _add_takedown(verb)
     verb.add_argument("--json", help="a file for all records")
     verb.set_defaults(run=_audit)
     return parser
+
+
+def _add_takedown(verb: argparse.ArgumentParser) -> None:
+    """What a removal list needs of a dataset, and how far it reaches."""
+    verb.add_argument("--key", help="the dataset's key; DATASET.key, beside it, by default")
+    verb.add_argument(
+        "--keep_copies_of_removed",
+        action="store_true",
+        help="an owner's removal leaves what others posted of the same photos",
+    )
 
 
 def _judged(error: Exception) -> tuple[int, str]:

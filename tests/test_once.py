@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from hashvision.data import dataset, records
+from hashvision.data import dataset
 from hashvision.errors import UserError
 from hashvision.prepare import pipeline
 
@@ -71,7 +71,7 @@ def made(tmp_path_factory):
 
 def ids(folder):
     source = dataset.load(str(folder))
-    return set(source.rows(0, len(source))["id"].tolist())
+    return set(source.rows(0, len(source))["id"].tolist()), source.key()
 
 
 def test_each_is_left_out_under_its_reason(made):
@@ -88,7 +88,8 @@ def test_each_is_left_out_under_its_reason(made):
         "duplicate_photo": ["p0", "undated", "younger"],
     }
     kept = {f"p{number}" for number in range(PHOTOS)} - {"p0", "p4", "p5", "p6"} | {"older"}
-    assert ids(folder / "set") == {records.id_hash(name) for name in kept}
+    found, key = ids(folder / "set")
+    assert found == {key.hash("id", name) for name in kept}
     assert manifest["options"]["removals"] == {"file": "removals.csv", "lines": 4}
     assert manifest["options"]["evaluation_sets"] == ["test"]
 

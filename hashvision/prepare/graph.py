@@ -17,6 +17,7 @@ import numpy as np
 from apache_beam import pvalue
 
 from hashvision.data import records
+from hashvision.data.keys import Key
 from hashvision.data.removals import Names
 from hashvision.prepare import folder, once, reading, spool, spread, vocabulary
 from hashvision.prepare.reading import Photo
@@ -60,9 +61,9 @@ class Label(beam.DoFn):
 class WriteShard(beam.DoFn):
     """All records of a shard to its TFRecord file and its index."""
 
-    def __init__(self, output: str):
-        """Takes the folder to write into."""
-        self.output = output
+    def __init__(self, output: str, key: Key):
+        """Takes the folder to write into, and the dataset's key."""
+        self.output, self.key = output, key
 
     def process(
         self,
@@ -79,7 +80,9 @@ class WriteShard(beam.DoFn):
             records.Record(photo.id, photo.owner, photos.read(photo.spot), labels, photo.sha256)
             for photo, labels in ordered
         )
-        yield folder.write_shard(self.output, shard, shards, rows, np.array(counts, np.int64))
+        yield folder.write_shard(
+            self.output, shard, shards, rows, np.array(counts, np.int64), self.key
+        )
         photos.close()
 
 
@@ -139,7 +142,7 @@ def build(
       images: folder of the photos.
       output: folder to write into.
       lexicon: by which tags are merged, or None.
-      removed: posts that may not be used.
+      removed: posts that may not be used, by the dataset's key.
       evaluation: (name, path) of the photos that no post may show.
       options: the rest.
     """
@@ -244,7 +247,8 @@ def build(
         | "ShardOf"
         >> beam.Map(lambda pair, n: (shard_of(pair[0].order, n), (pair[0].pack(), pair[1])), shards)
         | "Shards" >> beam.GroupByKey()
-        | "Write" >> beam.ParDo(WriteShard(output), shards, pvalue.AsSingleton(post_counts))
+        | "Write"
+        >> beam.ParDo(WriteShard(output, removed.key), shards, pvalue.AsSingleton(post_counts))
     )
 
     # What the driver is told.

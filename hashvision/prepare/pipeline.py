@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import (
 
 import hashvision
 from hashvision import storage
+from hashvision.data import keys
 from hashvision.data import removals as removal_list
 from hashvision.errors import UserError
 from hashvision.prepare import duplicates, folder, graph
@@ -35,10 +36,13 @@ def prepare(
     keep_untagged: bool = False,
     keep_duplicates: bool = False,
     removals: str | None = None,
+    key: str | None = None,
     evaluation_sets: Sequence[str] = (),
     beam_options: Sequence[str] = (),
 ) -> dict[str, typing.Any]:
-    """Makes a dataset folder from a dump of posts; the same bytes for the same dump and options.
+    """Makes a dataset folder from a dump of posts.
+
+    The same dump, options and key make the same bytes.
 
     The folder appears, or replaces the dataset that lay there, when all of it is written.
 
@@ -54,6 +58,7 @@ def prepare(
       keep_untagged: keeps photos of no class, to learn from without tags (SwAV).
       keep_duplicates: keeps photos that show what another post's does.
       removals: CSV of posts that may not be used (hashvision/data/removals.py).
+      key: file of the dataset's key, made where there is none; OUTPUT.key if None.
       evaluation_sets: folders of photos that no post may show.
       beam_options: Beam's own flags (--runner=..., --direct_num_workers=...).
 
@@ -80,8 +85,14 @@ def prepare(
     removed = removal_list.read(removals) if removals else []
     evaluation = list(duplicates.evaluation_photos(evaluation_sets))
     output = storage.absolute(output)
+    key = storage.absolute(key) if key else keys.beside(output)
+    if key.startswith(f"{output}/"):
+        raise UserError(
+            f"--key={key} lies in the dataset, where it protects nobody; give a file elsewhere."
+        )
     staging = folder.make_staging(output)
     try:
+        secret = keys.make(key)
         lexicon = load_wordnet(wordnet) if wordnet else None
         if lexicon is None:
             print("prepare: no WordNet file (--wordnet), so tags are merged by spelling only")
@@ -95,7 +106,7 @@ def prepare(
                 images,
                 staging,
                 lexicon,
-                removal_list.names(removed),
+                removal_list.names(removed, secret),
                 evaluation,
                 graph.Options(
                     minimum_count, short_side, shard_bytes, keep_untagged, keep_duplicates
@@ -118,7 +129,9 @@ def prepare(
                 os.path.basename(storage.absolute(each)) for each in evaluation_sets
             ],
         }
-        manifest = folder.finish(staging, settings)
+        manifest = folder.finish(staging, settings, secret)
+        if keys.read(key) != secret:
+            raise UserError(f"The key {key} was replaced meanwhile; run prepare again.")
         folder.replace(staging, output)
     finally:
         folder.discard(staging)

@@ -50,7 +50,7 @@ def train(
     config: Config,
     workdir: str,
     check: Check | None = None,
-    removed: removals.Names = removals.NOTHING,
+    removed: removals.RemovalList = removals.NO_LIST,
 ) -> bool:
     """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
@@ -89,6 +89,7 @@ def train(
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
+    names = source.names(removed)
     photos = stream.Stream(
         source,
         batch_size=config.batch_size,
@@ -99,8 +100,9 @@ def train(
         tagged_only=config.objective.name == "hashtag",
         host=jax.process_index(),
         hosts=jax.process_count(),
-        removed=removed,
+        removed=names,
     )
+    _tell_what_matches_nothing(removed, names, photos)
     config = config.copy_and_resolve_references()
     for line in presets.fill(config, photos.epoch_length, workdirs.began(workdir)):
         _say(line)
@@ -109,7 +111,7 @@ def train(
     workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        finished = _run(config, workdir, program, photos, classes, checkpoints, check, removed)
+        finished = _run(config, workdir, program, photos, classes, checkpoints, check, names)
     except BaseException:
         if jax.process_count() == 1:  # of several, the others are at their next step and wait there
             checkpoints.close()
@@ -122,6 +124,29 @@ def _say(line: str) -> None:
     """Prints what one host says for all."""
     if jax.process_index() == 0:
         print(line, flush=True)
+
+
+def _tell_what_matches_nothing(
+    removed: removals.RemovalList, names: removals.Names, photos: stream.Stream
+) -> None:
+    """Tells which lines of the removal list match nothing, on any host.
+
+    Raises:
+      UserError: the hosts were given different lists, so that no note of what was shown could hold.
+    """
+    matched = names.matched(photos.hits)
+    if jax.process_count() > 1:
+        lists = multihost_utils.process_allgather(np.frombuffer(names.digest, np.uint8))
+        if (lists != lists[0]).any():
+            raise UserError(
+                "The hosts of this run were given different removal lists; give all of them the"
+                " same --removals and --keep_copies_of_removed."
+            )
+        matched = multihost_utils.process_allgather(matched).any(0)
+    if removed.lines:
+        unmatched = removed.unmatched(names, matched)
+        told = removals.nothing_matched(unmatched, len(removed.lines), photos.dataset.path)
+        _say(told)
 
 
 def _run(
