@@ -72,7 +72,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
         settings = config.hosts
         return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)
     if place:
-        hosts.join(place, config.hosts.join)
+        hosts.join(place, config.hosts.join, config.hosts.lost)
     from hashvision.training import loop
 
     check, removed = None, _removed(arguments)
