@@ -54,6 +54,7 @@ _SCATTER = np.uint64(0x9E3779B97F4A7C15)
 _TOGETHER = 500  # photos whose bands are written at once
 _CHUNK = 1 << 16  # pairs of rectangles that are laid upon each other at once
 _KNOWN = 4096  # fingerprints that a comparison keeps
+_FURTHER = 8  # posts that a post is compared with once it has a match
 
 
 class Match(typing.NamedTuple):
@@ -61,9 +62,12 @@ class Match(typing.NamedTuple):
 
     order: bytes
     name: str
-    kind: str  # "leak" of an evaluation photo, or "duplicate" of a post that comes before
+    # "removed" where it shows a removed photo, "leak" of an evaluation photo, or "duplicate" of a
+    # post that comes before
+    kind: str
     partner: str  # the name of that photo or post
     similarity: float  # from DUPLICATE to 1
+    also: tuple[str, ...] = ()  # names of other posts before it that it shows, some at least
 
 
 class FindDuplicates(beam.PTransform):
@@ -72,7 +76,9 @@ class FindDuplicates(beam.PTransform):
     A post that shows an evaluation photo is dropped as a leak of the one it resembles most. Any
     other is dropped if it shows the same photo as a post before it in `order`, with the first such
     as the partner, whether or not that one is dropped in its turn: so of a chain of copies, each
-    near to the next alone, the first is kept. Orders are ORDER bytes, compared as bytes, each once
+    near to the next alone, the first is kept. Removed photos come in among the evaluation photos
+    and before them, each with "" for its name: no Match names it, and what else a post shows does
+    not count beside it. Orders are ORDER bytes, compared as bytes, each once
     among the posts and once among the evaluation photos. What comes out depends on no bundling and
     no worker's order.
     """
@@ -247,20 +253,26 @@ class Compare(beam.DoFn):
 
     def _match(self, post: typing.Any, partners: Sequence[typing.Any]) -> Match | None:
         """The Match of a post with the photos it met, in their order, if it has one."""
-        (name, one), leak = self._photo(post), None
+        (name, one), match, also, tried = self._photo(post), None, [], 0
         whole = bytes(post["order"]).ljust(ORDER, b"\0")  # NumPy's strings end at their last byte
         for each in partners:
-            if each["rank"] and leak:
-                break
             partner, other = self._photo(each)
+            kind = "duplicate" if each["rank"] else "leak" if partner else "removed"
+            if match and kind == "duplicate":
+                if tried == _FURTHER:
+                    break
+                tried += 1
             alike = similarity(one, other)
             if alike < DUPLICATE:
                 continue
-            if each["rank"]:
-                return Match(whole, name, "duplicate", partner, alike)
-            if leak is None or alike > leak.similarity:
-                leak = Match(whole, name, "leak", partner, alike)
-        return leak
+            if match is None or (
+                kind == "removed" != match.kind
+                or (kind == match.kind == "leak" and alike > match.similarity)
+            ):
+                match = Match(whole, name, kind, partner, alike)
+            elif kind == "duplicate":
+                also.append(partner)
+        return match and match._replace(also=tuple(also))
 
     def _photo(self, photo: typing.Any) -> tuple[str, Fingerprint]:
         spot = spool.Spot(photo["file"].decode(), int(photo["offset"]), int(photo["size"]))
