@@ -56,9 +56,9 @@ def place(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
 
 
 def place_removed(element: tuple[int, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
-    """A removed photo's place in the join: before all evaluation photos, and without a name."""
+    """A removed photo's place in the join, which has no name for it."""
     offset, print_ = element
-    return offset.to_bytes(duplicates.ORDER, "big"), "", print_
+    return offset.to_bytes(8, "big").ljust(duplicates.ORDER, b"\0"), "", print_
 
 
 def _reasons(link: Link, keep_duplicates: bool) -> Iterator[tuple[typing.Any, str]]:
@@ -110,11 +110,11 @@ class Once(beam.PTransform):
         each post that is dropped, less those that show a removed photo.
         """
         found, buckets = input_or_inputs, self.parts * BUCKETS
-        removed = found["removed"] | "PlaceRemoved" >> beam.Map(place_removed)
         links = (
             {
                 "posts": found["fingerprints"] | "Place" >> beam.Map(place),
-                "evaluation": (removed, found["evaluation"]) | "Barred" >> beam.Flatten(),
+                "evaluation": found["evaluation"],
+                "removed": found["removed"] | "PlaceRemoved" >> beam.Map(place_removed),
             }
             | "FindDuplicates" >> duplicates.FindDuplicates(self.folder, self.parts)
             | "FollowChains" >> copies.FollowChains(buckets)
