@@ -38,6 +38,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         keep_duplicates=arguments.keep_duplicates,
         removals=arguments.removals,
         key=arguments.key,
+        keep_copies_of_removed=arguments.keep_copies_of_removed,
         evaluation_sets=[each for each in arguments.evaluation_sets.split(",") if each],
         beam_options=rest,
     )
@@ -216,6 +217,11 @@ def _parser() -> argparse.ArgumentParser:
         help="CSV of posts not to use: kind,value,reason,received_at",
     )
     verb.add_argument("--key", help="the dataset's key, made if absent; OUTPUT.key by default")
+    verb.add_argument(
+        "--keep_copies_of_removed",
+        action="store_true",
+        help="keep what others posted of a removed owner's photos",
+    )
     verb.add_argument(
         "--evaluation_sets", default="", help="folders, DIR,DIR, of photos that no post may show"
     )

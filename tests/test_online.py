@@ -31,7 +31,8 @@ def digest(path):
 
 
 def named(paths):
-    return removals.RemovalList([removals.Removal("sha256", digest(path), "", "") for path in paths])
+    lines = [removals.Removal("sha256", digest(path), "", "") for path in paths]
+    return removals.RemovalList(lines)
 
 
 def shown(check):

@@ -37,6 +37,7 @@ def prepare(
     keep_duplicates: bool = False,
     removals: str | None = None,
     key: str | None = None,
+    keep_copies_of_removed: bool = False,
     evaluation_sets: Sequence[str] = (),
     beam_options: Sequence[str] = (),
 ) -> dict[str, typing.Any]:
@@ -57,8 +58,11 @@ def prepare(
       shard_bytes: approximate size of a shard.
       keep_untagged: keeps photos of no class, to learn from without tags (SwAV).
       keep_duplicates: keeps photos that show what another post's does.
-      removals: CSV of posts that may not be used (hashvision/data/removals.py).
+      removals: CSV of posts that may not be used (hashvision/data/removals.py), nor what shows
+        their photos.
       key: file of the dataset's key, made where there is none; OUTPUT.key if None.
+      keep_copies_of_removed: keeps what others posted of a removed owner's photos; not of those
+        that are removed by post or by file.
       evaluation_sets: folders of photos that no post may show.
       beam_options: Beam's own flags (--runner=..., --direct_num_workers=...).
 
@@ -109,7 +113,12 @@ def prepare(
                 removal_list.names(removed, secret),
                 evaluation,
                 graph.Options(
-                    minimum_count, short_side, shard_bytes, keep_untagged, keep_duplicates
+                    minimum_count=minimum_count,
+                    short_side=short_side,
+                    shard_bytes=shard_bytes,
+                    keep_untagged=keep_untagged,
+                    keep_duplicates=keep_duplicates,
+                    keep_copies_of_removed=keep_copies_of_removed,
                 ),
             )
         del lexicon
@@ -125,6 +134,7 @@ def prepare(
             "removals": {"file": os.path.basename(removals), "lines": len(removed)}
             if removals
             else None,
+            "keep_copies_of_removed": keep_copies_of_removed,
             "evaluation_sets": [
                 os.path.basename(storage.absolute(each)) for each in evaluation_sets
             ],
