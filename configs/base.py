@@ -21,7 +21,9 @@ def get_config() -> Any:
     config.dataset = ""  # a folder made by `python -m hashvision prepare`
     config.batch_size = 256  # photos a step, over all devices
     config.accumulate = 1  # parts of a batch that gradients are summed over, one after the other
-    config.epochs = 30.0  # of the sampled dataset: an epoch's length counts repeats
+    config.epochs = 30.0  # of epoch_length photos each
+    # photos, repeats counted; those of the dataset that the run begins with if unset
+    config.epoch_length = config_dict.placeholder(float)
     config.steps = config_dict.placeholder(int)  # of the run; as many as epochs take if unset
 
     # The photos; evaluation sees them at the first size of crops.
@@ -46,7 +48,7 @@ def get_config() -> Any:
     config.model = model = _group()
     model.name = "resnext101_32x16d"  # the trunk: a ResNet, ResNeXt or RegNetY of hashvision/models
     model.dtype = "bfloat16"  # of compute; parameters, statistics and logits are float32
-    model.norm_groups = 1  # into how many parts BatchNorm cuts the global batch
+    model.norm_photos = 0  # photos that share BatchNorm's statistics; 0: all of a step
     model.zero_scale = True  # each block's last BatchNorm starts at 0 (WSL), or at 1 (RegNet)
     model.remat = (False, False, False, False)  # whether to compute activations again, by stage
     model.unroll = 1  # equal blocks per loop iteration; 0 unrolls: slow to compile, fast on CPU

@@ -13,6 +13,11 @@ from typing import Any, Literal
 
 import base
 
+# The authors' groups of SyncBN: 64 GPUs of 32 photos for 128GF and of 16 for 256GF, by the released
+# names; 8 GPUs of 16 for 10B, by its config. Those of 32GF and 64GF are not known: an eighth of the
+# batch.
+NORM_PHOTOS = {"32gf": 512, "64gf": 1024, "128gf": 2048, "256gf": 1024, "10b": 128}
+
 
 def get_config(variant: Literal["32gf", "64gf", "128gf", "256gf", "10b"] = "256gf") -> Any:
     """16,000 prototypes, a head without BatchNorm, batch 8192 (10b: 7936), LARC, cosine."""
@@ -27,7 +32,7 @@ def get_config(variant: Literal["32gf", "64gf", "128gf", "256gf", "10b"] = "256g
     config.augment.blur = 0.5
     config.model.name = f"regnety_{variant}"
     config.model.zero_scale = False
-    config.model.norm_groups = 8  # SyncBN over 64 of 512 GPUs
+    config.model.norm_photos = NORM_PHOTOS[variant]
     config.model.remat = (True, True, True, True)
     config.objective.name = "swav"
     config.swav.prototypes = 16_000
@@ -48,7 +53,6 @@ def get_config(variant: Literal["32gf", "64gf", "128gf", "256gf", "10b"] = "256g
         config.batch_size = 7936  # 496 GPUs of 16
         config.data.lanes = 496
         config.data.crops = ((2, 160, 0.14, 1.0), (4, 96, 0.05, 0.14))
-        config.model.norm_groups = 1  # not set in the released config
         config.swav.epsilon = 0.03
         config.optimizer.warmup_epochs = 0.0436
     return config

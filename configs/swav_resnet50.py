@@ -3,8 +3,8 @@
 python -m hashvision train --config=configs/swav_resnet50.py --config.dataset=DATASET \
     --workdir=WORKDIR
 
-Any --config.batch_size goes: learning rate, queue, prototypes and frozen steps follow from it and
-from the dataset, and `train` prints how.
+Any --config.batch_size goes that model.norm_photos divides: learning rate, queue, prototypes and
+frozen steps follow from it and from the dataset, and `train` prints how.
 """
 
 from typing import Any, Literal
@@ -26,7 +26,7 @@ def get_config(variant: Literal["4096", "256"] = "4096") -> Any:
     config.augment.blur = 0.5
     config.model.name = "resnet50"
     config.model.zero_scale = False
-    config.model.norm_groups = 8 if variant == "4096" else 1  # SyncBN over 8 of 64 GPUs
+    config.model.norm_photos = 512 if variant == "4096" else 0  # SyncBN over 8 GPUs of 64 photos
     config.objective.name = "swav"
     config.swav.temperature = 0.1
     config.swav.epsilon = 0.05

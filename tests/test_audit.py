@@ -284,7 +284,6 @@ def test_a_shard_cut_short_while_it_is_read_loses_its_last_records_too(tmp_path)
 
 def test_a_run_that_went_on_with_another_dataset(tmp_path, folder):
     smaller = datasets.write(tmp_path / "smaller", size=48, photo=text)
-    shutil.copy(folder / "vocabulary.json", smaller)  # of a run without tags it is the same
     run = Run(tmp_path / "run", folder)
     run.go(0, 10)
     first = replayed(run, 10)

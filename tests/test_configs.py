@@ -289,8 +289,10 @@ sys.exit(main({arguments!r}))
         ("--config.objective.name=swap", "objective.name='swap'"),
         ("--config.batch_size=60", "batch_size=60 does not divide over 8 devices"),
         ("--config.batch_size=-8", "batch_size=-8 does not divide over 8 devices"),
-        ("--config.model.norm_groups=5", "model.norm_groups=5"),
-        ("--config.model.norm_groups=0", "model.norm_groups=0"),
+        ("--config.model.norm_photos=5", "set --config.model.norm_photos=4"),
+        ("--config.model.norm_photos=64", "set --config.model.norm_photos=32"),
+        ("--config.model.norm_photos=-1", "model.norm_photos=-1 does not divide"),
+        ("--config.accumulate=4", "set --config.model.norm_photos=8, or a divisor of that, or"),
         ("--config.model.remat=(True,)", "four stages"),
         ("--config.model.remat=(1,1,0,0)", "four stages"),
         ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
@@ -329,12 +331,28 @@ def test_steps_follow_from_epochs():
     assert program.total_steps(load("demo", "--config.steps=5"), 1000.0) == 5
 
 
-def test_each_part_of_an_accumulated_batch_divides_into_norm_groups():
-    config = load("demo", "--config.accumulate=4", "--config.model.norm_groups=16")
-    with pytest.raises(
-        UserError, match="accumulate=4 parts does not divide into model.norm_groups"
-    ):
+def test_each_part_of_an_accumulated_batch_holds_whole_groups_of_batchnorm():
+    config = load("demo", "--config.accumulate=4", "--config.model.norm_photos=16")
+    with pytest.raises(UserError, match="norm_photos=16 does not divide the 8 photos .*photos=8"):
         program.build(config, 10, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "photos"),
+    [
+        ("swav_resnet50", 512),  # 8 GPUs of 64
+        ("swav_resnet50:256", 0),
+        ("seer_regnety:128gf", 2048),  # 64 of 32
+        ("seer_regnety:256gf", 1024),  # 64 of 16
+        ("seer_regnety:10b", 128),  # 8 of 16
+    ],
+)
+def test_batchnorm_has_the_papers_groups(recipe, photos):
+    config = load(recipe)
+    assert config.model.norm_photos == photos
+    presets.fill(config, 1e6)
+    model = program.build_model(config, "tpu")
+    assert model.norm_groups == ((photos, config.batch_size // photos) if photos else None)
 
 
 def test_a_learning_rate_left_open_is_named():

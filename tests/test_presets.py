@@ -61,7 +61,8 @@ def test_a_batch_too_small_for_its_prototypes_is_refused_with_the_remedy():
         filled(256, "--config.swav.queue=600")
 
 
-def test_hashtags_leave_nothing_open():
+def test_hashtags_leave_nothing_open_but_how_long_an_epoch_is():
     config = configs.load(str(CONFIGS / "demo.py"), [])
+    assert presets.fill(config, 5000.0) == [] and config.epoch_length == 5000.0
     before = config.to_json()
-    assert presets.fill(config, 5000) == [] and config.to_json() == before
+    assert presets.fill(config, 5000.0) == [] and config.to_json() == before

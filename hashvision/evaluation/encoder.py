@@ -26,7 +26,7 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
     """
     config, vocabulary = workdirs.read(workdir)
     # One device is enough, and leaves the checkpoint's mesh out of it. A loop compiles faster.
-    config.mesh.fsdp = config.model.norm_groups = config.model.unroll = 1
+    config.mesh.fsdp = config.model.unroll = 1
     workdirs.keep_compiled(workdir)
     classes = len(vocabulary["classes"])
     try:
@@ -42,7 +42,7 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
         checkpoints = Checkpoints(workdir, read_only=True)
         state = checkpoints.restore(program.abstract)
         checkpoints.close()
-    params, extra = states.evaluated(state), state.extra
+    params, extra = states.evaluated(state)
     predict = jax.jit(program.objective.predict)
 
     def encode(images: np.ndarray) -> tuple[jax.Array, jax.Array | None]:

@@ -132,7 +132,7 @@ def objective(
         loss_fn,
         after_update=lambda params: params,
         predict=predict,
-        of_whole_batch=lambda params, extra, parts, step: (parts, extra),
+        of_whole_batch=lambda params, extra, parts, step: (parts, {}),
         diagnose=lambda scalars: None,
     )
 

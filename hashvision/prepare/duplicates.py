@@ -291,7 +291,8 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
         found = False
         for path in _files_below(root):
             found = found or _is_photo(path)
-            yield path.removeprefix(os.path.dirname(root)).lstrip("/"), path
+            name = path.removeprefix(os.path.dirname(root)).lstrip("/")
+            yield files.shown(name), path
         if not found:
             raise UserError(
                 f"the evaluation set {folder} has no photo in it that can be decoded; give "
@@ -355,6 +356,11 @@ def contact_sheet(
       columns: pairs a row.
       size: pixels of a photo's longer side.
     """
+
+    def shrink(photo: Image.Image) -> Image.Image:
+        width, height = (max(1, round(edge * size / max(photo.size))) for edge in photo.size)
+        return photo.resize((width, height))
+
     gap, words = 6, 28
     font = ImageFont.load_default(10)
     across, down = 2 * size + gap, size + words
@@ -364,11 +370,7 @@ def contact_sheet(
     for number, (one, other, caption) in enumerate(pairs):
         x, y = gap + number % columns * across, gap + number // columns * down
         for side, encoded in enumerate((one, other)):
-            with Image.open(io.BytesIO(encoded)) as file:
-                photo = file.convert("RGB")
-            scale = size / max(photo.size)
-            width, height = (max(1, round(edge * scale)) for edge in photo.size)
-            sheet.paste(photo.resize((width, height)), (x + side * size, y))
+            sheet.paste(pictures.decode(encoded, shrink), (x + side * size, y))
         line = ""
         lines = []
         for letter in caption:

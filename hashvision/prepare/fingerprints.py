@@ -143,7 +143,7 @@ def _quantised(spectra: np.ndarray) -> np.ndarray:
 
 def _picture(image: bytes) -> np.ndarray:
     """Float32 (SIDE, SIDE), the grey levels within the photo's frame."""
-    with Image.open(io.BytesIO(image)) as file:
+    with Image.open(io.BytesIO(image), formats=("JPEG",)) as file:
         file.draft("L", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no finer than needed, grey alone
         grey = file.convert("L")
     levels = np.asarray(grey, np.float32)

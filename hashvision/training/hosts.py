@@ -7,6 +7,7 @@ which JAX ends without a word on who was lost, and one that watches it and the o
 say in WORKDIR/hosts that they are alive.
 """
 
+import http.client
 import json
 import os
 import signal
@@ -16,7 +17,6 @@ import sys
 import threading
 import time
 import typing
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -245,13 +245,13 @@ class Maintenance(threading.Thread):
           every: seconds.
         """
         super().__init__(daemon=True)
-        self._tell, self._every = tell, every
+        self._tell, self._every, self._over = tell, every, threading.Event()
         self._server = os.environ.get("GCE_METADATA_HOST") or (
             "metadata.google.internal" if _is_google() else None
         )
 
     def run(self) -> None:
-        """Asks until there is something to tell.
+        """Asks until there is something to tell, or until `end`.
 
         What is said from the start on has been told to the run before: it stopped for that, and was
         started again on the same machine, which is still there.
@@ -259,18 +259,25 @@ class Maintenance(threading.Thread):
         first: dict[str, str] = {}
         while self._server:
             for key, quiet in _QUIET.items():
+                if self._over.is_set():
+                    return
                 request = urllib.request.Request(
                     f"http://{self._server}{_METADATA}{key}", headers={"Metadata-Flavor": "Google"}
                 )
                 try:
                     with urllib.request.urlopen(request, timeout=5) as answer:
                         said = answer.read().decode().strip().upper()
-                except (OSError, urllib.error.URLError, ValueError):
+                except (OSError, http.client.HTTPException, ValueError):
                     continue
                 if said not in (quiet, first.setdefault(key, said)):
                     self._tell(f"{key}: {said}")
                     return
-            time.sleep(self._every)
+            self._over.wait(self._every)
+
+    def end(self) -> None:
+        """Stops asking and waits for an open request, 5 s at most; nothing is told afterwards."""
+        self._over.set()
+        self.join()
 
 
 def _is_google() -> bool:

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
 from hashvision.training.metrics import Writer, duration
-from hashvision.training.state import State, evaluated
+from hashvision.training.state import State, averaged, evaluated
 
 # Scalars of an objective that stand in the line to watch.
 HEALTH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
@@ -53,8 +54,14 @@ def train(
 ) -> bool:
     """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
+    A run may resume on another dataset of the same classes, or, without tags, on any other. It
+    stays as long as it was to be, and what followed from the first dataset stays with it: epochs
+    are counted in photos of the first. Which records come is arithmetic in (seed, step) on the
+    present dataset, so the run enters its endless stream at the place where it would be by now.
+
     SIGTERM to any host, or notice of maintenance, makes all of them save at the same step and
-    return. All that the run says of itself is in WORKDIR/metrics.jsonl.
+    return (in a thread other than the main one, notice alone). All that the run says of itself is
+    in WORKDIR/metrics.jsonl.
 
     Args:
       config: the schema of configs/base.py.
@@ -95,14 +102,14 @@ def train(
         removed=removed,
     )
     config = config.copy_and_resolve_references()
-    for line in presets.fill(config, photos.epoch_length):
+    for line in presets.fill(config, photos.epoch_length, workdirs.began(workdir)):
         _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
-    workdirs.claim(workdir, config, source.vocabulary, source.manifest)
+    classes = workdirs.claim(workdir, config, source.vocabulary, source.manifest)
     workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        finished = _run(config, workdir, program, photos, checkpoints, check, removed)
+        finished = _run(config, workdir, program, photos, classes, checkpoints, check, removed)
     except BaseException:
         if jax.process_count() == 1:  # of several, the others are at their next step and wait there
             checkpoints.close()
@@ -122,6 +129,7 @@ def _run(
     workdir: str,
     program: programs.Program,
     photos: stream.Stream,
+    classes: np.ndarray | None,
     checkpoints: Checkpoints,
     check: Check | None,
     removed: removals.Names,
@@ -135,7 +143,7 @@ def _run(
     start, total = int(state.step), program.total_steps
     faults = reader.Faults(workdir, jax.process_index(), config.data.broken)
     photos_read = reader.Reader(
-        photos, config.data.photo_size, config.data.max_labels, faults, config.data.threads
+        photos, config.data.photo_size, config.data.max_labels, faults, config.data.threads, classes
     )
     workdirs.note_start(workdir, start, removed)
     parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
@@ -183,7 +191,7 @@ def _run(
                 _say(f"Stopped at step {step:,}, saved; the same command goes on.")
                 break
     checkpoints.wait()
-    return step == total
+    return step >= total
 
 
 def _start_from(workdir: str, program: programs.Program, state: State) -> State:
@@ -196,17 +204,17 @@ def _start_from(workdir: str, program: programs.Program, state: State) -> State:
     )
     checkpoints.close()
     params = {**state.params, "trunk": trunk["params"]}
+    extra = {**state.extra, "batch_stats": trunk["batch_stats"]}
+    average = averaged(jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, extra))
     return state._replace(
-        params=params,
-        extra={**state.extra, "batch_stats": trunk["batch_stats"]},
-        average=() if state.average == () else jax.tree.map(jnp.copy, params),
+        params=params, extra=extra, average=() if state.average == () else average
     )
 
 
 def _checked(
     check: Check, program: programs.Program, config: Config, state: State
 ) -> dict[str, float]:
-    params, extra = evaluated(state), state.extra
+    params, extra = evaluated(state)
     sharding = meshes.batch_sharding(program.mesh)
 
     def predict(images: np.ndarray) -> tuple[Any, Any]:
@@ -240,18 +248,22 @@ class _Stopping:
     """Whether to save and stop, while the loop is inside: SIGTERM has come, or is about to.
 
     Of several hosts any may be told; JAX catches the signal then, and has them agree on a step.
+    Python lets the main thread alone catch signals: a loop in another thread is stopped by notice
+    of maintenance, and leaves SIGTERM to the program around it.
     """
 
     def __init__(self) -> None:
         self._asked, self._several = False, jax.process_count() > 1
+        in_main = threading.current_thread() is threading.main_thread()
+        self._catches = in_main and not self._several
+        self._maintenance = hosts.Maintenance(self.ask)
 
-    def ask(self, why: str = "") -> None:
+    def ask(self, why: str) -> None:
         """Asks for it from inside."""
-        if why:
-            print(f"The machine is about to go ({why}).", flush=True)
-        if not self._asked:
-            os.kill(os.getpid(), signal.SIGTERM)
+        print(f"The machine is about to go ({why}).", flush=True)
         self._asked = True
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other hosts
 
     def at(self, step: int) -> bool:
         """Whether this step, the same on all hosts, is the last; asked after each."""
@@ -261,12 +273,14 @@ class _Stopping:
         def hear(*_: Any) -> None:
             self._asked = True
 
-        if not self._several:
-            self._before = signal.signal(signal.SIGTERM, hear)
-        hosts.Maintenance(self.ask).start()
+        if self._catches:
+            # None stands for a handler that Python did not set, and so cannot set again.
+            self._before = signal.signal(signal.SIGTERM, hear) or signal.SIG_DFL
+        self._maintenance.start()
 
     def __exit__(self, *_: object) -> None:
-        if not self._several:
+        self._maintenance.end()
+        if self._catches:
             signal.signal(signal.SIGTERM, self._before)
 
 

@@ -1,6 +1,8 @@
 """Settings that follow from others: filled in where a config leaves them open, and explained."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from hashvision.errors import UserError
 from hashvision.training import Config
@@ -12,15 +14,28 @@ _IMAGENET = 1_281_167  # photos
 _MOST, _LEAST, _USUAL = 16_000 / 7936, 300 / 4096, 3000 / 4096
 
 
-def fill(config: Config, epoch_length: float) -> list[str]:
-    """Fills in what a SwAV config leaves open, in place; other objectives leave nothing open.
+# Keys that `fill` sets where a config leaves them open.
+OPEN = (
+    "epoch_length",
+    "optimizer.learning_rate",
+    "swav.prototypes",
+    "swav.queue",
+    "swav.frozen_steps",
+    "swav.queue_start",
+    "swav.patience",
+)
 
-    What is filled in depends on the batch and the dataset alone, so that a run that goes on, longer
-    or on other machines, finds the same.
+
+def fill(config: Config, epoch_length: float, began: Mapping[str, Any] | None = None) -> list[str]:
+    """Fills in what a config leaves open, in place: how long an epoch is, and SwAV's settings.
+
+    A run that resumes keeps what it began with. Else a setting depends on the batch and the dataset
+    alone, and so is the same on other machines and for a longer run.
 
     Args:
       config: the schema of configs/base.py.
-      epoch_length: photos of an epoch.
+      epoch_length: photos of an epoch of the dataset.
+      began: the frozen config of the run that resumes, by dotted key.
 
     Returns:
       A line for each setting: its value and why.
@@ -28,6 +43,31 @@ def fill(config: Config, epoch_length: float) -> list[str]:
     Raises:
       UserError: the batch and the queue are too small for the prototypes.
     """
+    kept = _keep(config, began or {})
+    if config.epoch_length is None:
+        config.epoch_length = epoch_length
+    if config.epoch_length != epoch_length:
+        kept.append(
+            f"epoch_length={config.epoch_length:,.0f}: the run's epochs are counted in it; an epoch"
+            f" of this dataset has {epoch_length:,.0f} photos"
+        )
+    return kept + _fill_swav(config, config.epoch_length)
+
+
+def _keep(config: Config, began: Mapping[str, Any]) -> list[str]:
+    """Takes what is left open from the run that resumes; says so of all but the epoch's length."""
+    kept = []
+    for key in OPEN:
+        group, _, name = key.rpartition(".")
+        holder = config[group] if group else config
+        if holder[name] is None and began.get(key) is not None:
+            holder[name] = began[key]
+            if holder is not config:
+                kept.append(f"{key}={began[key]:.6g}")
+    return [f"As the run began: {', '.join(kept)}."] if kept else []
+
+
+def _fill_swav(config: Config, epoch_length: float) -> list[str]:
     if config.objective.name != "swav":
         return []
     swav, batch = config.swav, config.batch_size

@@ -39,6 +39,7 @@ def build_model(config: Config, platform: str) -> Any:
     """The network of config.model, its grouped convolutions in the form that suits the platform."""
     options = dict(config.model)
     name, dtype, form = options.pop("name"), options.pop("dtype"), options.pop("group_conv")
+    groups = norm_groups(options.pop("norm_photos"), config.batch_size // config.accumulate)
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r} is none of {', '.join(DTYPES)}.")
     if form == "auto":
@@ -51,7 +52,12 @@ def build_model(config: Config, platform: str) -> Any:
             f"model.remat={config.model.remat!r} does not say True or False of each of four stages;"
             " set --config.model.remat=True,True,False,False, say."
         )
-    return models.build(name, dtype=DTYPES[dtype], group_conv=form, **options)
+    return models.build(name, dtype=DTYPES[dtype], group_conv=form, norm_groups=groups, **options)
+
+
+def norm_groups(photos: int, shown: int) -> models.Groups | None:
+    """BatchNorm's groups of `photos` among the photos that the network is shown at a time."""
+    return None if photos in (0, shown) else models.Groups(photos, shown // photos)
 
 
 def build_objective(config: Config, model: Any, classes: int) -> Objective:
@@ -97,7 +103,7 @@ def build_objective(config: Config, model: Any, classes: int) -> Objective:
     head = models.ProjectionHead(
         tuple(config.swav.head),
         config.swav.head_norm,
-        config.model.norm_groups,
+        model.norm_groups,
         model.dtype,
     )
     settings = swav.Settings(
@@ -150,7 +156,7 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
     Args:
       config: the schema of configs/base.py.
       classes: of the vocabulary.
-      epoch_length: photos of an epoch, repeats counted.
+      epoch_length: photos of an epoch, where config.epoch_length does not say.
       devices: a sequence of devices; all if None.
 
     Raises:
@@ -168,12 +174,7 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
             f"batch_size={config.batch_size} does not divide over {count} devices into accumulate="
             f"{config.accumulate} parts each; set either to fit."
         )
-    groups = config.model.norm_groups
-    if groups < 1 or config.batch_size // config.accumulate % groups:
-        raise UserError(
-            f"batch_size={config.batch_size} in accumulate={config.accumulate} parts does not"
-            f" divide into model.norm_groups={groups} parts; set either to fit."
-        )
+    _check_groups(config)
     if config.optimizer.learning_rate is None:
         raise UserError(
             "optimizer.learning_rate is not set, and only SwAV's follows from the batch; set"
@@ -181,6 +182,7 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
         )
     model = build_model(config, mesh.devices.flat[0].platform)
     objective = build_objective(config, model, classes)
+    epoch_length = config.epoch_length or epoch_length
     steps = total_steps(config, epoch_length)
     settings = config.optimizer
     rate = optim.schedule(
@@ -227,6 +229,25 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
     return Program(mesh, objective, init, abstract, batch, into_crops, step, predict, steps)
+
+
+def _check_groups(config: Config) -> None:
+    """Says in one sentence why BatchNorm cannot have the groups that it is set to."""
+    photos, parts = config.model.norm_photos, config.accumulate
+    shown = config.batch_size // parts
+    if photos == 0 and parts > 1:
+        raise UserError(
+            f"model.norm_photos=0 has BatchNorm take the statistics of all {config.batch_size:,}"
+            f" photos of a step, and accumulate={parts} shows it {shown:,} at a time; set"
+            f" --config.model.norm_photos={shown}, or a divisor of that, or --config.accumulate=1."
+        )
+    if photos < 0 or photos and shown % photos:
+        fits = max(n for n in range(1, max(1, min(photos, shown)) + 1) if shown % n == 0)
+        raise UserError(
+            f"model.norm_photos={photos} does not divide the {shown:,} photos that the network is"
+            f" shown at a time (batch_size={config.batch_size}, accumulate={parts}); set"
+            f" --config.model.norm_photos={fits}, or 0 for all photos of a step."
+        )
 
 
 def initial_state(program: Program, seed: int) -> state.State:

@@ -3,15 +3,17 @@
 What only reads it, such as `audit`, needs no JAX.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from hashvision import storage
-from hashvision.data import dataset, removals
+from hashvision.data import classes, dataset, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
 
@@ -21,6 +23,7 @@ _REMOVED = "removed.jsonl"
 _FREE = (
     "dataset",
     "epochs",
+    "epoch_length",
     "steps",
     "log_every",
     "profile",
@@ -60,27 +63,46 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def began(workdir: str) -> dict[str, Any] | None:
+    """The frozen config of the run in `workdir`, by dotted key; None where none has begun."""
+    if not storage.exists(os.path.join(workdir, "config.json")):
+        return None
+    return _flat(_read(workdir, "config.json"))
+
+
 def claim(
     workdir: str,
     config: Config,
     vocabulary: Mapping[str, Any],
     manifest: Mapping[str, Any],
-) -> None:
+) -> np.ndarray | None:
     """Makes `workdir` that of this run, or checks that it already is.
 
+    The vocabulary stays the one that the run began with; the dataset may be another each time.
+
+    Args:
+      workdir: of the run.
+      config: with nothing left open (presets.fill).
+      vocabulary: of the dataset.
+      manifest: of the dataset.
+
+    Returns:
+      int32 (K,), for each class of the dataset its number in the run; None where the objective
+      needs no classes.
+
     Raises:
-      UserError: the workdir holds a run of another vocabulary or with other settings.
+      UserError: the workdir holds a run of other classes or with other settings.
     """
     import jax
 
     frozen = json.loads(json.dumps(config.to_dict()))
-    if storage.exists(os.path.join(workdir, "config.json")):
-        if _read(workdir, "vocabulary.json")["classes"] != vocabulary["classes"]:
-            raise UserError(
-                f"The vocabulary of {config.dataset} is not the one that the checkpoints in"
-                f" {workdir} were trained with; train into a new --workdir, or on the old dataset."
-            )
-        before, now = _flat(_read(workdir, "config.json")), _flat(frozen)
+    text, before = json.dumps(vocabulary, ensure_ascii=False), began(workdir)
+    known = vocabulary if before is None else _vocabulary(workdir)
+    numbers = None
+    if config.objective.name == "hashtag":
+        numbers = classes.match(known, vocabulary, config.dataset)
+    if before is not None:
+        text, now = json.dumps(known, ensure_ascii=False), _flat(frozen)
         for key in sorted(before.keys() | now.keys()):
             free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
             if before.get(key) != now.get(key) and not free:
@@ -89,14 +111,31 @@ def claim(
                     f" set --config.{key} back, or train into a new --workdir."
                 )
     if jax.process_index():
-        return  # the first host writes what is the same on all
+        return numbers  # the first host writes what is the same on all
     seen = {"dataset": storage.absolute(config.dataset), "manifest": manifest}
+    seen["vocabulary"] = hashlib.sha256(text.encode()).hexdigest()
     for name, content in (
-        ("vocabulary.json", json.dumps(vocabulary, ensure_ascii=False)),
+        ("vocabulary.json", text),
         ("dataset.json", json.dumps(seen, ensure_ascii=False, indent=1)),
         ("config.json", json.dumps(frozen, indent=1)),  # last: a workdir with a config is whole
     ):
         storage.write(os.path.join(workdir, name), content)
+    return numbers
+
+
+def _vocabulary(workdir: str) -> dict[str, Any]:
+    """The vocabulary that a run began with, whose order numbers the classes of its network."""
+    known, noted = _read(workdir, "vocabulary.json"), {}
+    if storage.exists(os.path.join(workdir, "dataset.json")):
+        noted = _read(workdir, "dataset.json")
+    text = json.dumps(known, ensure_ascii=False)
+    # Runs of earlier versions hold no digest.
+    if noted.get("vocabulary") not in (None, hashlib.sha256(text.encode()).hexdigest()):
+        raise UserError(
+            f"{os.path.join(workdir, 'vocabulary.json')} is not as `train` wrote it, so nothing"
+            " tells which class is which; copy it again from where the run began."
+        )
+    return known
 
 
 def note_start(workdir: str, step: int, removed: removals.Names) -> None:
@@ -115,7 +154,7 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
         return
     starts = [start for start in starts_of(workdir) if start["step"] < step]
     names = {kind: values.tolist() for kind, values in removed._asdict().items()}
-    # A run without tags may go on with another dataset than it began with.
+    # A run may resume on another dataset than it began with.
     folder, manifest = seen(workdir)
     data = {"dataset": folder, "fingerprint": dataset.fingerprint(manifest)}
     starts.append({"step": step, "removed": names, **data})
@@ -172,4 +211,4 @@ def read(workdir: str) -> tuple[Config, dict[str, Any]]:
       UserError: `workdir` is none.
     """
     config = ml_collections.ConfigDict(_read(workdir, "config.json"))
-    return config, _read(workdir, "vocabulary.json")
+    return config, _vocabulary(workdir)
