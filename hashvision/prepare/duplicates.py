@@ -10,6 +10,7 @@ work for, and what travels is where the arrays lie.
 
 import collections
 import io
+import json
 import os
 import struct
 import typing
@@ -28,12 +29,14 @@ from hashvision.prepare import bands, spool
 from hashvision.prepare.alignment import DUPLICATE, similarity
 from hashvision.prepare.fingerprints import SPECTRUM, THUMBNAIL, Fingerprint, fingerprint
 from hashvision.sources import files, pictures
+from hashvision.sources.reasons import Dropped
 
 ORDER = 40  # bytes of an order
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)
 _TOGETHER = 4000  # photos whose bands are written at once: 22 MB
 _LARGEST_OFFSET = 2**31  # of a fingerprint in its file; rows have four bytes for it
 _FIRST_READ = 6000  # bytes, of a fingerprint whose name is not long
+_LABELS_FILE = "labels.jsonl"
 _KNOWN = 4096  # fingerprints that a comparison keeps
 _KINDS = ("removed", "leak", "duplicate")  # of matches, by the partner's rank
 _FURTHER = 8  # posts that a post is compared with once it has a match
@@ -267,35 +270,74 @@ def _unpack(packed: bytes) -> _Seen:
 
 
 def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The photos of evaluation sets: all image files below their folders.
+    """The files that may be photos of evaluation sets, whatever their names.
+
+    What they are shows when they are decoded. So all that `evaluate` would read is among them:
+    every file below the folders, and what a labels.jsonl there names outside of them.
 
     Args:
-      folders: a set's layout does not matter.
+      folders: of photos, in any layout; a labels.jsonl stands for its folder.
 
     Yields:
       (name, path), in an order of their own; the name is the path from the folder's own name on.
 
     Raises:
-      UserError: a folder does not exist or has no image in it.
+      UserError: a folder does not exist, is a dataset folder or has no photo in it.
     """
     for folder in folders:
-        if not storage.is_folder(folder):
+        root = storage.absolute(folder).removesuffix(f"/{_LABELS_FILE}")
+        if not storage.is_folder(root):
             raise UserError(
                 f"the evaluation set {folder} does not exist; give --evaluation_sets folders of "
                 "photos"
             )
-        root, found = storage.absolute(folder), False
-        for parent, _, names in storage.walk(root):
-            for file in names:
-                if file.lower().endswith(pictures.SUFFIXES):
-                    path, found = os.path.join(parent, file), True
-                    name = path.removeprefix(os.path.dirname(root)).lstrip("/")
-                    yield files.shown(name), path
+        if storage.is_file(f"{root}/manifest.json"):
+            raise UserError(
+                f"the evaluation set {folder} is a dataset folder, in which photos are not files; "
+                "give --evaluation_sets folders of photos"
+            )
+        found = False
+        for path in _files_below(root):
+            found = found or _is_photo(path)
+            name = path.removeprefix(os.path.dirname(root)).lstrip("/")
+            yield files.shown(name), path
         if not found:
             raise UserError(
-                f"the evaluation set {folder} has no photo in it"
-                f" ({', '.join(pictures.SUFFIXES)}); give --evaluation_sets folders of photos"
+                f"the evaluation set {folder} has no photo in it that can be decoded; give "
+                "--evaluation_sets folders of photos"
             )
+
+
+def _files_below(root: str) -> Iterator[str]:
+    outside: dict[str, None] = {}
+    for parent, _, names in storage.walk(root):
+        for name in names:
+            yield f"{parent}/{name}"
+            if name == _LABELS_FILE:
+                outside |= dict.fromkeys(_labelled(parent))
+    yield from (path for path in outside if not path.startswith(f"{root}/"))
+
+
+def _labelled(folder: str) -> Iterator[str]:
+    """The paths that a labels.jsonl names, as far as it can be read."""
+    try:
+        lines = files.read(f"{folder}/{_LABELS_FILE}").split(b"\n")
+    except Dropped:
+        return
+    for line in lines:
+        try:
+            path = os.path.join(folder, json.loads(line)["image"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        yield path if storage.is_remote(path) else os.path.normpath(path)
+
+
+def _is_photo(path: str) -> bool:
+    try:
+        fingerprint_file(path, THUMBNAIL)
+    except Dropped:
+        return False
+    return True
 
 
 def fingerprint_file(path: str, short_side: int) -> Fingerprint:
