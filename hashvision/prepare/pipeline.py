@@ -1,6 +1,9 @@
 """Runs the graph: from a dump of posts to a dataset folder, whole or not at all."""
 
+import argparse
 import contextlib
+import difflib
+import inspect
 import logging
 import os
 import typing
@@ -23,6 +26,7 @@ from hashvision.prepare import duplicates, folder, graph
 from hashvision.prepare.wordnet import load_wordnet
 
 RANGE_BYTES = 16 * 2**20  # of the dump, to one worker at a time
+_HERE = ("directrunner", "fnapirunner")  # what Beam calls its runner within this process
 
 
 def prepare(
@@ -160,25 +164,49 @@ def _ranges(posts: str) -> list[tuple[str, int, int]]:
 
 def _beam_options(flags: Sequence[str]) -> PipelineOptions:
     options = PipelineOptions(list(flags))
-    known = options.get_all_options()
-    if _runs_here(options):  # other runners have flags of their own that Beam does not list
-        unknown = set(options.get_all_options(retain_unknown_options=True)) - set(known)
-        if unknown:
-            raise UserError(
-                f"prepare has no option --{sorted(unknown)[0]}, and neither has Beam's DirectRunner"
-            )
-        # Seen once in some forty runs: three of 903 posts never reached the records.
-        if options.view_as(DirectOptions).direct_running_mode == "multi_threading":
-            raise UserError(
-                "--direct_running_mode=multi_threading has lost posts inside Beam's DirectRunner; "
-                "use --direct_running_mode=multi_processing"
-            )
+    options.get_all_options(
+        retain_unknown_options=True,
+        add_extra_args_fn=lambda parser: _refuse_unknown(parser, flags, options),
+    )
+    # Seen once in some forty runs: three of 903 posts never reached the records.
+    mode = options.view_as(DirectOptions).direct_running_mode
+    if _runs_here(options) and mode == "multi_threading":
+        raise UserError(
+            "--direct_running_mode=multi_threading has lost posts inside Beam's DirectRunner; "
+            "use --direct_running_mode=multi_processing"
+        )
     return options
 
 
+def _refuse_unknown(
+    parser: argparse.ArgumentParser, flags: Sequence[str], options: PipelineOptions
+) -> None:
+    """Refuses what neither `prepare` nor Beam knows: it may be meant to name a removal list.
+
+    Flink, Spark and others take options that Beam learns from their job server only when the job
+    starts. For these an option is refused if it is spelled like one of `prepare`.
+
+    Args:
+      parser: knows Beam's options.
+      flags: those that are not of `prepare` itself.
+      options: the same, parsed.
+    """
+    own = [f"--{name}" for name in inspect.signature(prepare).parameters]
+    all_known = _runner_name(options) in (*_HERE, "dataflowrunner")
+    for word in parser.parse_known_args(list(flags))[1]:
+        name = word.lstrip("-").partition("=")[0]
+        near = difflib.get_close_matches(f"--{name}", own, 1)
+        if near or all_known or not name or not word.startswith("--"):
+            told = f"the nearest is {near[0]}" if near else "`prepare --help` lists its own"
+            raise UserError(f"Neither `prepare` nor Apache Beam has an option {word}; {told}.")
+
+
+def _runner_name(options: PipelineOptions) -> str:
+    return (options.view_as(StandardOptions).runner or _HERE[0]).rpartition(".")[2].lower()
+
+
 def _runs_here(options: PipelineOptions) -> bool:
-    name = options.view_as(StandardOptions).runner
-    return name is None or name.rpartition(".")[2].lower() in ("directrunner", "fnapirunner")
+    return _runner_name(options) in _HERE
 
 
 def _runner(options: PipelineOptions) -> typing.Any:
