@@ -15,6 +15,7 @@ from hashvision import __version__, storage
 from hashvision.errors import UserError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNNAMED = {errno.ENOENT: "The current folder, or one for temporary files,"}
 _UNFORESEEN = 70  # exit code, EX_SOFTWARE of sysexits.h
 _STOPPED = 130  # what shells give for Ctrl-C
 
@@ -312,7 +313,8 @@ def _judged(error: Exception) -> tuple[int, str]:
     cause = _os_error(error)
     if cause is None:
         return _UNFORESEEN, "".join(traceback.format_exception(error)).rstrip()
-    where, why = str(cause.filename or "what this command writes"), cause.strerror
+    unnamed = _UNNAMED.get(cause.errno, "what this command writes")
+    where, why = str(cause.filename or unnamed), cause.strerror
     code = 2
     if cause.errno in _NO_SPACE:
         told = f"There is no room for {where} ({why}); make some, and the same command goes on."
@@ -332,8 +334,9 @@ def _judged(error: Exception) -> tuple[int, str]:
 
 def _os_error(error: BaseException | None) -> OSError | None:
     """What the system refused, of a path or for want of room, if that is at the bottom of it."""
+    known = (*_NO_SPACE, *_UNNAMED)
     while error is not None:
-        if isinstance(error, OSError) and (error.filename or error.errno in _NO_SPACE):
+        if isinstance(error, OSError) and (error.filename or error.errno in known):
             return error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None

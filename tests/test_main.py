@@ -89,6 +89,12 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, number):
         assert lines[0].startswith(f"hashvision: /data/set cannot be used ({refusal.strerror});")
 
 
+def test_no_place_for_temporary_files_is_one_sentence(monkeypatch, capsys):
+    code, lines = said(monkeypatch, capsys, FileNotFoundError(errno.ENOENT, "No usable one in /x"))
+    assert code == 2 and len(lines) == 1
+    assert "folder, or one for temporary files, cannot be used (No usable one in /x)" in lines[0]
+
+
 def test_a_bucket_that_does_not_answer_is_to_be_asked_again(monkeypatch, capsys):
     error = OSError(errno.EIO, "no answer", "gs://bucket/set")
     code, lines = said(monkeypatch, capsys, error)
