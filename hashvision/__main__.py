@@ -438,7 +438,7 @@ def _judged(error: Exception) -> tuple[int, str]:
     cause = _os_error(error)
     if cause is None:
         return _UNFORESEEN, "".join(traceback.format_exception(error)).rstrip()
-    unnamed = _UNNAMED.get(cause.errno, "what this command writes")
+    unnamed = _UNNAMED.get(cause.errno or 0, "what this command writes")
     where, why = str(cause.filename or unnamed), cause.strerror
     code = 2
     if cause.errno in _NO_SPACE:

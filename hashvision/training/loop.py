@@ -69,7 +69,9 @@ def train(
         return _train(config, workdir, check, removed)
 
 
-def _train(config: Config, workdir: str, check: Check | None, removed: removals.Names) -> bool:
+def _train(
+    config: Config, workdir: str, check: Check | None, removed: removals.RemovalList
+) -> bool:
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
