@@ -75,12 +75,12 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
         hosts.join(place, config.hosts.join)
     from hashvision.training import loop
 
-    check = None
+    check, removed = None, _removed(arguments)
     if config.knn.dataset:
         from hashvision.evaluation import online
 
-        check = online.NearestNeighbours(config.knn.dataset)
-    if not loop.train(config, arguments.workdir, check, _removed(arguments)):
+        check = online.NearestNeighbours(config.knn.dataset, removed)
+    if not loop.train(config, arguments.workdir, check, removed):
         return hosts.AGAIN
     print(f"The run lies in {arguments.workdir}.")
 
@@ -101,10 +101,9 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     protocols.check(chosen)
     removed = _removed(arguments)
     network = encoder.load(arguments.workdir, arguments.untrained)
-    for protocol in chosen:
-        protocols.evaluate(
-            network, arguments.dataset, protocol, arguments.workdir, arguments.untrained, removed
-        )
+    protocols.evaluate(
+        network, arguments.dataset, chosen, arguments.workdir, arguments.untrained, removed
+    )
 
 
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
