@@ -129,27 +129,29 @@ class Dataset:
             return np.empty(0, records.COPIES_DTYPE)
         return self._joined(part, first, last, records.COPIES_DTYPE)
 
-    def key(self, *places: str | None) -> keys.Key:
+    def key(self, given: str | None = None) -> keys.Key:
         """The dataset's key; keys.NO_KEY of a dataset of version 1.
 
         Args:
-          *places: files that may hold it, the first that does counts; beside the dataset where
-            none is given.
+          given: a file that may hold it; the one beside the dataset is asked after it, since a
+            command may read several datasets.
 
         Raises:
-          UserError: it lies in none of them.
+          UserError: it lies in neither.
         """
         if self.version == 1:
             return keys.NO_KEY
-        wrong = ""
-        for path in [place for place in places if place] or [keys.beside(self.path)]:
+        wrong, beside = [], keys.beside(self.path)
+        for path in filter(None, (given, beside)):
+            if wrong and not storage.exists(path):
+                break
             key = keys.read(path)
             if key.id == self.manifest["key"]:
                 return key
-            wrong = wrong or f"{path} is the key {key.id}"
+            wrong.append(f"{path} is the key {key.id}")
         raise UserError(
-            f"{wrong}, and {self.path} was made with the key {self.manifest['key']}; give --key the"
-            " file that `prepare` made beside it."
+            f"{wrong[0]}, and {self.path} was made with the key {self.manifest['key']}; give --key"
+            " the file that `prepare` made beside it."
         )
 
     def names(self, listed: removals.RemovalList) -> removals.Names:
