@@ -46,7 +46,7 @@ def prepare(
     images: str | None = None,
     wordnet: str | None = None,
     minimum_count: int = 10,
-    short_side: int = 256,
+    short_side: int = 384,
     shard_bytes: int = 100_000_000,
     keep_untagged: bool = False,
     keep_duplicates: bool = False,
