@@ -9,6 +9,7 @@ counts, reduced to three numbers where it lies.
                                     '> tags > counts, spreads > vocabulary '^
 """
 
+import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -162,7 +163,7 @@ def build(
     parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_A_PART
     leaks = (
         pipeline
-        | "Evaluation" >> beam.Create(evaluation)
+        | "Evaluation" >> beam.Create([json.dumps(each) for each in evaluation])
         | "SpreadEvaluation" >> beam.Reshuffle()
         | "FingerprintFiles" >> beam.ParDo(once.FingerprintFiles(options.short_side))
     )
