@@ -22,7 +22,7 @@ _NO_DATE = "~"  # sorts behind all dates
 
 
 class FingerprintFiles(beam.DoFn):
-    """The name and path of an evaluation photo to its place in the join; what does not decode is left.
+    """Name and path of an evaluation photo to its place in the join; what does not decode is left.
 
     No post that decodes can be the same photo then.
     """
