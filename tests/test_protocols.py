@@ -218,7 +218,7 @@ def test_names_in_latin_1_are_printed_and_written(tmp_path, capsysbinary):
 def listed(photos):
     """A removal list that names these files."""
     kinds = (hashlib.sha256(photo.read_bytes()).hexdigest() for photo in photos)
-    return removals.names([removals.Removal("sha256", value, "", "") for value in kinds])
+    return removals.RemovalList([removals.Removal("sha256", value, "", "") for value in kinds])
 
 
 def test_removed_photos_are_counted_and_all_of_a_part_are_refused(colours, tmp_path, capsys):

@@ -13,7 +13,7 @@ from hashvision.training.loop import Predict
 class NearestNeighbours:
     """A check for `training.loop`: top-1 of weighted kNN on a labelled set's test photos."""
 
-    def __init__(self, path: str, removed: removals.Names = removals.NOTHING) -> None:
+    def __init__(self, path: str, removed: removals.RemovalList = removals.NO_LIST) -> None:
         """Reads the dataset's labels, and its photos only where they tell which are removed.
 
         Args:
