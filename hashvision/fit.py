@@ -48,7 +48,7 @@ def fit(config: Config, target: Target) -> Found:
     """Searches for the settings of the shortest estimated step that fits, and prints what it tries.
 
     Args:
-      config: the schema of configs/base.py; its batch is kept.
+      config: of hashvision/schema.py; its batch and BatchNorm's groups are kept.
       target: what it is planned for.
 
     Raises:
@@ -59,10 +59,15 @@ def fit(config: Config, target: Target) -> Found:
         print(line, flush=True)
     devices = plans.devices_of(target.topology)
     memory = plans.memory_of(target.topology, devices)
-    count, batch, groups = len(devices), config.batch_size, config.model.norm_groups
-    parts = [
-        n for n in range(1, batch + 1) if batch % (count * n) == 0 and batch // n % groups == 0
-    ]
+    count = len(devices)
+    parts = parts_of(config.batch_size, count, config.model.norm_photos)
+    if len(parts) < len(parts_of(config.batch_size, count, 1)):
+        together = f"{config.model.norm_photos:,}" if config.model.norm_photos else "all"
+        print(
+            f"BatchNorm takes {together} photos together (model.norm_photos), which lets"
+            f" --config.accumulate be {' or '.join(map(str, parts))}.",
+            flush=True,
+        )
 
     def state_fits(fsdp: int) -> bool:
         wide = Choice(fsdp, 1, REMAT[0]).applied(config)
@@ -74,6 +79,20 @@ def fit(config: Config, target: Target) -> Found:
 
     widths = [width for width in range(1, count + 1) if count % width == 0]
     return search(widths, parts, state_fits, attempt)
+
+
+def parts_of(batch: int, devices: int, photos: int) -> list[int]:
+    """Into how many parts a batch may be cut, ascending, each with whole groups of BatchNorm's.
+
+    Args:
+      batch: photos a step.
+      devices: that each part is spread over evenly.
+      photos: of a group; 0: all of a step.
+    """
+    photos = photos or batch
+    several = range(2, batch + 1)
+    fitting = [n for n in several if batch % (devices * n) == 0 and batch // n % photos == 0]
+    return [1, *fitting]
 
 
 def search(

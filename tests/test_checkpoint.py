@@ -10,7 +10,7 @@ from hashvision.errors import UserError
 from hashvision.training import checkpoint
 from hashvision.training import mesh as meshes
 from hashvision.training.checkpoint import Checkpoints
-from hashvision.training.state import State
+from hashvision.training.state import State, averaged, evaluated
 
 
 def make(seed=0):
@@ -175,6 +175,51 @@ def test_a_checkpoint_from_before_fingerprints_is_read(tmp_path):
     restored = checkpoints.restore(abstract(in_float32(1), 2))
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, in_float32(1))
+
+
+def with_average(seed):
+    """A state of a network with a head, its average and other statistics than the last step's."""
+    trunk = {"kernel": jnp.full((8, 16), float(seed))}
+    params = {"trunk": trunk, "head": {"bias": jnp.ones(16)}}
+    extra = {"batch_stats": {"mean": jnp.full(16, seed + 0.5)}, "queue": jnp.zeros((8, 2))}
+    average = jax.tree.map(lambda x: x + 1, averaged(params, extra))
+    return State(jnp.int32(seed), params, extra, (), average)
+
+
+def of_trunk(wanted):
+    return {"params": wanted.params["trunk"], "batch_stats": wanted.extra["batch_stats"]}
+
+
+def test_the_trunk_of_an_average_comes_with_its_statistics(tmp_path):
+    state = with_average(3)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, state, {"loss": 1.0})
+    trunk = checkpoints.restore_trunk(of_trunk(abstract(state, 1)))
+    checkpoints.close()
+    np.testing.assert_array_equal(trunk["params"]["kernel"], 4)
+    np.testing.assert_array_equal(trunk["batch_stats"]["mean"], 4.5)
+
+
+def test_an_average_from_before_it_held_statistics_is_read(tmp_path):
+    """It is evaluated as it was then, and goes on from there: with those of the last step."""
+    state = with_average(3)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, state._replace(average=state.average["params"]), {"loss": 1.0})
+    restored = checkpoints.restore(abstract(state, 2))
+    params, extra = evaluated(restored)
+    jax.tree.map(np.testing.assert_array_equal, params, state.average["params"])
+    jax.tree.map(np.testing.assert_array_equal, extra, state.extra)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    leaves = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(on_one_device(restored))]
+    assert len({*leaves}) == len(leaves)  # or the step, which takes all of them, would fail
+    trunk = checkpoints.restore_trunk(of_trunk(abstract(state, 1)))
+    checkpoints.close()
+    np.testing.assert_array_equal(trunk["params"]["kernel"], 4)
+    np.testing.assert_array_equal(trunk["batch_stats"]["mean"], 3.5)
+
+
+def on_one_device(tree):
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def test_only_damaged_checkpoints_are_said(tmp_path):

@@ -18,8 +18,15 @@ from PIL import Image, ImageDraw
 from hashvision.errors import UserError
 from hashvision.prepare import alignment, drawn, duplicates
 from hashvision.prepare.alignment import DUPLICATE, similarity
-from hashvision.prepare.duplicates import REPRESENTATIVES, FindDuplicates, Match
-from hashvision.prepare.fingerprints import BITS, KEYS, THUMBNAIL, Fingerprint, fingerprint
+from hashvision.prepare.duplicates import FindDuplicates, Match
+from hashvision.prepare.fingerprints import (
+    BITS,
+    KEYS,
+    SPECTRUM,
+    THUMBNAIL,
+    Fingerprint,
+    fingerprint,
+)
 from hashvision.sources.reasons import Dropped
 
 PHOTOS = 100
@@ -173,7 +180,7 @@ def test_a_subject_that_moved_makes_another_photo(photos):
 def test_a_fingerprint_is_small_and_a_pure_function_of_the_file(photos):
     image, print_ = photos[0]
     assert fingerprint(image) == print_
-    assert sum(map(len, print_)) <= 16 + THUMBNAIL**2 + (8 + BITS) * KEYS
+    assert sum(map(len, print_)) <= 16 + THUMBNAIL**2 + (8 + SPECTRUM) * KEYS
     keys, boxes, spectra = print_.rectangles
     assert len(keys) == len(boxes) == len(spectra) > 0
     assert (np.diff(keys.astype(np.int64)) > 0).all()
@@ -204,13 +211,19 @@ def order_of(numbers: tuple[int, ...]) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in numbers).ljust(duplicates.ORDER, b"\0")
 
 
-def find(folder: pathlib.Path, posts: list[Row], evaluation: Sequence[Row] = ()) -> list[Match]:
+def find(
+    folder: pathlib.Path,
+    posts: list[Row],
+    evaluation: Sequence[Row] = (),
+    removed: Sequence[Fingerprint] = (),
+) -> list[Match]:
     """Runs the join; every element is a bundle of its own order's making."""
     path = folder / "matches.json"
 
     def write(matches):
         path.write_text(json.dumps([[list(match[0]), *match[1:]] for match in matches]))
 
+    barred = [(order_of((number,)), "", each) for number, each in enumerate(removed)]
     posts = [(order_of(order), *rest) for order, *rest in posts]
     evaluation = [(order_of(order), *rest) for order, *rest in evaluation]
 
@@ -219,9 +232,13 @@ def find(folder: pathlib.Path, posts: list[Row], evaluation: Sequence[Row] = ())
         matches = {
             "posts": once | "Posts" >> beam.FlatMap(lambda _: posts) | beam.Reshuffle(),
             "evaluation": once | "Evaluation" >> beam.FlatMap(lambda _: list(evaluation)),
+            "removed": once | "Removed" >> beam.FlatMap(lambda _: barred),
         } | FindDuplicates(str(folder / "spool"), parts=3)
         _ = matches | beam.combiners.ToList() | beam.Map(write)
-    found = [Match(bytes(order), *rest) for order, *rest in json.loads(path.read_text())]
+    found = [
+        Match(bytes(order), *rest, tuple(also))
+        for order, *rest, also in json.loads(path.read_text())
+    ]
     shutil.rmtree(folder / "spool")
     return sorted(found)
 
@@ -254,6 +271,34 @@ def test_the_first_copy_stays_and_leaks_go(tmp_path, photos):
         assert find(tmp_path, posts, evaluation) == found
 
 
+def test_a_removed_photo_counts_before_all_others_and_is_not_named(tmp_path, photos):
+    rng = np.random.default_rng(7)
+    image, print_ = photos[0]
+    mirrored = fingerprint(edits.EDITS["mirrored"](edits.decode(image), rng))
+    compressed = fingerprint(edits.EDITS["compressed"](edits.decode(image), rng))
+    posts = [((1,), "first", mirrored), ((2,), "second", print_), ((3,), "other", photos[1][1])]
+    evaluation = [((0,), "eval/a.jpg", print_), ((1,), "eval/b.jpg", mirrored)]
+    found = find(tmp_path, posts, evaluation, [photos[2][1], compressed, compressed, print_])
+    assert [(match.name, match.kind, match.partner, match.also) for match in found] == [
+        ("first", "removed", "", ()),
+        ("second", "removed", "", ("first",)),
+    ]
+
+
+def test_a_match_names_other_posts_before_it_that_it_shows(tmp_path, photos):
+    """Two parts of a photo, which share too little to be alike, and then the whole."""
+    image = edits.decode(photos[4][0])
+    left = image.crop((0, 0, 84, image.height))
+    right = image.crop((image.width - 84, 0, image.width, image.height))
+    parts = [fingerprint(edits.encode(each)) for each in (left, right)]
+    assert similarity(*parts) < DUPLICATE
+    rows = [((1,), "left", parts[0]), ((2,), "right", parts[1]), ((3,), "whole", photos[4][1])]
+    (match,) = find(tmp_path, [*rows, ((4,), "another", photos[5][1])])
+    assert match[1:4] == ("whole", "duplicate", "left") and match.also == ("right",)
+    (match,) = find(tmp_path, rows, [((0,), "eval/a.jpg", photos[4][1])])[-1:]
+    assert match[1:4] == ("whole", "leak", "eval/a.jpg") and match.also == ("left", "right")
+
+
 def test_a_leak_names_the_evaluation_photo_it_resembles_most(tmp_path, photos):
     rng = np.random.default_rng(5)
     cropped = fingerprint(edits.EDITS["cropped"](edits.decode(photos[0][0]), rng))
@@ -284,23 +329,6 @@ def test_flat_photos_are_found_by_their_bytes(tmp_path):
     found = find(tmp_path, rows)
     assert [match.order for match in found] == [order_of((n,)) for n in range(2, 60)]
     assert all(match.partner == str(int(match.name) % 2) for match in found)
-
-
-def test_a_huge_band_costs_a_bounded_number_of_comparisons():
-    bands = np.zeros(5500, duplicates._BAND)
-    bands["rank"][:5000] = 1
-    bands["order"] = [b"%021d" % n for n in range(5500)]
-    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
-    bands = np.random.default_rng(0).permutation(bands)
-    met = duplicates.meetings(bands)
-    assert len(met) <= 5000 * 2 * REPRESENTATIVES
-    pairs = set(zip(met["post"]["order"], met["partner"]["order"], strict=True))
-    assert len(pairs) == len(met) and (met["post"]["rank"] == 1).all()
-    own = met["partner"]["rank"] == 1
-    assert (met["partner"]["order"][own] < met["post"]["order"][own]).all()
-    assert set(met["partner"]["order"][own]) == {b"%021d" % n for n in range(REPRESENTATIVES)}
-    leaks = {b"%021d" % (5000 + n) for n in range(REPRESENTATIVES)}
-    assert set(met["partner"]["order"][~own]) == leaks
 
 
 def test_rectangles_agree_that_look_alike_and_let_the_photos_overlap():
@@ -341,54 +369,31 @@ def test_the_overlap_is_that_of_the_photos_laid_upon_each_other():
     np.testing.assert_array_equal(found[clear], np.array(overlaps)[clear] > 0.4)
 
 
-def test_who_meets_whom_is_what_a_plain_loop_finds(monkeypatch):
-    monkeypatch.setattr(duplicates, "REPRESENTATIVES", 3)
-    monkeypatch.setattr(duplicates, "_CHUNK", 7)
-    rng = np.random.default_rng(3)
-    bands = np.zeros(300, duplicates._BAND)
-    bands["band"] = rng.integers(0, 40, 300)
-    bands["band"][::5] |= duplicates._DIGEST
-    bands["rank"] = rng.random(300) < 0.7
-    bands["order"] = [b"%03d" % n for n in rng.permutation(300)]
-    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
-    bands["spectrum"][:, 0] = np.where(rng.random(300) < 0.3, -128, 1)
-    expected = []
-    for band in np.unique(bands["band"]):
-        rows = np.sort(bands[bands["band"] == band], order=("rank", "order"))
-        evaluation, posts = (list(rows[rows["rank"] == rank]) for rank in (0, 1))
-        most = 1 if band >= duplicates._DIGEST else 3
-        for number, post in enumerate(posts):
-            for partner in [*evaluation[:most], *posts[: min(number, most)]]:
-                if (post["spectrum"] == partner["spectrum"]).all():
-                    expected.append((bytes(post["order"]), bytes(partner["order"])))
-    met = duplicates.meetings(bands)
-    found = zip(met["post"]["order"].tolist(), met["partner"]["order"].tolist(), strict=True)
-    assert len(expected) > 100 and sorted(found) == sorted(expected)
+def test_evaluation_photos_are_all_files_below_the_folders(tmp_path, photos):
+    """Whatever their names: `evaluate` reads what a labels.jsonl names, and the decoder decides."""
+    names = ["a/x/1.JPG", "a/2.tiff", "a/3", "a/4.gif", "a/5.txt", "b/6.jpe", "c/7.webp", "7.bmp"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(photos[0][0])
+    (tmp_path / "a" / "0.png").write_bytes(b"no photo")
+    lines = [{"image": name} for name in ("3", "../7.bmp", str(tmp_path / "c/7.webp"), 3)]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "a" / "labels.jsonl").write_text(f"{text}\n[]\nbroken\n")
+    sets = [str(tmp_path / "a" / "labels.jsonl"), str(tmp_path / "b")]
+    found = list(duplicates.evaluation_photos(sets))
+    assert all(pathlib.Path(path).is_file() for _, path in found)
+    within = ["0.png", "2.tiff", "3", "4.gif", "5.txt", "labels.jsonl", "x/1.JPG"]
+    expected = [*(f"a/{name}" for name in within), "7.bmp", "c/7.webp", "b/6.jpe"]
+    assert [name for name, _ in found] == expected
 
 
-def test_those_of_a_band_meet_whose_rectangles_agree():
-    bands = np.zeros(4, duplicates._BAND)
-    bands["rank"], bands["order"] = 1, [b"a", b"b", b"c", b"d"]
-    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
-    bands["spectrum"][1, ::2] = -1
-    met = duplicates.meetings(bands[[3, 1, 0, 2]])
-    pairs = sorted(zip(met["partner"]["order"], met["post"]["order"], strict=True))
-    assert pairs == [(b"a", b"c"), (b"a", b"d"), (b"c", b"d")]
-    assert not len(duplicates.meetings(bands[:1]))
-
-
-def test_evaluation_photos_are_all_images_below_the_folders(tmp_path):
-    for name in ("a/x/1.JPG", "a/2.png", "b/3.webp", "b/labels.jsonl"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    found = list(duplicates.evaluation_photos([str(tmp_path / "a"), str(tmp_path / "b")]))
-    assert [name for name, _ in found] == ["a/2.png", "a/x/1.JPG", "b/3.webp"]
-    assert [path for _, path in found] == [str(tmp_path / name) for name, _ in found]
-    (tmp_path / "c").mkdir()
-    for missing in ("c", "d"):
-        with pytest.raises(UserError, match=str(tmp_path / missing)):
-            list(duplicates.evaluation_photos([str(tmp_path / missing)]))
+@pytest.mark.parametrize(("name", "why"), [("d", "exist"), ("e", "no photo"), ("f", "dataset")])
+def test_evaluation_sets_without_photos_are_named(tmp_path, name: str, why: str):
+    for made in ("e/1.jpg", "f/manifest.json", "f/duplicates.png"):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).write_bytes(b"{}")
+    with pytest.raises(UserError, match=f"{tmp_path / name} .*{why}"):
+        list(duplicates.evaluation_photos([str(tmp_path / name)]))
 
 
 def test_fingerprints_of_evaluation_files_of_any_kind_and_size(tmp_path, photos):

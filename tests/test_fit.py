@@ -74,6 +74,13 @@ def test_what_fits_nowhere_is_said_in_a_sentence():
         search(4, 1000, 16)
 
 
+def test_parts_keep_the_groups_of_batchnorm():
+    assert fit.parts_of(96, 8, 0) == fit.parts_of(96, 8, 96) == [1]
+    assert fit.parts_of(96, 8, 8) == [1, 2, 3, 4, 6, 12]
+    assert fit.parts_of(96, 8, 24) == [1, 2, 4]  # 3 parts would hold 32 photos each
+    assert fit.parts_of(8192, 1024, 1024) == [1, 2, 4, 8]
+
+
 def test_overrides_are_those_of_a_command():
     overrides = fit.Choice(8, 2, (True, False, False, False)).overrides()
     assert overrides == (
@@ -88,4 +95,5 @@ def test_fit_on_simulated_cpus_prints_what_to_paste():
     command += ["--config.data.crops=((1, 32, 0.2, 1.0),)"]
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "BatchNorm takes all photos together (model.norm_photos)" in done.stdout
     assert "of those that fit: --config.mesh.fsdp=1 --config.accumulate=1 --config" in done.stdout

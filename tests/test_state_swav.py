@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from steps import accumulation_changes_nothing, losses, same_as_alone
+from steps import losses, parts_change_nothing, same_as_alone
 
 from hashvision.training import mesh as meshes
 
@@ -26,5 +26,6 @@ def test_eight_devices_equal_one(single, data, fsdp):
     np.testing.assert_allclose(final.extra["queue"], alone.extra["queue"], atol=1e-3)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-    accumulation_changes_nothing("swav")
+@pytest.mark.parametrize(("data", "fsdp", "parts"), [(1, 1, 4), (4, 2, 2)])
+def test_parts_learn_what_the_whole_batch_does(data, fsdp, parts):
+    parts_change_nothing("swav", data, fsdp, parts)

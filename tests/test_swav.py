@@ -259,7 +259,7 @@ def test_parts_of_a_batch_learn_what_the_whole_batch_does():
     losses, summed = [], jax.tree.map(jnp.zeros_like, params)
     for part in (0, 1):
         own = jax.tree.map(lambda x, part=part: x[part], parts)
-        (value, _), gradient = differentiate(params, moved, own, None, 0)
+        (value, _), gradient = differentiate(params, {**extra, **moved}, own, None, 0)
         losses.append(value)
         summed = jax.tree.map(lambda a, b: a + b / 2, summed, gradient)
     np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-6)

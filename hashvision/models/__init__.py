@@ -4,12 +4,13 @@ from typing import Any
 
 from hashvision.errors import UserError
 from hashvision.models.heads import ProjectionHead
+from hashvision.models.norm import Groups
 from hashvision.models.regnet import PARAMETERS as _REGNETS
 from hashvision.models.regnet import RegNetY
 from hashvision.models.resnext import PARAMETERS as _RESNEXTS
 from hashvision.models.resnext import ResNeXt
 
-__all__ = ["NAMES", "ProjectionHead", "RegNetY", "ResNeXt", "build"]
+__all__ = ["NAMES", "Groups", "ProjectionHead", "RegNetY", "ResNeXt", "build"]
 
 NAMES = (*_RESNEXTS, *_REGNETS)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hashvision.models import layers
-from hashvision.models.norm import BatchNorm
+from hashvision.models.norm import BatchNorm, Groups
 
 # What torch.nn.Linear starts from, and so the authors' heads: uniform in +-1 / sqrt(inputs).
 linear_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -21,7 +21,7 @@ class ProjectionHead(nn.Module):
 
     widths: tuple[int, ...]
     norm: bool
-    norm_groups: int = 1
+    norm_groups: Groups | None = None
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hashvision.models import layers
-from hashvision.models.norm import BatchNorm
+from hashvision.models.norm import BatchNorm, Groups
 from hashvision.models.stages import Stage
 
 STEM_WIDTH = 32
@@ -95,7 +95,7 @@ class RegNetY(nn.Module):
 
     parameters: RegNetParameters
     group_conv: str = "blocks"
-    norm_groups: int = 1
+    norm_groups: Groups | None = None  # of photos, for BatchNorm; None: all together
     zero_scale: bool = False  # of each block's last BatchNorm at the start; not so in the paper
     remat: tuple[bool, ...] = (False,) * 4
     unroll: int = 1

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hashvision.models import layers
-from hashvision.models.norm import BatchNorm
+from hashvision.models.norm import BatchNorm, Groups
 from hashvision.models.stages import Stage
 
 STEM_WIDTH = 64
@@ -64,7 +64,7 @@ class ResNeXt(nn.Module):
 
     parameters: ResNeXtParameters
     group_conv: str = "blocks"
-    norm_groups: int = 1
+    norm_groups: Groups | None = None  # of photos, for BatchNorm; None: all together
     zero_scale: bool = True  # of each block's last BatchNorm at the start, as WSL has it
     remat: tuple[bool, ...] = (False,) * 4
     unroll: int = 1

@@ -15,12 +15,14 @@ class Objective(NamedTuple):
     Attributes:
       init: (rng, batch) -> (params, extra); `extra` holds what is updated without gradients
         (BatchNorm statistics, queues), and params["trunk"] and extra["batch_stats"] the network.
-      loss: (params, extra, batch, rng, step) -> (loss, (extra, metrics)), with float32 scalars.
+      loss: (params, extra, batch, rng, step) -> (loss, (changed, metrics)), with float32 scalars;
+        `changed` holds the members of extra that the step changes. Over the parts of a batch it is
+        averaged, and each part is given what the step began with.
       after_update: params -> params, once after every optimiser step (normalised prototypes, say).
       predict: (params, extra, images) -> (features, scores) of uint8 photos (B, H, W, 3): float32
         (B, D) and (B, K), a score per class that ranks photos and classes alike; or None, where
         there are no classes.
-      of_whole_batch: (params, extra, parts, step) -> (parts, extra), before gradients accumulate
+      of_whole_batch: (params, extra, parts, step) -> (parts, changed), before gradients accumulate
         over the parts of a batch: gives them what depends on the whole of it. An array of `parts`
         is (N, B / N, ...), with photo i of the batch in part i % N.
       diagnose: scalars of a log line -> the cause and its likeliest remedies, where they are those

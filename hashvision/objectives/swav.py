@@ -17,7 +17,7 @@ DEAD = 0.1
 
 
 class Settings(NamedTuple):
-    """SwAV's own numbers; configs/base.py says what each means."""
+    """SwAV's own numbers; hashvision/schema.py says what each means."""
 
     batch_size: int
     prototypes: int
@@ -179,7 +179,7 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
         return params, extra
 
     def embed(params: Tree, extra: Tree, batch: Batch) -> tuple[jax.Array, Tree]:
-        """Embeddings of length 1, float32 (B, V, E), and `extra` with the new statistics."""
+        """Embeddings of length 1, float32 (B, V, E), and the new statistics."""
         features, first = [], 0
         stats = extra["batch_stats"]
         for name in sorted(name for name in batch if name.startswith("crops")):
@@ -200,27 +200,26 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
         )
         head_stats = updated.get("batch_stats", {})
         embeddings = unit(out).reshape(*views.shape[:2], -1)
-        return embeddings, {**extra, "batch_stats": stats, "head_stats": head_stats}
+        return embeddings, {"batch_stats": stats, "head_stats": head_stats}
 
     def assign(
         embeddings: jax.Array, prototypes: jax.Array, extra: Tree, step: jax.Array
     ) -> tuple[jax.Array, Tree]:
         """Codes float32 (B, A, K) of the batch's embeddings (B, A, E), and the queue moved on."""
         embeddings, prototypes = lax.stop_gradient((embeddings, prototypes))
-        together, valid = embeddings[:, None], None
+        together, valid, changed = embeddings[:, None], None, {}
         if settings.queue:
             queue = extra["queue"]
             full = step - settings.queue_start >= settings.queue
             counts = jnp.where(jnp.arange(1 + settings.queue) == 0, True, full)
             valid = jnp.broadcast_to(counts, (len(queue), 1 + settings.queue))
             together = jnp.concatenate([together, queue], 1)
-            moved = jnp.where(step >= settings.queue_start, together[:, :-1], queue)
-            extra = {**extra, "queue": moved}
+            changed["queue"] = jnp.where(step >= settings.queue_start, together[:, :-1], queue)
         scores = _products(together, prototypes)
         codes = jax.vmap(lambda s: sinkhorn(s, settings.epsilon, settings.iterations, valid), 2, 2)(
             scores
         )
-        return codes[:, 0], extra
+        return codes[:, 0], changed
 
     def loss_fn(
         params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
@@ -229,16 +228,17 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
         prototypes = params["prototypes"]["kernel"]
         frozen = step < settings.frozen_steps
         prototypes = jnp.where(frozen, lax.stop_gradient(prototypes), prototypes)
-        embeddings, extra = embed(params, extra, batch)
+        embeddings, changed = embed(params, extra, batch)
         if "codes" in batch:  # of the whole batch, of which this is a part
             codes = batch["codes"]
         else:
-            codes, extra = assign(embeddings[:, :assigned], prototypes, extra, step)
+            codes, queue = assign(embeddings[:, :assigned], prototypes, extra, step)
+            changed |= queue
         scores = _products(embeddings, prototypes)
         value = swapped_loss(scores, codes, settings.temperature)
         metrics = health(scores[:, 0], embeddings[:, 0], settings.temperature)
         metrics["loss_per_ln_k"] = value / math.log(settings.prototypes)
-        return value, (extra, metrics)
+        return value, (changed, metrics)
 
     def of_whole_batch(
         params: Tree, extra: Tree, parts: Batch, step: jax.Array
@@ -248,9 +248,9 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
 
         embeddings = lax.map(first_pass, parts).swapaxes(0, 1)  # (B / N, N, A, E)
         whole = embeddings.reshape(-1, *embeddings.shape[2:])
-        codes, extra = assign(whole, params["prototypes"]["kernel"], extra, step)
+        codes, queue = assign(whole, params["prototypes"]["kernel"], extra, step)
         codes = codes.reshape(*embeddings.shape[:3], -1).swapaxes(0, 1)
-        return {**parts, "codes": codes}, extra
+        return {**parts, "codes": codes}, queue
 
     def after_update(params: Tree) -> Tree:
         kernel = params["prototypes"]["kernel"]

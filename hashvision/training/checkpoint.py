@@ -5,8 +5,10 @@ must have them again, so that no damage on the way to disk and back passes for a
 """
 
 import contextlib
+import functools
 import importlib
 import math
+import operator
 import os
 import typing
 from collections.abc import Callable, Iterator
@@ -24,9 +26,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from hashvision import storage
 from hashvision.errors import UserError
 from hashvision.training import workdir as workdirs
+from hashvision.training.state import State, averaged
 
-State = typing.TypeVar("State")
 Tree = dict[str, Any]
+Place = tuple[str, ...]  # keys, from a tree's root on
 
 
 # The folders of a checkpoint.
@@ -153,11 +156,18 @@ class Checkpoints:
         raise UserError(f"{self.path} holds {left if steps else none}")
 
     def _restored(self, abstract: State, step: int) -> State:
-        _check(self._metadata(step), abstract, os.path.join(self.path, str(step)))
+        found = self._metadata(step)
+        alone = abstract.average != () and _is_of_parameters_alone(found["average"])
+        if alone:  # its parameters were evaluated with the statistics of the last step
+            abstract = abstract._replace(average=abstract.average["params"])
+        _check(found, abstract, os.path.join(self.path, str(step)))
         arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)})
-        restored = self._manager.restore(step, args=arguments)[_STATE]
+        restored = typing.cast(State, self._manager.restore(step, args=arguments)[_STATE])
         self._verify(step, restored)
-        return typing.cast(State, restored)
+        if alone:
+            extra = jax.tree.map(jnp.copy, restored.extra)
+            restored = restored._replace(average=averaged(restored.average, extra))
+        return restored
 
     def _metadata(self, step: int) -> Any:
         """Shapes and dtypes of what was saved."""
@@ -200,13 +210,20 @@ class Checkpoints:
 
     def _restored_trunk(self, abstract: Tree, step: int) -> Tree:
         found = self._metadata(step)
-        name = "average" if found["average"] else "params"
-        there = {"params": found[name]["trunk"], "batch_stats": found["extra"]["batch_stats"]}
-        _check(there, abstract, os.path.join(self.path, str(step)))
-        wanted = {
-            name: {"trunk": abstract["params"]},
-            "extra": {"batch_stats": abstract["batch_stats"]},
-        }
+        params, statistics = _evaluated(found)
+        places = {"params": (*params, "trunk"), "batch_stats": statistics}
+
+        def taken(tree: Tree) -> Tree:
+            return {
+                name: functools.reduce(operator.getitem, place, tree)
+                for name, place in places.items()
+            }
+
+        _check(taken(found), abstract, os.path.join(self.path, str(step)))
+        wanted: Tree = {}
+        for name, (*groups, last) in places.items():
+            group = functools.reduce(lambda tree, key: tree.setdefault(key, {}), groups, wanted)
+            group[last] = abstract[name]
         # All else is left where it lies; the manager would want the whole state.
         arguments = ocp.args.PyTreeRestore(
             wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
@@ -215,7 +232,7 @@ class Checkpoints:
             path = os.path.join(self.path, str(step), _STATE)
             restored = checkpointer.restore(path, args=arguments)
         self._verify(step, restored)
-        return {"params": restored[name]["trunk"], "batch_stats": restored["extra"]["batch_stats"]}
+        return taken(restored)
 
     def wait(self) -> None:
         """Returns when all saves are on disk.
@@ -229,6 +246,20 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and lets go of the folder."""
         self._manager.close()
+
+
+def _evaluated(found: Tree) -> tuple[Place, Place]:
+    """Where the parameters and statistics to evaluate (`state.evaluated`) lie in a checkpoint."""
+    if not found["average"]:
+        return ("params",), ("extra", "batch_stats")
+    if _is_of_parameters_alone(found["average"]):
+        return ("average",), ("extra", "batch_stats")
+    return ("average", "params"), ("average", "batch_stats")
+
+
+def _is_of_parameters_alone(average: Any) -> bool:
+    """Whether a moving average was saved before it held BatchNorm's statistics too."""
+    return bool(average) and "batch_stats" not in average
 
 
 def _ask_nothing_of_buckets() -> None:

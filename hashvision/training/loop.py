@@ -24,21 +24,10 @@ from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
 from hashvision.training.metrics import Writer, duration
-from hashvision.training.state import State, evaluated
+from hashvision.training.state import State, averaged, evaluated
 
 # Scalars of an objective that stand in the line to watch.
 HEALTH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
-
-# What nothing can be divided by, or kept in, if it is 0.
-_COUNTS = (
-    "log_every",
-    "knn.every",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "data.lanes",
-    "data.max_labels",
-    "data.photo_size",
-)
 
 Predict = Callable[[np.ndarray], tuple[Any, Any]]
 # What is measured now and then on the network as it is: (predict, resolution, step) -> scalars,
@@ -50,7 +39,7 @@ def train(
     config: Config,
     workdir: str,
     check: Check | None = None,
-    removed: removals.Names = removals.NOTHING,
+    removed: removals.RemovalList = removals.NO_LIST,
 ) -> bool:
     """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
@@ -64,7 +53,7 @@ def train(
     in WORKDIR/metrics.jsonl.
 
     Args:
-      config: the schema of configs/base.py.
+      config: of hashvision/schema.py.
       workdir: made if absent.
       check: called every config.knn.every steps, before the first and after the last.
       removed: photos that are not shown.
@@ -73,22 +62,20 @@ def train(
       Whether the last step is done.
 
     Raises:
-      UserError: something does not fit, the loss is no longer finite, nothing is learnt, too much
-        of the dataset is broken, or a checkpoint cannot be written.
+      UserError: something does not fit, another run has the workdir, the loss is no longer finite,
+        nothing is learnt, too much of the dataset is broken, or a checkpoint cannot be written.
     """
-    steps = config.profile
-    if steps and (len(steps) != 2 or not all(isinstance(n, int) and n > 0 for n in steps)):
-        raise UserError(
-            f"profile={steps!r} is no step and number of steps; set --config.profile=100,5 to trace"
-            " the five from step 100."
-        )
-    for key in _COUNTS:
-        group, _, name = key.rpartition(".")
-        if (config[group] if group else config)[name] < 1:
-            raise UserError(f"{key} must be at least 1; set --config.{key}.")
+    with workdirs.held(workdir):
+        return _train(config, workdir, check, removed)
+
+
+def _train(
+    config: Config, workdir: str, check: Check | None, removed: removals.RemovalList
+) -> bool:
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
+    names = source.names(removed)
     photos = stream.Stream(
         source,
         batch_size=config.batch_size,
@@ -99,17 +86,18 @@ def train(
         tagged_only=config.objective.name == "hashtag",
         host=jax.process_index(),
         hosts=jax.process_count(),
-        removed=removed,
+        removed=names,
     )
+    _tell_what_matches_nothing(removed, names, photos)
     config = config.copy_and_resolve_references()
     for line in presets.fill(config, photos.epoch_length, workdirs.began(workdir)):
         _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
     classes = workdirs.claim(workdir, config, source.vocabulary, source.manifest)
-    workdirs.keep_compiled(workdir)
+    workdirs.keep_compiled()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        finished = _run(config, workdir, program, photos, classes, checkpoints, check, removed)
+        finished = _run(config, workdir, program, photos, classes, checkpoints, check, names)
     except BaseException:
         if jax.process_count() == 1:  # of several, the others are at their next step and wait there
             checkpoints.close()
@@ -122,6 +110,29 @@ def _say(line: str) -> None:
     """Prints what one host says for all."""
     if jax.process_index() == 0:
         print(line, flush=True)
+
+
+def _tell_what_matches_nothing(
+    removed: removals.RemovalList, names: removals.Names, photos: stream.Stream
+) -> None:
+    """Tells which lines of the removal list match nothing, on any host.
+
+    Raises:
+      UserError: the hosts were given different lists, so that no note of what was shown could hold.
+    """
+    matched = names.matched(photos.hits)
+    if jax.process_count() > 1:
+        lists = multihost_utils.process_allgather(np.frombuffer(names.digest, np.uint8))
+        if (lists != lists[0]).any():
+            raise UserError(
+                "The hosts of this run were given different removal lists; give all of them the"
+                " same --removals and --keep_copies_of_removed."
+            )
+        matched = multihost_utils.process_allgather(matched).any(0)
+    if removed.lines:
+        unmatched = removed.unmatched(names, matched)
+        told = removals.nothing_matched(unmatched, len(removed.lines), photos.dataset.path)
+        _say(told)
 
 
 def _run(
@@ -204,17 +215,17 @@ def _start_from(workdir: str, program: programs.Program, state: State) -> State:
     )
     checkpoints.close()
     params = {**state.params, "trunk": trunk["params"]}
+    extra = {**state.extra, "batch_stats": trunk["batch_stats"]}
+    average = averaged(jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, extra))
     return state._replace(
-        params=params,
-        extra={**state.extra, "batch_stats": trunk["batch_stats"]},
-        average=() if state.average == () else jax.tree.map(jnp.copy, params),
+        params=params, extra=extra, average=() if state.average == () else average
     )
 
 
 def _checked(
     check: Check, program: programs.Program, config: Config, state: State
 ) -> dict[str, float]:
-    params, extra = evaluated(state), state.extra
+    params, extra = evaluated(state)
     sharding = meshes.batch_sharding(program.mesh)
 
     def predict(images: np.ndarray) -> tuple[Any, Any]:

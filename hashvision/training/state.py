@@ -22,7 +22,8 @@ class State(NamedTuple):
     params: Any
     extra: Any  # BatchNorm statistics, queues
     opt_state: Any
-    average: Any  # exponential moving average of params, or () without one
+    # The moving average of what `predict` takes, {"params", "batch_stats"}, or () without one.
+    average: Any
 
 
 def abstract_batch(
@@ -57,7 +58,7 @@ def initializer(
             params,
             extra,
             tx.init(params),
-            params if average else (),
+            averaged(params, extra) if average else (),
         )
 
     return init
@@ -95,9 +96,10 @@ def train_step(
       mesh: the mesh in force.
       seed: of the run.
       decay: of the moving average; the first steps average over what there is:
-        min(decay, (1 + step) / (10 + step)).
+        min(decay, (1 + step) / (10 + step)). See `averaged`.
       parts: gradients accumulate over that many parts of the batch, one after the other, which
-        takes less memory; 1 takes the batch as it is. BatchNorm's statistics are those of a part.
+        takes less memory and learns the same: BatchNorm's groups are those of the whole batch
+        (models.Groups), and its running statistics move once a step.
 
     Returns:
       A jitted function; metrics are replicated float32 scalars, `loss` and `learning_rate` among
@@ -107,33 +109,33 @@ def train_step(
     def accumulated(
         differentiate: Callable[..., Any], state: State, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, Any, dict[str, jax.Array], Any]:
-        """Loss, extra, metrics and gradients: the means over the parts, gone through in turn."""
+        """Loss, new extra, metrics and gradients: means over the parts, gone through in turn."""
         # Photo i goes to part i % parts: each device's photos are spread evenly, and stay there.
         split = {
             name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
         }
         split, extra = objective.of_whole_batch(state.params, state.extra, split, state.step)
+        extra = {**state.extra, **extra}
 
-        def add(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], Any]:
-            extra, total = carry
-            (loss, (extra, metrics)), grads = differentiate(
-                state.params, extra, part, rng, state.step
-            )
-            return (extra, jax.tree.map(jnp.add, total, grads)), {"loss": loss, **metrics}
+        def add(total: Any, part: Batch) -> tuple[Any, Any]:
+            (loss, each), grads = differentiate(state.params, extra, part, rng, state.step)
+            return jax.tree.map(jnp.add, total, grads), (loss, each)
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (extra, total), metrics = jax.lax.scan(add, (extra, zeros), split)
-        metrics = jax.tree.map(jnp.mean, metrics)
-        return metrics.pop("loss"), extra, metrics, jax.tree.map(lambda g: g / parts, total)
+        total, of_parts = jax.lax.scan(add, zeros, split)
+        loss, (changed, metrics) = jax.tree.map(lambda x: jnp.mean(x, 0), of_parts)
+        grads = jax.tree.map(lambda g: g / parts, total)
+        return loss, {**extra, **changed}, metrics, grads
 
     def step_fn(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = cut(batch)
         differentiate = jax.value_and_grad(objective.loss, has_aux=True)
         if parts == 1:
-            (loss, (extra, metrics)), grads = differentiate(
+            (loss, (changed, metrics)), grads = differentiate(
                 state.params, state.extra, batch, rng, state.step
             )
+            extra = {**state.extra, **changed}
         else:
             loss, extra, metrics, grads = accumulated(differentiate, state, batch, rng)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
@@ -141,7 +143,8 @@ def train_step(
         average = state.average
         if decay:
             d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
+            now = averaged(params, extra)
+            average = jax.tree.map(lambda a, x: d * a + (1 - d) * x, average, now)
         metrics = {
             "loss": loss,
             "learning_rate": rate(state.step) * plateau_scale(state.opt_state),
@@ -161,6 +164,21 @@ def train_step(
     )
 
 
-def evaluated(state: State) -> Any:
-    """The parameters to evaluate: the moving average where there is one."""
-    return state.params if state.average == () else state.average
+def averaged(params: Any, extra: Any) -> dict[str, Any]:
+    """What a moving average is taken of: the parameters, and BatchNorm's statistics with them.
+
+    The averaged network computes features of another mean and variance than the network of the
+    last step, whose statistics would normalise them wrongly. Averaged with the parameters'
+    own decay (as by torchvision's use_buffers) they are of the same steps as these, at no cost. To
+    take them anew over some batches (precise BN: Wu and Johnson 2021, arXiv 2105.07576, section 3)
+    would be exact, and would need photos wherever a checkpoint is read.
+    """
+    return {"params": params, "batch_stats": extra["batch_stats"]}
+
+
+def evaluated(state: State) -> tuple[Any, Any]:
+    """The parameters and extra to evaluate: the moving average's where there is one."""
+    if state.average == ():
+        return state.params, state.extra
+    statistics = state.average["batch_stats"]
+    return state.average["params"], {**state.extra, "batch_stats": statistics}

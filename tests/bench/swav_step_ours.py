@@ -31,7 +31,7 @@ def main(name: str, batch: str, size: str, form: str) -> None:
         "augment.blur": 0.0,
         "model.name": name,
         "model.dtype": dtype,
-        "model.norm_groups": 1,
+        "model.norm_photos": 0,
         "model.unroll": 0,
         "model.group_conv": form,
         "swav.prototypes": 2 * int(batch),
