@@ -24,7 +24,7 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
     """
     config, vocabulary = workdirs.read(workdir)
     config.model.unroll = 1  # a loop compiles faster
-    workdirs.keep_compiled(workdir)
+    workdirs.keep_compiled()
     network = programs.network(config, len(vocabulary["classes"]))
     if untrained:
         step, taken = 0, programs.initial_state(network, config.seed)
