@@ -118,6 +118,15 @@ def _removed(arguments: argparse.Namespace) -> Any:
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse_stray(arguments, rest)
+    from hashvision.training import hosts
+
+    place = hosts.place()
+    if place:
+        raise UserError(
+            f"JAX_NUM_PROCESSES={place.hosts} makes this one of several hosts, and `evaluate` runs"
+            " on one, over all of its devices; unset JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and"
+            " JAX_PROCESS_ID."
+        )
     from hashvision.evaluation import encoder, protocols
 
     chosen = arguments.protocol.split(",")

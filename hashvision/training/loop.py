@@ -19,7 +19,6 @@ from hashvision import storage
 from hashvision.data import dataset, reader, removals, stream
 from hashvision.errors import UserError
 from hashvision.training import Config, hosts, presets
-from hashvision.training import mesh as meshes
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
@@ -210,9 +209,8 @@ def _start_from(workdir: str, program: programs.Program, state: State) -> State:
     workdirs.read(workdir)  # or says that it is none
     abstract = program.abstract
     checkpoints = Checkpoints(workdir, read_only=True)
-    trunk = checkpoints.restore_trunk(
-        {"params": abstract.params["trunk"], "batch_stats": abstract.extra["batch_stats"]}
-    )
+    wanted = averaged(abstract.params["trunk"], abstract.extra)
+    _, trunk = checkpoints.restore_network(wanted, "trunk")
     checkpoints.close()
     params = {**state.params, "trunk": trunk["params"]}
     extra = {**state.extra, "batch_stats": trunk["batch_stats"]}
@@ -225,14 +223,7 @@ def _start_from(workdir: str, program: programs.Program, state: State) -> State:
 def _checked(
     check: Check, program: programs.Program, config: Config, state: State
 ) -> dict[str, float]:
-    params, extra = evaluated(state)
-    sharding = meshes.batch_sharding(program.mesh)
-
-    def predict(images: np.ndarray) -> tuple[Any, Any]:
-        # Of several hosts each has all of the photos, and puts those of its devices on them.
-        photos = jax.make_array_from_callback(images.shape, sharding, lambda part: images[part])
-        return program.predict(params, extra, photos)
-
+    predict = programs.predictor(program, *evaluated(state))
     return check(predict, programs.crops_of(config)[0].size, int(state.step))
 
 
