@@ -1,6 +1,7 @@
 """The verbs: `python -m hashvision VERB`; each imports its room only when called."""
 
 import argparse
+import difflib
 import errno
 import os
 import sys
@@ -10,12 +11,13 @@ from typing import Any
 
 from hashvision import __version__, storage
 from hashvision.errors import UserError
+from hashvision.ranges import NAME, SEED, SIDE, Range, number, whole
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
-    _nothing_more(rest)
+    _refuse_stray(arguments, rest)
     from hashvision.prepare import drawn
 
     drawn.write(arguments.output, arguments.posts, arguments.test_per_class, seed=arguments.seed)
@@ -37,7 +39,9 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         keep_untagged=arguments.keep_untagged,
         keep_duplicates=arguments.keep_duplicates,
         removals=arguments.removals,
-        evaluation_sets=[each for each in arguments.evaluation_sets.split(",") if each],
+        key=arguments.key,
+        keep_copies_of_removed=arguments.keep_copies_of_removed,
+        evaluation_sets=arguments.evaluation_sets,
         beam_options=rest,
     )
     posts = manifest["posts"]
@@ -49,6 +53,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _refuse_stray(arguments, rest, settings=True)
     from hashvision import configs
 
     found = configs.explain(arguments.config, rest)
@@ -60,6 +65,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
+    _refuse_stray(arguments, rest, settings=True)
     from hashvision import configs
 
     config = configs.load(arguments.config, rest)
@@ -71,43 +77,42 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
         settings = config.hosts
         return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)
     if place:
-        hosts.join(place, config.hosts.join)
+        hosts.join(place, config.hosts.join, config.hosts.lost)
     from hashvision.training import loop
 
-    check = None
+    check, removed = None, _removed(arguments)
     if config.knn.dataset:
         from hashvision.evaluation import online
 
-        check = online.NearestNeighbours(config.knn.dataset)
-    if not loop.train(config, arguments.workdir, check, _removed(arguments)):
+        check = online.NearestNeighbours(config.knn.dataset, removed)
+    if not loop.train(config, arguments.workdir, check, removed):
         return hosts.AGAIN
     print(f"The run lies in {arguments.workdir}.")
 
 
 def _removed(arguments: argparse.Namespace) -> Any:
-    """The names on --removals, or none."""
+    """What --removals and the options beside it say."""
     from hashvision.data import removals
 
-    if not arguments.removals:
-        return removals.NOTHING
-    return removals.names(removals.read(arguments.removals))
+    lines = removals.read(arguments.removals) if arguments.removals else ()
+    return removals.RemovalList(lines, arguments.key, arguments.keep_copies_of_removed)
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
-    _nothing_more(rest)
+    _refuse_stray(arguments, rest)
     from hashvision.evaluation import encoder, protocols
 
     chosen = arguments.protocol.split(",")
     protocols.check(chosen)
     removed = _removed(arguments)
     network = encoder.load(arguments.workdir, arguments.untrained)
-    for protocol in chosen:
-        protocols.evaluate(
-            network, arguments.dataset, protocol, arguments.workdir, arguments.untrained, removed
-        )
+    protocols.evaluate(
+        network, arguments.dataset, chosen, arguments.workdir, arguments.untrained, removed
+    )
 
 
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _refuse_stray(arguments, rest, settings=True)
     if arguments.topology != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
     from hashvision import configs
@@ -132,17 +137,24 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> int:
-    _nothing_more(rest)
+    _refuse_stray(arguments, rest)
     from hashvision import audit
-    from hashvision.data import removals
 
-    listed = removals.read(arguments.removals)
+    if not arguments.removals and not arguments.verify:
+        raise UserError("There is nothing to look for; give --removals a list, or --verify.")
+    if not arguments.workdir and not arguments.dataset:
+        raise UserError("Nothing to audit is named; give --dataset a dataset, or --workdir a run.")
+    if arguments.verify and not arguments.dataset:
+        raise UserError("--verify reads a dataset; give --dataset its folder.")
+    if arguments.verify:
+        print(audit.whole(arguments.dataset))
+    if not arguments.removals:
+        return 0
+    listed = _removed(arguments)
     if arguments.workdir:
         found = audit.run(arguments.workdir, listed, arguments.dataset)
-    elif arguments.dataset:
-        found = audit.dataset(arguments.dataset, listed)
     else:
-        raise UserError("Nothing to audit is named; give --dataset a dataset, or --workdir a run.")
+        found = audit.dataset(arguments.dataset, listed)
     print(found.table())
     _write_json(arguments.json, found.as_json, "the audit")
     return found.code
@@ -161,13 +173,97 @@ def _write_json(path: str | None, content: Callable[[], str], what: str) -> None
         ) from None
 
 
-def _nothing_more(rest: list[str]) -> None:
-    if rest:
-        raise UserError(f"There is no option {rest[0]}; `--help` lists them.")
+def _refuse_stray(arguments: argparse.Namespace, rest: list[str], settings: bool = False) -> None:
+    """Refuses words that no option takes: one of them may be meant to name a removal list.
+
+    Args:
+      arguments: those that the command takes.
+      rest: the others.
+      settings: whether the command takes --config.KEY=VALUE too.
+
+    Raises:
+      UserError: it names the first such word, and the option that is spelled most like it.
+    """
+    stray = [word for word in rest if not (settings and word.startswith("--config."))]
+    if not stray:
+        return
+    known = arguments.parser.flags()
+    if settings:
+        from hashvision import schema
+
+        known += [f"--config.{key}" for key in schema.KEYS]
+    name = stray[0].lstrip("-").partition("=")[0]
+    near = difflib.get_close_matches(f"--{name}", known, 1) or [
+        flag for flag in known if flag.rpartition(".")[2] == name
+    ]
+    prog = arguments.parser.prog
+    told = f"the nearest is {near[0]}" if near else f"`{prog} --help` lists them"
+    raise UserError(f"`{prog}` has no option {stray[0]}; {told}.")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes each option once and spelled out, and refuses in one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.register("action", None, _Once)  # where an option names no other
+        self.register("type", None, _within(NAME))
+        self.set_defaults(parser=self)
+
+    def flags(self) -> list[str]:
+        """All that start with two dashes."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+    def error(self, message: str) -> Any:
+        """Raises the UserError that says `message`."""
+        said = " ".join(message.removeprefix("argument ").split())
+        raise UserError(f"{said[0].upper()}{said[1:]}; `{self.prog} --help` tells more.")
+
+
+class _Once(argparse.Action):
+    """Keeps an option's value, and refuses a second one, which would hide the first."""
+
+    given: Any = None
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if self.given not in (None, values):
+            parser.error(f"{option_string} is given twice, as {self.given} and as {values}")
+        self.given = values
+        setattr(namespace, self.dest, values)
+
+
+def _within(inside: Range) -> Callable[[str], Any]:
+    """How argparse reads a value of a range."""
+
+    def read(text: str) -> Any:
+        try:
+            return inside.read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {inside.words}") from None
+
+    return read
+
+
+_COUNT = _within(whole(1, 10**9))
+_SIDE = _within(SIDE)
+
+
+def _folders(text: str) -> list[str]:
+    """The folders of a list with commas."""
+    found = text.split(",")
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not DIR or DIR,DIR")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hashvision",
         description="Posts in, a tested vision model out.",
         epilog="`hashvision VERB --help` tells more.",
@@ -181,9 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--output", required=True, help="folder for posts.jsonl, images/ and test sets"
     )
-    verb.add_argument("--posts", type=int, default=3000)
-    verb.add_argument("--test_per_class", type=int, default=20)
-    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--posts", type=_COUNT, default=3000)
+    verb.add_argument("--test_per_class", type=_COUNT, default=20)
+    verb.add_argument("--seed", type=_within(SEED), default=0)
     verb.set_defaults(run=_drawn)
 
     verb = verbs.add_parser(
@@ -195,8 +291,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", required=True, help="the dataset folder to make")
     verb.add_argument("--images", help="folder of the image paths; that of the posts by default")
     verb.add_argument("--wordnet", help="WordNet as WN-LMF (.xml, .xml.xz), to merge synonyms")
-    verb.add_argument("--minimum_count", type=int, default=10, help="posts a class needs")
-    verb.add_argument("--short_side", type=int, default=256, help="pixels; photos are only shrunk")
+    verb.add_argument("--minimum_count", type=_COUNT, default=10, help="posts a class needs")
+    verb.add_argument(
+        "--short_side", type=_SIDE, default=256, help="pixels; photos are only shrunk"
+    )
     verb.add_argument(
         "--keep_untagged",
         action="store_true",
@@ -209,8 +307,17 @@ def _parser() -> argparse.ArgumentParser:
         "--removals",
         help="CSV of posts not to use: kind,value,reason,received_at",
     )
+    verb.add_argument("--key", help="the dataset's key, made if absent; OUTPUT.key by default")
     verb.add_argument(
-        "--evaluation_sets", default="", help="folders, DIR,DIR, of photos that no post may show"
+        "--keep_copies_of_removed",
+        action="store_true",
+        help="keep what others posted of a removed owner's photos",
+    )
+    verb.add_argument(
+        "--evaluation_sets",
+        type=_folders,
+        default=[],
+        help="folders, DIR,DIR, of photos that no post may show",
     )
     verb.set_defaults(run=_prepare)
 
@@ -226,19 +333,20 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         "train",
         help="dataset folder -> workdir",
-        description="Trains, or goes on. --config.KEY=VALUE sets any key of configs/base.py."
+        description="Trains, or goes on. --config.KEY=VALUE sets any key of hashvision/schema.py."
         " Configs are Python code: run only those you trust.",
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument("--workdir", required=True, help="checkpoints, metrics and config go here")
     verb.add_argument("--removals", help="CSV of photos not to show: kind,value,reason,received_at")
+    _add_takedown(verb)
     verb.set_defaults(run=_train)
 
     verb = verbs.add_parser(
         "plan",
         help="memory, speed and price of a run on a TPU pod, with no TPU at hand",
-        description="Compiles the step that `train` would run (needs `pip install libtpu`)."
-        " --config.KEY=VALUE sets any key of configs/base.py.",
+        description="Compiles the step that `train` would run; needs requirements-tpu.txt."
+        " --config.KEY=VALUE sets any key of hashvision/schema.py.",
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument(
@@ -246,9 +354,9 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="KIND:SHAPE, such as v4:4x4x8 or v5e:16x16; cpu:N; or gpu, those that are here",
     )
-    verb.add_argument("--classes", type=int, default=1500, help="of the vocabulary (hashtags)")
-    verb.add_argument("--images", type=float, default=1e9, help="of an epoch")
-    verb.add_argument("--price_per_chip_hour", type=float, default=0.0)
+    verb.add_argument("--classes", type=_COUNT, default=1500, help="of the vocabulary (hashtags)")
+    verb.add_argument("--images", type=_within(number(1, 1e15)), default=1e9, help="of an epoch")
+    verb.add_argument("--price_per_chip_hour", type=_within(number(0, 1e9)), default=0.0)
     verb.add_argument(
         "--fit", action="store_true", help="search fsdp, remat and accumulate for what fits best"
     )
@@ -272,6 +380,7 @@ def _parser() -> argparse.ArgumentParser:
         "--untrained", action="store_true", help="the same network, freshly initialised"
     )
     verb.add_argument("--removals", help="CSV of photos to leave out, as for prepare")
+    _add_takedown(verb)
     verb.set_defaults(run=_evaluate)
 
     verb = verbs.add_parser(
@@ -280,14 +389,30 @@ def _parser() -> argparse.ArgumentParser:
         description="Of --dataset lists what is still inside, of --workdir which checkpoints saw"
         " which removed photo how often. Exit code 1 where there is any, 0 where there is none.",
     )
-    verb.add_argument("--removals", required=True, help="CSV: kind,value,reason,received_at")
+    verb.add_argument("--removals", help="CSV: kind,value,reason,received_at")
     verb.add_argument(
         "--dataset", help="a dataset folder; with --workdir, where the run's lies now"
     )
     verb.add_argument("--workdir", help="a run")
+    verb.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare every byte of --dataset with its manifest; --removals may be left out then",
+    )
+    _add_takedown(verb)
     verb.add_argument("--json", help="a file for all records")
     verb.set_defaults(run=_audit)
     return parser
+
+
+def _add_takedown(verb: argparse.ArgumentParser) -> None:
+    """What a removal list needs of a dataset, and how far it reaches."""
+    verb.add_argument("--key", help="the dataset's key; DATASET.key, beside it, by default")
+    verb.add_argument(
+        "--keep_copies_of_removed",
+        action="store_true",
+        help="an owner's removal leaves what others posted of the same photos",
+    )
 
 
 def _judged(error: Exception) -> tuple[int, str]:
@@ -320,8 +445,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # It would import Keras, for a third of its time to start and 100 MB; so it looks for the old
     # one, which is not there.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    arguments, rest = _parser().parse_known_args(argv)
     try:
+        arguments, rest = _parser().parse_known_args(argv)
         return arguments.run(arguments, rest) or 0
     except UserError as error:
         code, said = 2, f"hashvision: {error}"

@@ -171,6 +171,35 @@ def write(path: str, content: str | bytes) -> None:
         os.replace(partial, path)
 
 
+def create(path: str, content: str) -> None:
+    """Writes a file that is not there yet and that this user alone may read, all of it or nothing.
+
+    Raises:
+      FileExistsError: it is there.
+    """
+    if is_remote(path):
+        if exists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        return write(path, content)
+    make_folder(os.path.dirname(path))
+    partial = f"{path}.{uuid.uuid4().hex}.partial"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with builtins.open(os.open(partial, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise
+        except OSError:  # this file system has no links
+            os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+
+
 def exists(path: str) -> bool:
     """Whether a file or a folder is there."""
     if not is_remote(path):

@@ -18,8 +18,15 @@ from PIL import Image, ImageDraw
 from hashvision.errors import UserError
 from hashvision.prepare import alignment, drawn, duplicates
 from hashvision.prepare.alignment import DUPLICATE, similarity
-from hashvision.prepare.duplicates import REPRESENTATIVES, FindDuplicates, Match
-from hashvision.prepare.fingerprints import BITS, KEYS, THUMBNAIL, Fingerprint, fingerprint
+from hashvision.prepare.duplicates import FindDuplicates, Match
+from hashvision.prepare.fingerprints import (
+    BITS,
+    KEYS,
+    SPECTRUM,
+    THUMBNAIL,
+    Fingerprint,
+    fingerprint,
+)
 from hashvision.sources.reasons import Dropped
 
 PHOTOS = 100
@@ -173,7 +180,7 @@ def test_a_subject_that_moved_makes_another_photo(photos):
 def test_a_fingerprint_is_small_and_a_pure_function_of_the_file(photos):
     image, print_ = photos[0]
     assert fingerprint(image) == print_
-    assert sum(map(len, print_)) <= 16 + THUMBNAIL**2 + (8 + BITS) * KEYS
+    assert sum(map(len, print_)) <= 16 + THUMBNAIL**2 + (8 + SPECTRUM) * KEYS
     keys, boxes, spectra = print_.rectangles
     assert len(keys) == len(boxes) == len(spectra) > 0
     assert (np.diff(keys.astype(np.int64)) > 0).all()
@@ -286,23 +293,6 @@ def test_flat_photos_are_found_by_their_bytes(tmp_path):
     assert all(match.partner == str(int(match.name) % 2) for match in found)
 
 
-def test_a_huge_band_costs_a_bounded_number_of_comparisons():
-    bands = np.zeros(5500, duplicates._BAND)
-    bands["rank"][:5000] = 1
-    bands["order"] = [b"%021d" % n for n in range(5500)]
-    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
-    bands = np.random.default_rng(0).permutation(bands)
-    met = duplicates.meetings(bands)
-    assert len(met) <= 5000 * 2 * REPRESENTATIVES
-    pairs = set(zip(met["post"]["order"], met["partner"]["order"], strict=True))
-    assert len(pairs) == len(met) and (met["post"]["rank"] == 1).all()
-    own = met["partner"]["rank"] == 1
-    assert (met["partner"]["order"][own] < met["post"]["order"][own]).all()
-    assert set(met["partner"]["order"][own]) == {b"%021d" % n for n in range(REPRESENTATIVES)}
-    leaks = {b"%021d" % (5000 + n) for n in range(REPRESENTATIVES)}
-    assert set(met["partner"]["order"][~own]) == leaks
-
-
 def test_rectangles_agree_that_look_alike_and_let_the_photos_overlap():
     box = np.array([[50, 60, 150, 200]], np.uint8)
     spectrum = np.random.default_rng(0).integers(-100, 100, (1, BITS)).astype(np.int8)
@@ -341,54 +331,31 @@ def test_the_overlap_is_that_of_the_photos_laid_upon_each_other():
     np.testing.assert_array_equal(found[clear], np.array(overlaps)[clear] > 0.4)
 
 
-def test_who_meets_whom_is_what_a_plain_loop_finds(monkeypatch):
-    monkeypatch.setattr(duplicates, "REPRESENTATIVES", 3)
-    monkeypatch.setattr(duplicates, "_CHUNK", 7)
-    rng = np.random.default_rng(3)
-    bands = np.zeros(300, duplicates._BAND)
-    bands["band"] = rng.integers(0, 40, 300)
-    bands["band"][::5] |= duplicates._DIGEST
-    bands["rank"] = rng.random(300) < 0.7
-    bands["order"] = [b"%03d" % n for n in rng.permutation(300)]
-    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
-    bands["spectrum"][:, 0] = np.where(rng.random(300) < 0.3, -128, 1)
-    expected = []
-    for band in np.unique(bands["band"]):
-        rows = np.sort(bands[bands["band"] == band], order=("rank", "order"))
-        evaluation, posts = (list(rows[rows["rank"] == rank]) for rank in (0, 1))
-        most = 1 if band >= duplicates._DIGEST else 3
-        for number, post in enumerate(posts):
-            for partner in [*evaluation[:most], *posts[: min(number, most)]]:
-                if (post["spectrum"] == partner["spectrum"]).all():
-                    expected.append((bytes(post["order"]), bytes(partner["order"])))
-    met = duplicates.meetings(bands)
-    found = zip(met["post"]["order"].tolist(), met["partner"]["order"].tolist(), strict=True)
-    assert len(expected) > 100 and sorted(found) == sorted(expected)
+def test_evaluation_photos_are_all_files_below_the_folders(tmp_path, photos):
+    """Whatever their names: `evaluate` reads what a labels.jsonl names, and the decoder decides."""
+    names = ["a/x/1.JPG", "a/2.tiff", "a/3", "a/4.gif", "a/5.txt", "b/6.jpe", "c/7.webp", "7.bmp"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(photos[0][0])
+    (tmp_path / "a" / "0.png").write_bytes(b"no photo")
+    lines = [{"image": name} for name in ("3", "../7.bmp", str(tmp_path / "c/7.webp"), 3)]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "a" / "labels.jsonl").write_text(f"{text}\n[]\nbroken\n")
+    sets = [str(tmp_path / "a" / "labels.jsonl"), str(tmp_path / "b")]
+    found = list(duplicates.evaluation_photos(sets))
+    assert all(pathlib.Path(path).is_file() for _, path in found)
+    within = ["0.png", "2.tiff", "3", "4.gif", "5.txt", "labels.jsonl", "x/1.JPG"]
+    expected = [*(f"a/{name}" for name in within), "7.bmp", "c/7.webp", "b/6.jpe"]
+    assert [name for name, _ in found] == expected
 
 
-def test_those_of_a_band_meet_whose_rectangles_agree():
-    bands = np.zeros(4, duplicates._BAND)
-    bands["rank"], bands["order"] = 1, [b"a", b"b", b"c", b"d"]
-    bands["box"], bands["spectrum"] = (0, 0, 255, 255), 1
-    bands["spectrum"][1, ::2] = -1
-    met = duplicates.meetings(bands[[3, 1, 0, 2]])
-    pairs = sorted(zip(met["partner"]["order"], met["post"]["order"], strict=True))
-    assert pairs == [(b"a", b"c"), (b"a", b"d"), (b"c", b"d")]
-    assert not len(duplicates.meetings(bands[:1]))
-
-
-def test_evaluation_photos_are_all_images_below_the_folders(tmp_path):
-    for name in ("a/x/1.JPG", "a/2.png", "b/3.webp", "b/labels.jsonl"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    found = list(duplicates.evaluation_photos([str(tmp_path / "a"), str(tmp_path / "b")]))
-    assert [name for name, _ in found] == ["a/2.png", "a/x/1.JPG", "b/3.webp"]
-    assert [path for _, path in found] == [str(tmp_path / name) for name, _ in found]
-    (tmp_path / "c").mkdir()
-    for missing in ("c", "d"):
-        with pytest.raises(UserError, match=str(tmp_path / missing)):
-            list(duplicates.evaluation_photos([str(tmp_path / missing)]))
+@pytest.mark.parametrize(("name", "why"), [("d", "exist"), ("e", "no photo"), ("f", "dataset")])
+def test_evaluation_sets_without_photos_are_named(tmp_path, name: str, why: str):
+    for made in ("e/1.jpg", "f/manifest.json", "f/duplicates.png"):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).write_bytes(b"{}")
+    with pytest.raises(UserError, match=f"{tmp_path / name} .*{why}"):
+        list(duplicates.evaluation_photos([str(tmp_path / name)]))
 
 
 def test_fingerprints_of_evaluation_files_of_any_kind_and_size(tmp_path, photos):

@@ -1,13 +1,17 @@
 """Tests of reading labelled photos: class folders, labels.jsonl, dataset folders."""
 
+import collections
 import hashlib
 import importlib
 import json
+import os
+import signal
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from hashvision.data import records, removals
+from hashvision.data import keys, records, removals
 from hashvision.errors import UserError
 from hashvision.evaluation import datasets
 
@@ -37,12 +41,16 @@ def write_dataset_folder(root, labels):
         records.Record(f"p{number}", "o", f"image {number}".encode(), tuple(row), b"")
         for number, row in enumerate(labels)
     ]
-    half = len(rows) // 2
+    half, shards, rarest = len(rows) // 2, [], collections.Counter()
     for shard, part in enumerate((rows[:half], rows[half:])):
-        records.write_shard(root / records.shard_name(shard, 2), part, counts)
-    vocabulary = {"classes": [{"name": name, "tags": {name: 1}, "lemmas": []} for name in classes]}
+        path = root / records.shard_name(shard, 2)
+        index, _ = records.write_shard(path, part, counts, keys.NO_KEY)
+        rarest.update(index["rarest"].tolist())
+        shards.append({"name": path.name, "records": len(part), "bytes": path.stat().st_size})
+    entry = {"count": 1, "tags": {}, "lemmas": []}
+    vocabulary = {"classes": [{"name": name, **entry} for name in classes]}
     (root / "vocabulary.json").write_text(json.dumps(vocabulary))
-    (root / "manifest.json").write_text("{}")
+    (root / "manifest.json").write_text(json.dumps({"shards": shards, "rarest": rarest}))
     return root
 
 
@@ -189,18 +197,80 @@ def test_single_label_errors(tmp_path):
         datasets.single_label(datasets.read(write_jsonl(tmp_path / "w", rows)))
 
 
-def test_removed_photos_are_left_out(tmp_path, capsys):
+def test_removed_photos_are_left_out(tmp_path):
     """Of a dataset folder all that its index knows them by, of files the files themselves."""
     folder = importlib.import_module("datasets").write(tmp_path / "set", size=20)  # tests/
     listed = [removals.Removal("owner", "u3", "", ""), removals.Removal("id", "p5", "", "")]
-    found = datasets.read(folder, removals.names(listed)).test
+    found = datasets.read(folder, removals.RemovalList(listed)).test
     assert set(found.names) == {f"p{n}" for n in range(20) if n % 5 != 3 and n != 5}
-    assert len(list(found.images())) == 15 and "5 photos of set" in capsys.readouterr().out
+    assert len(list(found.images())) == 15
+    assert datasets.read(folder, removals.RemovalList(listed)).removed == 5
     root = write_tree(tmp_path / "pets", ["dog/1.jpg", "dog/2.jpg", "cat/3.jpg", "cat/4.jpg"])
     digest = hashlib.sha256(b"dog/2.jpg").hexdigest()
     listed.append(removals.Removal("sha256", digest, "", ""))
-    assert datasets.read(root, removals.names(listed)).test.names == (
+    assert datasets.read(root, removals.RemovalList(listed)).test.names == (
         "cat/3.jpg",
         "cat/4.jpg",
         "dog/1.jpg",
     )
+
+
+HARMFUL_LINES = {
+    "no path has it": '{"image": "a\\u0000.jpg", "labels": ["dog"]}',
+    "surrogate that is no byte": '{"image": "a\\ud800.jpg", "labels": ["dog"]}',
+    "label with a surrogate": '{"image": "a.jpg", "labels": ["do\\ud800g"]}',
+    "label with a control character": '{"image": "a.jpg", "labels": ["dog\\u0000"]}',
+    "brackets": "[" * 100_000,
+    "objects": '{"image":' * 100_000,
+    "a number for a path": '{"image": 5, "labels": ["dog"]}',
+    "a long number": '{"image": ' + "9" * 10_000 + ', "labels": ["dog"]}',
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL_LINES)
+def test_a_line_that_harms_is_named(tmp_path, kind):
+    good = '{"image": "a.jpg", "labels": ["dog"]}'
+    (tmp_path / "labels.jsonl").write_text(f"{good}\n{HARMFUL_LINES[kind]}\n")
+    with pytest.raises(UserError, match="Line 2 of .*labels.jsonl is not of the form"):
+        datasets.read(tmp_path)
+
+
+def test_a_labels_file_may_name_files_that_are_not_utf_8(tmp_path):
+    """As Python's json writes what os.listdir finds."""
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg"), "wb") as file:
+        file.write(b"photo")
+    write_jsonl(tmp_path / "set", [])
+    row = json.dumps({"image": "../caf\udce9.jpg", "labels": ["dog"]})
+    (tmp_path / "set" / "labels.jsonl").write_text("\ufeff" + row, encoding="utf-8")
+    assert list(datasets.read(tmp_path / "set").test.images()) == [b"photo"]
+
+
+def test_of_pipes_devices_folders_and_sparse_files_nothing_is_read(tmp_path):
+    root = write_tree(tmp_path / "pets", ["dog/1.jpg", "cat/2.jpg"])
+    os.mkfifo(root / "dog" / "pipe.jpg")
+    (root / "dog" / "zero.png").symlink_to("/dev/zero")
+    (root / "dog" / "link.png").symlink_to(root / "cat" / "2.jpg")
+    (root / "dog" / "loop.png").symlink_to("loop.png")
+    with open(root / "dog" / "sparse.tif", "wb") as file:
+        file.truncate(5 * 2**30)
+    photos = datasets.read(root).test
+    signal.alarm(20)  # a pipe is waited for
+    tracemalloc.start()
+    found = dict(zip(photos.names, photos.images(), strict=True))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    signal.alarm(0)
+    assert {name for name, image in found.items() if image} == {
+        "dog/1.jpg", "cat/2.jpg", "dog/link.png",
+    }  # fmt: skip
+    assert len(found) == 7 and most < 2**27
+
+
+def test_a_dataset_is_known_by_its_folder(tmp_path, monkeypatch):
+    root = write_jsonl(tmp_path / "set", [{"image": "a.jpg", "labels": ["dog"]}])
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for path in (root, f"{root}/", root / "labels.jsonl", "set", "link", "link/labels.jsonl"):
+        assert datasets.read(path).path == datasets.locate(path) == str(root)
+    (root / "labels.jsonl").rename(root / "people.jsonl")
+    assert datasets.read(root / "people.jsonl").name == "people.jsonl"

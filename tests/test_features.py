@@ -1,6 +1,7 @@
 """Tests of decoding for evaluation and of running an encoder over photos."""
 
 import io
+import os
 import warnings
 
 import numpy as np
@@ -75,8 +76,33 @@ def test_decode_of_modes():
         warnings.simplefilter("error")
         crop = features.decode(buffer.getvalue(), 4)
     np.testing.assert_array_equal(crop, 200)
-    translucent = np.full((9, 9, 4), 77, np.uint8)
-    np.testing.assert_array_equal(features.decode(encoded(translucent), 4), 77)
+    translucent = np.full((9, 9, 4), 77, np.uint8)  # over white, as posts' photos are prepared
+    crop = features.decode(encoded(translucent), 4)
+    np.testing.assert_allclose(crop, 255 - 77 / 255 * (255 - 77), atol=1)
+
+
+def test_postscript_is_no_photo_and_nothing_is_run(tmp_path, monkeypatch):
+    """Pillow has Ghostscript draw it, whatever the file's name."""
+    script = tmp_path / "gs"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    (found,) = features.decoded([eps], 4)
+    assert found is None and not (tmp_path / "ran").exists()
+
+
+def test_what_waits_to_be_decoded_is_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(features, "MOST_BYTES_AHEAD", 1000)
+    read = []
+
+    def images():
+        for number in range(20):
+            read.append(number)
+            yield bytes(300)
+
+    for number, _ in enumerate(features.decoded(images(), 4)):
+        assert len(read) <= number + 4
 
 
 def test_decode_turns_photos_upright():
@@ -100,27 +126,41 @@ def test_features_pads_the_last_batch_and_skips_the_unreadable():
     images = [encoded(np.full((9, 9, 3), value, np.uint8)) for value in range(11)]
     images[2] = b"broken"
     calls = []
-    found = features.features(encoder(calls), photos_of(images))
+    found = features.encode(encoder(calls), photos_of(images))
     assert calls == [((4, 8, 8, 3), np.uint8)] * 3
     np.testing.assert_array_equal(found.readable, np.arange(11) != 2)
     kept = [0, 1, 3, 4, 5, 6, 7, 8, 9, 10]
-    np.testing.assert_allclose(found.values, np.repeat(kept, 3).reshape(-1, 3))
-    assert found.values.dtype == np.float32
+    np.testing.assert_allclose(found.features, np.repeat(kept, 3).reshape(-1, 3))
+    assert found.features.dtype == np.float32 and found.scores is None
 
 
 def test_scores_are_of_the_classes_asked_for():
     images = [encoded(np.full((9, 9, 3), [value, 50, 90], np.uint8)) for value in range(5)]
-    found = features.scores(encoder(), photos_of(images), np.array([2, 0]))
-    np.testing.assert_allclose(found.values, [[180, 2 * value] for value in range(5)])
+    found = features.encode(encoder(), photos_of(images), np.array([2, 0]))
+    np.testing.assert_allclose(found.scores, [[180, 2 * value] for value in range(5)])
+
+
+def test_what_is_known_of_some_photos_is_that_of_the_whole():
+    images = [encoded(np.full((9, 9, 3), value, np.uint8)) for value in range(9)]
+    images[2] = images[8] = b"broken"
+    photos = photos_of(images)
+    whole = features.encode(encoder(), photos, np.array([0]))
+    for places in ([0, 2, 3], [4, 8], range(9)):
+        part = datasets.take(photos, np.array(places))
+        wanted = features.encode(encoder(), part, np.array([0]))
+        for one, other in zip(whole.of(photos, part), wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(UserError, match=r"None of the 2 images \(2\.png"):
+        whole.of(photos, datasets.take(photos, np.array([2, 8])))
 
 
 def test_errors():
     image = encoded(np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(UserError, match="None of the 2 images"):
-        features.features(encoder(), photos_of([b"", b"x"]))
+        features.encode(encoder(), photos_of([b"", b"x"]))
     headless = encoder(encode=lambda batch: (batch.mean(axis=(1, 2)), None))
     with pytest.raises(UserError, match="no tag head"):
-        features.scores(headless, photos_of([image]), np.array([0]))
+        features.encode(headless, photos_of([image]), np.array([0]))
     diverged = encoder(encode=lambda batch: (np.full((4, 3), np.nan), None))
     with pytest.raises(UserError, match="step 3 .* not finite"):
-        features.features(diverged, photos_of([image]))
+        features.encode(diverged, photos_of([image]))

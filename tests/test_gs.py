@@ -17,10 +17,10 @@ import pytest
 from runs import REPO, TINY
 
 from hashvision import __main__, storage
-from hashvision.data import dataset, reader, stream
+from hashvision.data import dataset, keys, reader, stream
 from hashvision.models import regnet
 from hashvision.prepare import folder
-from hashvision.training import hosts, metrics, workdir
+from hashvision.training import metrics, pulse, workdir
 
 PHOTOS = 72
 
@@ -91,6 +91,13 @@ def test_files_are_what_they_are_on_a_disk(cloud, tmp_path):
         for ask in (storage.read, storage.size, storage.remove):
             with pytest.raises(FileNotFoundError, match="d/b.txt"):
                 ask(f"{place}/d/b.txt")
+
+
+def test_a_key_is_made_beside_the_dataset(cloud):
+    path = keys.beside("gs://bucket/keyed/")
+    assert path == "gs://bucket/keyed.key"
+    assert keys.make(path) == keys.make(path) == keys.read(path)
+    assert cloud["keyed.key"].decode().strip() == keys.read(path).secret.hex()
 
 
 def test_what_is_not_allowed_or_no_storage_says_so(cloud):
@@ -166,12 +173,15 @@ def test_a_checkpoint_counts_when_its_last_file_is_there(cloud):
 
 
 def test_hosts_hear_each_other(cloud):
-    one, other = (hosts._Pulse("gs://bucket/hosts", hosts.Place("x:1", 2, n)) for n in (0, 1))
+    places = (pulse.Place("localhost:1", 2, host) for host in (0, 1))
+    one, other = (pulse.start(place, "gs://bucket/heard") for place in places)
     one.beat(None)
     other.beat(None)
-    assert one.lost(9, 9) is None and other.lost(9, 9) is None
+    assert one.lost(9, 9) is None and other.known().keys() == {0, 1}
     other.beat(2)
     assert "host 1 of 2" in one.lost(9, 9)[0]
+    one.end(0)
+    assert [*cloud.below("heard")] == ["hosts.json"]
 
 
 def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkeypatch):
@@ -233,6 +243,8 @@ def place(cloud, tmp_path_factory):
     cloud.upload(dump, "dump")
     (place / "base.py").write_text((REPO / "configs" / "base.py").read_text())
     (place / "tiny.py").write_text(TINY)
+    (place / "dataset.key").write_text(datasets.KEY.secret.hex())
+    cloud.put("dataset.key", datasets.KEY.secret.hex().encode())
     preparing = []
     for root in (place, "gs://bucket"):
         options = [f"--posts={root}/dump/posts.jsonl", f"--evaluation_sets={root}/dump/test"]
@@ -247,7 +259,7 @@ def place(cloud, tmp_path_factory):
 def test_a_dataset_made_in_a_bucket_has_the_bytes_of_one_made_on_a_disk(cloud, place):
     wanted = {file.name: file.read_bytes() for file in (place / "dataset").iterdir()}
     assert "manifest.json" in wanted and cloud.below("dataset") == wanted
-    assert not [name for name in cloud.objects if name.startswith("dataset.")]
+    assert [name for name in cloud.objects if name.startswith("dataset.")] == ["dataset.key"]
 
 
 def training(root, place, *more):

@@ -21,6 +21,9 @@ from hashvision.prepare.hashtags import extract, fold, words
         ("#کتاب\u200cها and #x\u200d", ["کتاب\u200cها", "x"]),
         ("#ice_cream #2fast #2020 #_ #1️⃣ #️⃣dog", ["ice_cream", "2fast"]),
         ("#rock-n-roll #mother's", ["rock", "mother"]),
+        ("#col·lecció #COL·LECCIÓ #coŀlecció", ["col·lecció", "COL·LECCIÓ", "coŀlecció"]),
+        ("#dog· #dog··cat #·dog #dog·#cat", ["dog", "dog", "dog", "cat"]),
+        ("#ジョン・レノン #ソース･コード #צה״ל", ["ジョン・レノン", "ソース･コード", "צה״ל"]),
         ("C# F#sharp word#word a#b#c", []),
         ("it&#39;s &#x27;quoted&#x27; &amp;#dog", ["dog"]),
         ("http://x.y/#frag https://x.y/z#frag www.x.y#f x.com/a#b #dog", ["dog"]),
@@ -44,6 +47,20 @@ def test_words_are_what_is_not_tag_mention_or_address():
     [
         (("Ice_Cream", "icecream", "ICE-CREAM", "ice cream", "Ｉｃｅ＿Ｃｒｅａｍ"), "icecream"),
         (("Café", "cafe\u0301", "CAFÉ"), "cafe"),
+        (("São_Paulo", "sao paulo"), "saopaulo"),
+        (("Tōkyō", "tokyo"), "tokyo"),
+        (("naïve", "naive"), "naive"),
+        (("Năm", "nắm"), "năm"),
+        (("Año", "an\u0303o", "AÑO"), "año"),
+        (("Schön", "SCHO\u0308N"), "schön"),
+        (("Ångström", "a\u030angstro\u0308m", "\u212bngström"), "ångström"),
+        (("col·lecció", "co\u0140lecció", "collecció", "COL·LECCIO"), "colleccio"),
+        (("Θάλασσα", "θαλασσα", "ΘΑΛΑΣΣΑ", "θα\u0301λασσα"), "θαλασσα"),
+        (("Ήλιος", "ΗΛΙΟΣ", "ηλιοσ", "ἥλιος"), "ηλιοσ"),
+        (("Προϋπόθεση", "προυποθεση"), "προυποθεση"),
+        (("ジョン・レノン", "ジョンレノン", "ｼﾞｮﾝ･ﾚﾉﾝ"), "ジョンレノン"),
+        (("צה״ל", "צהל"), "צהל"),
+        (("d\u0336o\u0336g\u0336", "dog"), "dog"),
         (("Straße", "STRASSE"), "strasse"),
         (("İstanbul", "istanbul"), "istanbul"),
         (("T-shirt", "tshirt"), "tshirt"),
@@ -54,6 +71,26 @@ def test_words_are_what_is_not_tag_mention_or_address():
 )
 def test_spellings_meet(spellings: tuple[str, ...], folded: str):
     assert {fold(spelling) for spelling in spellings} == {folded}
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("año", "ano"),
+        ("här", "har"),
+        ("schön", "schon"),
+        ("få", "fa"),
+        ("ørn", "orn"),
+        ("frança", "franca"),
+        ("şan", "san"),
+        ("łaska", "laska"),
+        ("řeka", "reka"),
+        ("főz", "foz"),
+    ],
+)
+def test_letters_of_their_own_do_not_fold(word: str, other: str):
+    assert fold(word) == word != fold(other)
+    assert fold(unicodedata.normalize("NFD", word.upper())) == word
 
 
 def test_marks_of_other_scripts_stay():

@@ -1,13 +1,11 @@
 """Runs of several hosts, processes on one machine: the same batches, stopped, lost, resized."""
 
-import contextlib
-import http.server
 import os
 import queue
 import signal
-import threading
 import time
 
+import metadata
 import numpy as np
 import pytest
 from runs import all_finish, curve, finish, kill_host, make, start, start_hosts, until
@@ -121,31 +119,8 @@ def test_variables_that_make_no_sense_are_named(monkeypatch, told):
         hosts.place()
 
 
-@contextlib.contextmanager
-def metadata(events):
-    """A metadata server such as Google's, which says one event after another, then the last."""
-
-    class Metadata(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            said = "FALSE"
-            if self.path.endswith("maintenance-event"):
-                said = events.pop(0) if len(events) > 1 else events[0]
-            self.send_response(200 if self.headers["Metadata-Flavor"] == "Google" else 403)
-            self.end_headers()
-            self.wfile.write(said.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.HTTPServer(("localhost", 0), Metadata)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"localhost:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
 def test_notice_of_maintenance_saves_and_stops(place):
-    with metadata(["NONE", "TERMINATE_ON_HOST_MAINTENANCE"]) as address:
+    with metadata.serving(["NONE", "TERMINATE_ON_HOST_MAINTENANCE"]) as address:
         environment = {"GCE_METADATA_HOST": address}
         running = start(place, "notice", "--config.steps=100000", environment=environment)
         code, out, err = finish(running)
@@ -156,10 +131,12 @@ def test_notice_of_maintenance_saves_and_stops(place):
 def test_a_notice_that_stands_already_is_not_told_again(monkeypatch):
     """Else a run would stop and start until the machine is gone."""
     told = queue.Queue()
-    with metadata(["TERMINATE"] * 5 + ["NONE"] * 5 + ["MIGRATE"]) as address:
+    with metadata.serving(["TERMINATE"] * 5 + ["NONE"] * 5 + ["MIGRATE"]) as address:
         monkeypatch.setenv("GCE_METADATA_HOST", address)
-        hosts.Maintenance(told.put, every=0.01).start()
+        asking = hosts.Maintenance(told.put, every=0.01)
+        asking.start()
         assert told.get(timeout=10) == "maintenance-event: MIGRATE"
+        asking.end()
 
 
 def children(pid):

@@ -88,6 +88,7 @@ def test_another_vocabulary_is_refused(place, whole):
     vocabulary = json.loads((folder / "vocabulary.json").read_text())
     vocabulary["classes"][0]["name"] = "cat"
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
+    datasets.seal(folder)
     sentence = refused(place, whole, dataset="other")
     assert "vocabulary" in sentence and "new --workdir" in sentence
 

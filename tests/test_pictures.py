@@ -1,13 +1,19 @@
 """Tests that photos of any kind come out as plain upright JPEGs, and broken ones not at all."""
 
+import ast
 import io
+import pathlib
 import struct
+import subprocess
+import sys
+import threading
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import hashvision
 from hashvision.sources import jpegs, pictures
 from hashvision.sources.reasons import Dropped
 
@@ -165,6 +171,7 @@ UNUSUAL = {
     "pages": lambda: encode(quarters(), "TIFF", save_all=True, append_images=[picture()]),
     "LZW": lambda: encode(quarters(), "TIFF", compression="tiff_lzw"),
     "JPEG in TIFF": lambda: encode(quarters(), "TIFF", compression="jpeg", quality=95),
+    "PPM": lambda: encode(quarters(), "PPM"),
     "turned JPEG": lambda: turned("JPEG", quality=95),
     "turned PNG": lambda: turned("PNG"),
     "turned WebP": lambda: turned("WEBP", lossless=True),
@@ -266,6 +273,151 @@ def test_undecodable(encoded: bytes):
     assert reason_of(pictures.normalise_photo, encoded, 256) == "undecodable"
 
 
+KINDS = {
+    "plain": {},
+    "full chroma": {"subsampling": 0},
+    "restarts": {"restart_marker_blocks": 3},
+    "progressive": {"progressive": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_was_cut_short_and_ended_anew_is_undecodable(kind: str, mode: str):
+    """Pillow shows grey for what is missing, without a word."""
+    encoded = encode(noisy(mode), **KINDS[kind])
+    jpeg = jpegs.strip(encoded)
+    data = jpeg.encoded.index(b"\xff\xda") + 14
+    for share in (0.05, 0.3, 0.6, 0.9):
+        cut = jpeg.encoded[: data + round(share * (jpeg.data_end - data))] + b"\xff\xd9"
+        for short_side in (256, 20):
+            assert reason_of(pictures.normalise_photo, cut, short_side) == "undecodable"
+        assert reason_of(pictures.decode, cut, lambda image: image) == "undecodable"
+    assert pictures.normalise_photo(encoded, 256) and pictures.normalise_photo(encoded, 20)
+
+
+def noisy(mode: str) -> Image.Image:
+    """240 by 160 pixels that no encoder makes small."""
+    small = np.random.default_rng(1).integers(0, 256, (80, 120, 3), np.uint8)
+    return Image.fromarray(small).resize((240, 160), Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_jpegs_that_end_in_grey_are_kept(kind: str):
+    """As grey as what a decoder shows where it has no data."""
+    for mode, grey in (("RGB", (128, 128, 128)), ("L", 128)):
+        for top in (0, 50, 150):
+            image = noisy(mode)
+            image.paste(grey, (0, top, 240, 160))
+            assert pictures.normalise_photo(encode(image, **KINDS[kind]), 256)
+
+
+def test_of_a_progressive_jpeg_all_rows_must_be_there_but_not_all_detail():
+    jpeg = jpegs.strip(encode(noisy("RGB"), progressive=True)).encoded
+    assert pictures.normalise_photo(jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9", 256)
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_no_whole_photo_is_taken_for_one_that_was_cut(shared_data):
+    """Each as it is and progressive; the ones that Pillow cannot read without help set aside."""
+    paths = sorted((shared_data / "posts" / "images").glob("*.jpg"))[::4]
+    paths += sorted((shared_data / "transfer").glob("*/**/*.jpg"))[::8]
+    photos = 0
+    for path in paths:
+        encoded = path.read_bytes()
+        try:
+            image = decode(encoded).convert("RGB")
+        except OSError:
+            continue
+        photos += 1
+        assert pictures.normalise_photo(encoded, 256), path
+        assert pictures.normalise_photo(encode(image, progressive=True), 256), path
+    assert photos > 1500
+
+
+def test_decode_shrinks_the_upright_photo_and_lays_it_over_white():
+    seen = []
+
+    def shrink(image: Image.Image) -> Image.Image:
+        seen.append((image.size, image.mode))
+        return image.resize((32, 24), Image.Resampling.BOX)
+
+    for encoded in (turned("JPEG", quality=95), turned("PNG"), encode(quarters(), "PPM")):
+        image = pictures.decode(encoded, shrink)
+        assert (image.mode, image.size) == ("RGB", (32, 24))
+        np.testing.assert_allclose(np.asarray(image)[6::12, 8::16], QUARTERS, atol=12)
+    clear = pictures.decode(encode(clear_at_yellow(), "PNG"), shrink)
+    np.testing.assert_array_equal(np.asarray(clear)[18, 24], 255)
+    assert seen == [((64, 48), "RGB")] * 3 + [((64, 48), "RGBA")]
+
+
+def test_what_fails_while_a_photo_is_shrunk_is_the_photos_fault():
+    """Some of Pillow's images are decoded only when they are used."""
+
+    def shrink(image: Image.Image) -> Image.Image:
+        raise OSError("broken data stream")
+
+    assert reason_of(pictures.decode, encode(picture()), shrink) == "undecodable"
+
+
+def test_threads_decode_no_more_together_than_fits(monkeypatch):
+    """Four photos of 40 by 30 at once where there is room for three; one alone where for none."""
+    monkeypatch.setattr(pictures, "_room", pictures._Room(3 * 40 * 30))
+    inside, most, lock = [], [], threading.Lock()
+    three = threading.Barrier(3, timeout=10)
+
+    def shrink(image: Image.Image) -> Image.Image:
+        with lock:
+            inside.append(image)
+            most.append(len(inside))
+        three.wait()
+        with lock:
+            inside.remove(image)
+        return image
+
+    encoded = encode(picture(40, 30))
+    threads = [threading.Thread(target=pictures.decode, args=(encoded, shrink)) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 9 and max(most) == 3
+
+
+MEMORY = """
+import concurrent.futures, io, resource
+from PIL import Image
+from hashvision.sources import pictures
+
+exif = Image.Exif()
+exif[0x0112] = 6  # to be turned, which takes a second copy
+pictures._room = pictures._Room(2 * 3200**2)
+file = io.BytesIO()
+Image.new("RGBA", (3200, 3200)).save(file, "PNG", compress_level=1, exif=exif)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    small = lambda encoded: pictures.decode(encoded, lambda image: image.resize((9, 9)))
+    list(pool.map(small, [file.getvalue()] * 8))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_large_photos_on_eight_threads():
+    """Of each two copies of 40 MB, and room for two photos."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert int(done.stdout) < 100, done  # beyond what making the file took
+
+
+def test_no_image_is_opened_as_whatever_it_may_be():
+    """Pillow runs Ghostscript on what looks like PostScript, unless it is told what to expect."""
+    for path in pathlib.Path(hashvision.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
+                assert "formats" in {keyword.arg for keyword in node.keywords}, path
+
+
 @pytest.mark.parametrize(
     "encoded",
     [
@@ -295,7 +447,7 @@ def test_a_file_too_large_is_not_opened(monkeypatch):
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"RIFF\0\0\0\0AVI LIST",
         encode(picture(), "ICO"),
-        encode(picture(), "PPM"),
+        b"P3 1 1 255 1 2 3\n",  # numbers as text: a megabyte of them is decoded in Python
         encode(picture(), "AVIF"),
         b"\n" + encode(picture()),
     ],

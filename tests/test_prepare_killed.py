@@ -22,7 +22,7 @@ def contents(path):
 def start(place, output):
     return subprocess.Popen(
         [sys.executable, "-m", "hashvision", "prepare", f"--posts={place / 'posts.jsonl'}"]
-        + [f"--output={place / output}", "--minimum_count=2"],
+        + [f"--output={place / output}", "--minimum_count=2", f"--key={place / 'key'}"],
         env={**os.environ, "PYTHONPATH": str(REPO)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

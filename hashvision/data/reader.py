@@ -51,15 +51,7 @@ class Faults:
           workdir: of the run; nothing is written where there is none.
           host: which host this is.
           share: of a host's records, how many may be broken before the run is to stop.
-
-        Raises:
-          UserError: the share is none.
         """
-        if not 0 <= share <= 1:
-            raise UserError(
-                f"data.broken={share} is no share of the records; set --config.data.broken to a"
-                " number from 0 (stop at the first) to 1."
-            )
         self.share = share
         self._known: dict[tuple[int, int], list[Fault]] = {}  # of the same records, by step
         self._path = os.path.join(workdir, f"broken-{host:05d}.jsonl") if workdir else None
@@ -126,6 +118,7 @@ class Reader:
         max_labels: int,
         faults: Faults | None = None,
         threads: int | None = None,
+        classes: np.ndarray | None = None,
     ) -> None:
         """Reads nothing yet.
 
@@ -135,8 +128,10 @@ class Reader:
           max_labels: tags kept of a photo, a draw of them where it has more; rows are padded.
           faults: of this run; the first ends it where None is given.
           threads: of tf.data; one a core if None, and four where they wait for remote storage.
+          classes: int32 (K,), the number to put in the place of each class; none changes if None.
         """
         self._stream, self._side, self._max_labels = stream, side, max_labels
+        self._classes = classes
         waiting = 4 if storage.is_remote(stream.dataset.path) else 1
         self._threads = threads or waiting * (os.cpu_count() or 1)
         self._faults = faults or Faults()
@@ -220,7 +215,10 @@ class Reader:
         path = tf.constant(self._stream.dataset.shards)[shard]
         record = records.parse(_record_at(path, offset))
         seed = tf.bitcast(key, tf.int32)
-        chosen = _choose(tf.cast(record["labels"], tf.int32), self._max_labels, seed)
+        labels = tf.cast(record["labels"], tf.int32)
+        if self._classes is not None:
+            labels = tf.gather(tf.constant(self._classes), labels)
+        chosen = _choose(labels, self._max_labels, seed)
         pixels = photos.decode(record["image"], self._side)
         return {"photos": pixels, "shape": tf.shape(pixels)[:2], "labels": chosen, "key": key}
 

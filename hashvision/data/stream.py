@@ -181,8 +181,39 @@ def lane_bounds(size: int, lanes: int) -> np.ndarray:
     return np.arange(lanes + 1) * size // lanes
 
 
+def check_lanes(batch_size: int, lanes: int, hosts: int) -> None:
+    """Refuses lanes that a batch does not divide into, or that do not divide over the hosts.
+
+    Args:
+      batch_size: photos of a global batch.
+      lanes: into how many runs of records the dataset is cut.
+      hosts: how many there are.
+
+    Raises:
+      UserError: names the nearest number of lanes that fits, where there is any.
+    """
+    if batch_size % lanes == 0 and lanes % hosts == 0:
+        return
+    fitting = [each for each in range(hosts, batch_size + 1, hosts) if batch_size % each == 0]
+    remedy = f"--config.batch_size to a multiple of {hosts}"
+    if fitting:
+        nearest = min(fitting, key=lambda each: abs(each - lanes))
+        remedy = f"--config.data.lanes={nearest}"
+    raise UserError(
+        f"batch_size={batch_size} must be a multiple of data.lanes={lanes}, and that of the number"
+        f" of hosts, {hosts}; set {remedy}."
+    )
+
+
 class Stream:
-    """What one host reads: its share of the lanes."""
+    """What one host reads: its share of the lanes.
+
+    Attributes:
+      dataset: what the stream is of.
+      first: position of the host's first record.
+      last: that after its last.
+      hits: removals.HITS_DTYPE (M,), what the removal list finds among them.
+    """
 
     def __init__(
         self,
@@ -210,17 +241,13 @@ class Stream:
           tagged_only: leaves out photos without a tag.
           host: which host this is.
           hosts: how many there are.
-          removed: records that are not shown.
+          removed: names of what is not shown, by the dataset's key.
 
         Raises:
           UserError: the numbers do not divide, or there are more lanes than records, or a lane
             without a photo to show.
         """
-        if batch_size % lanes or lanes % hosts:
-            raise UserError(
-                f"batch_size={batch_size} must be a multiple of data.lanes={lanes}, and that of the"
-                f" {hosts} hosts; set --config.data.lanes to a divisor of the batch."
-            )
+        check_lanes(batch_size, lanes, hosts)
         size = len(dataset)
         if size < lanes:
             raise UserError(
@@ -260,8 +287,11 @@ class Stream:
             begin = int(bounds[lane])
             ids = self._ids[begin - self.first : int(bounds[lane + 1]) - self.first]
             self._lanes.append(Lane(begin, ids, factors, seed))
-        if len(removed.owner) + len(removed.id) + len(removed.sha256):
-            self.bar(removed.match(rows))
+        self.hits = np.empty(0, removals.HITS_DTYPE)
+        if removed:
+            copies = dataset.copies(self.first, self.last)
+            self.hits = removed.hits(self.first, rows, copies)
+            self.bar(removals.marks(self.hits, self.first, len(rows)))
 
     def bar(self, barred: np.ndarray) -> None:
         """Shows these of this host's records, bool (last - first,), no more; see `Lane.bar`."""

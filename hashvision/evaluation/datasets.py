@@ -14,13 +14,12 @@ from hashvision import storage
 from hashvision.data import dataset as prepared
 from hashvision.data import records, removals
 from hashvision.errors import UserError
+from hashvision.sources import files, pictures
+from hashvision.sources.reasons import Dropped
 
 LABELS_FILE = "labels.jsonl"
 TEST_SHARE = 0.25
-_IMAGE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"]
-)
-_TOGETHER = 64  # files that are read at once, where that is quicker
+_TOGETHER = 32  # files that are read at once, where that is quicker
 _TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -40,9 +39,15 @@ class Photos(typing.NamedTuple):
 class Dataset(typing.NamedTuple):
     """What lies at a path: its photos for testing and, if it says which, those for training."""
 
-    name: str
+    path: str  # absolute
     test: Photos
     train: Photos | None
+    removed: int = 0  # photos that were left out because a removal list names them
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return files.shown(os.path.basename(self.path))
 
 
 class Split(typing.NamedTuple):
@@ -67,13 +72,15 @@ def _photos(
 def _read_files(paths: Sequence[str], places: np.ndarray) -> Iterator[bytes]:
     def read(place: int) -> bytes:
         try:
-            return storage.read(paths[place])
-        except OSError:
+            return files.read(paths[place])
+        except Dropped:
             return b""
 
-    remote = bool(paths) and storage.is_remote(paths[0])
+    if not paths or not storage.is_remote(paths[0]):
+        yield from map(read, places.tolist())
+        return
     for begin in range(0, len(places), _TOGETHER):
-        yield from storage.each(read, places[begin : begin + _TOGETHER].tolist(), remote)
+        yield from storage.each(read, places[begin : begin + _TOGETHER].tolist(), remote=True)
 
 
 def take(photos: Photos, indices: np.ndarray) -> Photos:
@@ -102,12 +109,12 @@ def _class_folders(root: str, folder: str) -> Photos:
                 f"{parent}/{name}"
                 for parent, _, names in storage.walk(f"{folder}/{class_name}")
                 for name in names
-                if os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES and name[0] != "."
+                if name.lower().endswith(pictures.SUFFIXES) and name[0] != "."
             ),
             key=lambda path: path.split("/"),
         )
         paths += found
-        labels += [(class_name,)] * len(found)
+        labels += [(files.shown(class_name),)] * len(found)
     if not paths:
         raise UserError(
             f"{folder} holds no images in class folders; "
@@ -122,12 +129,8 @@ def _read_tree(root: str) -> Dataset:
     tests = [f"{root}/{name}" for name in _TEST_FOLDERS if name in folders]
     # A class may itself be called "train"; split folders hold folders.
     if tests and _subfolders(train) and _subfolders(tests[0]):
-        return Dataset(_name(root), _class_folders(root, tests[0]), _class_folders(root, train))
-    return Dataset(_name(root), _class_folders(root, root), None)
-
-
-def _name(root: str) -> str:
-    return os.path.basename(root)
+        return Dataset(root, _class_folders(root, tests[0]), _class_folders(root, train))
+    return Dataset(root, _class_folders(root, root), None)
 
 
 def _parse_row(line: str) -> tuple[str, tuple[str, ...]] | None:
@@ -135,10 +138,13 @@ def _parse_row(line: str) -> tuple[str, tuple[str, ...]] | None:
     try:
         row = json.loads(line)
         image, labels = row["image"], row["labels"]
-    except (ValueError, KeyError, TypeError):
+        os.fsencode(image)  # fails for surrogates that stand for no byte
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not (isinstance(image, str) and texts):
+    if not (isinstance(image, str) and "\0" not in image and texts):
+        return None
+    if any(files.shown(label) != label for label in labels):
         return None
     return image, tuple(dict.fromkeys(labels))
 
@@ -147,7 +153,7 @@ def _read_jsonl(file: str) -> Dataset:
     folder = os.path.dirname(file)
     paths, names, labels = [], [], []
     try:
-        lines = storage.read(file).decode().split("\n")
+        lines = storage.read(file).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text ({error}).") from error
     for number, line in enumerate(lines, 1):
@@ -165,7 +171,7 @@ def _read_jsonl(file: str) -> Dataset:
     if not paths:
         raise UserError(f"{file} names no images; each line wants an image and its labels.")
     photos = _photos(names, labels, functools.partial(_read_files, paths))
-    return Dataset(_name(folder), photos, None)
+    return Dataset(locate(file), photos, None)
 
 
 def _read_record_images(shards: Sequence[str], places: np.ndarray) -> Iterator[bytes]:
@@ -194,16 +200,11 @@ def _shards(root: str) -> list[str]:
     return [f"{root}/{name}" for name in expected]
 
 
-def _read_records(root: str) -> Dataset:
+def _read_records(source: prepared.Dataset) -> Dataset:
     import tensorflow as tf
 
-    try:
-        vocabulary = json.loads(storage.read(f"{root}/vocabulary.json"))
-        classes = [entry["name"] for entry in vocabulary["classes"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{root}/vocabulary.json is missing or broken; prepare the folder again."
-        ) from error
+    root = source.path
+    classes = [entry["name"] for entry in source.vocabulary["classes"]]
     shards = _shards(root)
     names, labels = [], []
 
@@ -215,8 +216,10 @@ def _read_records(root: str) -> Dataset:
     try:
         rows = serialized.map(without_image).prefetch(tf.data.AUTOTUNE)
         for post_id, numbers in rows.as_numpy_iterator():
-            names.append(bytes(post_id).decode("utf-8"))
+            names.append(bytes(post_id).decode("utf-8", "backslashreplace"))
             labels.append(tuple(classes[number] for number in numbers))
+        if len(names) != len(source):
+            raise IndexError
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, IndexError) as error:
         raise UserError(
             f"A shard of {root} is damaged or does not fit its vocabulary.json "
@@ -225,10 +228,18 @@ def _read_records(root: str) -> Dataset:
     if not names:
         raise UserError(f"{root} holds no records; nothing can be evaluated on it.")
     photos = _photos(names, labels, functools.partial(_read_record_images, shards))
-    return Dataset(_name(root), photos, None)
+    return Dataset(root, photos, None)
 
 
-def read(path: str | os.PathLike[str], removed: removals.Names = removals.NOTHING) -> Dataset:
+def locate(path: str | os.PathLike[str]) -> str:
+    """The absolute path by which a dataset is known, links followed; a labels.jsonl's folder."""
+    root = os.fspath(path)
+    if not storage.is_remote(root):
+        root = os.path.realpath(os.path.expanduser(root))
+    return storage.absolute(root).removesuffix(f"/{LABELS_FILE}")
+
+
+def read(path: str | os.PathLike[str], removed: removals.RemovalList = removals.NO_LIST) -> Dataset:
     """Reads the names and labels of the photos at a path; the images stay where they are.
 
     Args:
@@ -240,13 +251,13 @@ def read(path: str | os.PathLike[str], removed: removals.Names = removals.NOTHIN
     Raises:
       UserError: nothing of this kind lies there, or it is broken.
     """
-    root = os.fspath(path)
-    if not storage.is_remote(root):
-        root = os.path.realpath(os.path.expanduser(root))
-    root = storage.absolute(root)
-    if storage.is_file(f"{root}/manifest.json"):
-        return _without(_read_records(root), lambda _: removed.match(_index(root)), removed)
-    return _without(_read_files_at(root), lambda photos: _match_files(photos, removed), removed)
+    root = locate(path)
+    if storage.is_file(f"{root}/{prepared.MANIFEST}"):
+        source = prepared.load(root)
+        names = source.names(removed)
+        return _without(_read_records(source), lambda _: _match_records(source, names), names)
+    names = removals.names(removed.lines)
+    return _without(_read_files_at(root), lambda photos: _match_files(photos, names), names)
 
 
 def _read_files_at(root: str) -> Dataset:
@@ -265,23 +276,31 @@ def _without(
     dataset: Dataset, match: Callable[[Photos], np.ndarray], removed: removals.Names
 ) -> Dataset:
     """The dataset without the photos that match, where there is a list at all."""
-    if not any(map(len, removed)):
+    if not removed:
         return dataset
-    parts = [dataset.test] if dataset.train is None else [dataset.test, dataset.train]
-    marks = [match(photos) for photos in parts]
-    kept = [take(each, np.flatnonzero(~out)) for each, out in zip(parts, marks, strict=True)]
-    print(f"{sum(int(out.sum()) for out in marks):,} photos of {dataset.name} are removed.")
-    return Dataset(dataset.name, kept[0], kept[1] if len(kept) > 1 else None)
+    kept, count = {}, 0
+    for part in ("test", "train"):
+        photos: Photos | None = getattr(dataset, part)
+        if photos is None:
+            continue
+        out = match(photos)
+        if out.all():
+            raise UserError(
+                f"The removal list names all {len(out):,} {part} photos of {dataset.path};"
+                " use another dataset."
+            )
+        kept[part], count = take(photos, np.flatnonzero(~out)), count + int(out.sum())
+    return dataset._replace(removed=count, **kept)
 
 
-def _index(root: str) -> np.ndarray:
-    source = prepared.load(root)
-    return source.rows(0, len(source))
+def _match_records(source: prepared.Dataset, removed: removals.Names) -> np.ndarray:
+    """Bool (N,), by all that the index knows of the posts, and of the copies they stand for."""
+    return removals.marks(source.named(0, len(source), removed), 0, len(source))
 
 
 def _match_files(photos: Photos, removed: removals.Names) -> np.ndarray:
     """Bool (N,), by the bytes of the files: they know neither posts nor owners."""
-    if not len(removed.sha256):
+    if not len(removed.values["sha256"]):
         return np.zeros(len(photos.names), bool)
     digests = (hashlib.sha256(image).digest() for image in photos.images())
     return np.array([removed.holds("sha256", each) for each in digests], bool)

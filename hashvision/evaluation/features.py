@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import io
 import itertools
 import os
 import typing
@@ -10,11 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hashvision.errors import UserError
 from hashvision.evaluation.datasets import Photos
+from hashvision.sources import files, pictures
+from hashvision.sources.reasons import Dropped
 
+# Of encoded images that wait to be decoded. A file may have `sources.files.LARGEST_FILE`.
+MOST_BYTES_AHEAD = 2**28
 # The centre crop's share of the short side: 224 of 256.
 _CROP_SHARE = 7 / 8
 
@@ -37,13 +40,32 @@ class Encoder(typing.NamedTuple):
     step: int  # of training
     vocabulary: Mapping[str, Any]  # as in vocabulary.json; its classes name the K scores
     batch_size: int = 64
+    leads: bool = True  # whether this process prints and writes; of several hosts one does
 
 
 class Encoded(typing.NamedTuple):
-    """What a network says of the readable photos of a set."""
+    """What a network says of the n readable ones of N photos."""
 
-    values: np.ndarray  # float32 (n, D), features or scores
-    readable: np.ndarray  # bool (N,), which of the N photos they are
+    features: np.ndarray  # float32 (n, D)
+    scores: np.ndarray | None  # float32 (n, C), of the C classes asked for, if any
+    readable: np.ndarray  # bool (N,)
+
+    def of(self, photos: Photos, part: Photos) -> "Encoded":
+        """What it says of some of these photos.
+
+        Args:
+          photos: the N photos.
+          part: some of them, by their places.
+
+        Raises:
+          UserError: none of the part can be read.
+        """
+        chosen = np.isin(photos.places, part.places)
+        rows = chosen[self.readable]
+        scores = None if self.scores is None else self.scores[rows]
+        found = Encoded(self.features[rows], scores, self.readable[chosen])
+        _check_readable(part, found.readable)
+        return found
 
 
 def decode(encoded: bytes, resolution: int) -> np.ndarray:
@@ -53,51 +75,63 @@ def decode(encoded: bytes, resolution: int) -> np.ndarray:
     centre cropped; in one step, which never makes the pixels outside the crop.
 
     Raises:
-      Exception: whatever Pillow raises for bytes that are no image; the kinds are open-ended.
+      Dropped: the bytes are no image that can be read (`sources.pictures`).
     """
-    with Image.open(io.BytesIO(encoded)) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):  # 16-bit greyscale, which convert() would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = image.convert("RGB")
-    width, height = image.size
-    side = _CROP_SHARE * min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = left, top, left + side, top + side
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BILINEAR, box))
+
+    def crop(image: Image.Image) -> Image.Image:
+        width, height = image.size
+        side = _CROP_SHARE * min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = left, top, left + side, top + side
+        return image.resize((resolution, resolution), Image.Resampling.BILINEAR, box)
+
+    return np.asarray(pictures.decode(encoded, crop))
 
 
 def _decode_or_none(encoded: bytes, resolution: int) -> np.ndarray | None:
     try:
         return decode(encoded, resolution)
-    except Exception:  # a broken file may raise anything; it is skipped and counted
+    except Dropped:  # a file that cannot be read is skipped and counted
         return None
 
 
 def decoded(
     images: Iterable[bytes], resolution: int, ahead: int = 256
 ) -> Iterator[np.ndarray | None]:
-    """Decodes images in order on threads (Pillow releases the GIL), up to `ahead` in advance.
+    """Decodes images in order on threads (Pillow releases the GIL), some in advance.
+
+    What that takes is bounded: up to `ahead` crops, files of MOST_BYTES_AHEAD together and one
+    more, and the photos that `sources.pictures` decodes at once.
 
     Yields:
       uint8 (R, R, 3), or None for bytes that cannot be read as an image.
     """
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        pending: collections.deque[concurrent.futures.Future[np.ndarray | None]]
-        pending = collections.deque()
+        pending: collections.deque[tuple[int, concurrent.futures.Future[np.ndarray | None]]]
+        pending, size = collections.deque(), 0
         for encoded in images:
-            pending.append(pool.submit(_decode_or_none, encoded, resolution))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            pending.append((len(encoded), pool.submit(_decode_or_none, encoded, resolution)))
+            size += len(encoded)
+            while len(pending) > ahead or size > MOST_BYTES_AHEAD:
+                length, crop = pending.popleft()
+                size -= length
+                yield crop.result()
+        for _, crop in pending:
+            yield crop.result()
 
 
-def _run(
-    encoder: Encoder, photos: Photos, select: Callable[[tuple[Any, Any]], np.ndarray]
-) -> Encoded:
+def encode(encoder: Encoder, photos: Photos, classes: np.ndarray | None = None) -> Encoded:
+    """Runs the network over photos, once: features, and the scores of the classes asked for.
+
+    Args:
+      encoder: the network.
+      photos: N of them.
+      classes: int (C,), class numbers of the encoder's vocabulary; the other scores are not kept.
+
+    Raises:
+      UserError: no photo can be read, the network has no tag head for the classes, or what it
+        answers is not finite.
+    """
     readable: list[bool] = []
 
     def crops() -> Iterator[np.ndarray]:
@@ -106,56 +140,43 @@ def _run(
             if crop is not None:
                 yield crop
 
-    values = []
+    features, scores = [], []
     shape = (encoder.batch_size, encoder.resolution, encoder.resolution, 3)
     remaining = crops()
     while batch := list(itertools.islice(remaining, encoder.batch_size)):
         # Always the same shape, so that the network is compiled once.
         padded = np.zeros(shape, np.uint8)
         padded[: len(batch)] = batch
-        selected = np.asarray(select(encoder.encode(padded)))[: len(batch)]
-        values.append(selected.astype(np.float32))
-    if not values:
-        raise UserError(
-            f"None of the {len(readable):,} images ({photos.names[0]}, ...) can be read; "
-            "check that the files are where the dataset says and are images."
-        )
-    joined = np.concatenate(values)
-    if not np.isfinite(joined).all():
-        raise UserError(
-            f"The network at step {encoder.step} answers with values that are not finite: its "
-            "training diverged; evaluate an earlier checkpoint."
-        )
-    return Encoded(joined, np.array(readable))
-
-
-def features(encoder: Encoder, photos: Photos) -> Encoded:
-    """The network's features of the photos, float32 (n, D).
-
-    Raises:
-      UserError: no photo can be read, or the features are not finite.
-    """
-    return _run(encoder, photos, lambda outputs: np.asarray(outputs[0]))
-
-
-def scores(encoder: Encoder, photos: Photos, classes: np.ndarray) -> Encoded:
-    """The network's scores of the given classes for the photos, float32 (n, C).
-
-    Args:
-      encoder: with a tag head.
-      photos: N of them.
-      classes: int (C,), class numbers of the encoder's vocabulary; the other scores are not kept.
-
-    Raises:
-      UserError: the network has no tag head, no photo can be read, or scores are not finite.
-    """
-
-    def select(outputs: tuple[Any, Any]) -> np.ndarray:
-        if outputs[1] is None:
+        batch_features, batch_scores = encoder.encode(padded)
+        features.append(_float32(batch_features, len(batch)))
+        if classes is None:
+            continue
+        if batch_scores is None:
             raise UserError(
                 "This network has no tag head, so it cannot name what it sees; "
                 "use --protocol=knn or --protocol=linear."
             )
-        return np.asarray(outputs[1])[:, classes]
+        scores.append(_float32(np.asarray(batch_scores)[:, classes], len(batch)))
+    _check_readable(photos, np.array(readable, bool))
+    found = Encoded(
+        np.concatenate(features), np.concatenate(scores) if scores else None, np.array(readable)
+    )
+    if not all(np.isfinite(each).all() for each in found[:2] if each is not None):
+        raise UserError(
+            f"The network at step {encoder.step} answers with values that are not finite: its "
+            "training diverged; evaluate an earlier checkpoint."
+        )
+    return found
 
-    return _run(encoder, photos, select)
+
+def _float32(values: Any, number: int) -> np.ndarray:
+    """The first `number` rows, without what the batch was padded with."""
+    return np.asarray(values)[:number].astype(np.float32)
+
+
+def _check_readable(photos: Photos, readable: np.ndarray) -> None:
+    if not readable.any():
+        raise UserError(
+            f"None of the {len(readable):,} images ({files.shown(photos.names[0])}, ...) can be "
+            "read; check that the files are where the dataset says and are images."
+        )

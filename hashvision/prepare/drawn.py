@@ -169,7 +169,7 @@ def draw_post(seed: int, post: Post, size: int) -> bytes:
     photo = _jpeg(scenes.draw_scene(rng, post.kinds, size), _quality(rng))
     rng = _rng(seed, _FILE, post.number)
     if post.source != post.number and rng.random() < 0.5:
-        return _jpeg(Image.open(io.BytesIO(photo)), int(rng.integers(45, 60)))
+        return _jpeg(Image.open(io.BytesIO(photo), formats=("JPEG",)), int(rng.integers(45, 60)))
     return photo
 
 
@@ -305,7 +305,7 @@ def contact_sheet(path: str | Path, columns: int = 6, size: int = 96, seed: int 
             several.append(post)
     for column, post in enumerate(several):
         corner = (margin + column * cell, rows * cell)
-        sheet.paste(Image.open(io.BytesIO(draw_post(seed, post, size))), corner)
+        sheet.paste(Image.open(io.BytesIO(draw_post(seed, post, size)), formats=("JPEG",)), corner)
         text = f"{post.caption} {post.tags}".encode("ascii", "ignore").decode()
         lines = textwrap.wrap(text, max(8, size // 6))[:7]
         draw.multiline_text(

@@ -10,10 +10,10 @@ work for, and what travels is where the arrays lie.
 
 import collections
 import io
+import json
 import os
 import struct
 import typing
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
@@ -25,35 +25,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hashvision import storage
 from hashvision.errors import UserError
-from hashvision.prepare import spool
-from hashvision.prepare.alignment import DUPLICATE, agree, similarity
-from hashvision.prepare.fingerprints import BITS, THUMBNAIL, Fingerprint, fingerprint
+from hashvision.prepare import bands, spool
+from hashvision.prepare.alignment import DUPLICATE, similarity
+from hashvision.prepare.fingerprints import SPECTRUM, THUMBNAIL, Fingerprint, fingerprint
 from hashvision.sources import files, pictures
-
-# Photos of one band may meet so many of its first posts, and as many evaluation photos: in a band
-# of n photos at most 2 * REPRESENTATIVES * n rectangles are laid upon each other. On 7,161 photos
-# of Flickr8k the largest band had 58. Copies in a larger one still meet in any of their others.
-REPRESENTATIVES = 64
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+from hashvision.sources.reasons import Dropped
 
 ORDER = 40  # bytes of an order
-_PHOTO = [
-    ("rank", "u1"),  # 0 of an evaluation photo, 1 of a post: evaluation photos come first
-    ("order", f"S{ORDER}"),
-    ("file", "S32"),  # where its fingerprint lies
-    ("offset", "<u8"),
-    ("size", "<u4"),
-]
-_RECTANGLE = [("box", "u1", 4), ("spectrum", "i1", BITS)]
-_BAND = np.dtype([("band", "<u8"), *_PHOTO, *_RECTANGLE])
-_MEETING = np.dtype([("post", _PHOTO), ("partner", _PHOTO)])
-# Bands of equal bytes are the digest's first 8, with this bit; those of keys have 32 bits.
-_DIGEST = np.uint64(1 << 63)
-_WHOLE = np.array([((0, 0, 255, 255), 1)], _RECTANGLE)  # what equal bytes have, for all to agree
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)
-_TOGETHER = 500  # photos whose bands are written at once
-_CHUNK = 1 << 16  # pairs of rectangles that are laid upon each other at once
+_TOGETHER = 4000  # photos whose bands are written at once: 22 MB
+_LARGEST_OFFSET = 2**31  # of a fingerprint in its file; rows have four bytes for it
+_FIRST_READ = 6000  # bytes, of a fingerprint whose name is not long
+_LABELS_FILE = "labels.jsonl"
 _KNOWN = 4096  # fingerprints that a comparison keeps
+_KINDS = ("removed", "leak", "duplicate")  # of matches, by the partner's rank
+_FURTHER = 8  # posts that a post is compared with once it has a match
 
 
 class Match(typing.NamedTuple):
@@ -61,20 +47,29 @@ class Match(typing.NamedTuple):
 
     order: bytes
     name: str
-    kind: str  # "leak" of an evaluation photo, or "duplicate" of a post that comes before
+    # "removed" where it shows a removed photo, "leak" of an evaluation photo, or "duplicate" of a
+    # post that comes before
+    kind: str
     partner: str  # the name of that photo or post
     similarity: float  # from DUPLICATE to 1
+    also: tuple[str, ...] = ()  # names of other posts before it that it shows, some at least
 
 
 class FindDuplicates(beam.PTransform):
-    """Posts and evaluation photos, each (order, name, Fingerprint), to a Match per post to drop.
+    """Posts and photos they may not show, (order, name, Fingerprint), to a Match per post to drop.
 
     A post that shows an evaluation photo is dropped as a leak of the one it resembles most. Any
     other is dropped if it shows the same photo as a post before it in `order`, with the first such
     as the partner, whether or not that one is dropped in its turn: so of a chain of copies, each
-    near to the next alone, the first is kept. Orders are ORDER bytes, compared as bytes, each once
-    among the posts and once among the evaluation photos. What comes out depends on no bundling and
-    no worker's order.
+    near to the next alone, the first is kept. A removed photo counts before all others: no Match
+    names it. Orders are ORDER bytes, compared as bytes, each once among the photos of a rank; posts
+    whose orders share the first `bands.ORDER` bytes cost more. What comes out depends on no
+    bundling and no worker's order.
+
+    All this is so where photos meet (`bands.meetings`). Two that share a band of at most
+    `bands.CELL` rows do; of larger bands a post finds those before it that are nearest. So the
+    first of many copies is kept wherever it stands, and another is left out if in any band it
+    meets any copy before it; that one, not always the first of all, is then the partner.
     """
 
     def __init__(self, folder: str, parts: int = 16):
@@ -88,12 +83,13 @@ class FindDuplicates(beam.PTransform):
         self.folder, self.parts = folder, parts
 
     def expand(self, input_or_inputs: typing.Any) -> pvalue.PCollection:
-        """Takes {"posts": PCollection, "evaluation": PCollection}."""
+        """Takes {"posts": PCollection}, and others of "evaluation" and "removed" photos."""
         return (
             [
                 input_or_inputs[name]
                 | f"Write{name.title()}" >> beam.ParDo(WriteBands(self.folder, self.parts, rank))
-                for rank, name in enumerate(("evaluation", "posts"))
+                for rank, name in enumerate(("removed", "evaluation", "posts"))
+                if name in input_or_inputs
             ]
             | "Bands" >> beam.Flatten()
             | "ByBand" >> beam.GroupByKey()
@@ -107,7 +103,7 @@ class WriteBands(beam.DoFn):
     """(order, name, Fingerprint) to (part, where bands of that part lie)."""
 
     def __init__(self, folder: str, parts: int, rank: int):
-        """Takes the spool's folder, the number of parts, and whether these are posts."""
+        """Takes the spool's folder, the number of parts, and the photos' rank."""
         self.folder, self.parts, self.rank = folder, parts, rank
 
     def start_bundle(self) -> None:
@@ -117,38 +113,31 @@ class WriteBands(beam.DoFn):
     def process(self, element: tuple[bytes, str, Fingerprint]) -> Iterable[tuple[int, spool.Spot]]:
         """Yields once in _TOGETHER photos."""
         order, name, print_ = element
-        spot = self.writer.write(_pack(name, print_))
-        digest = np.frombuffer(print_.digest[:8], "<u8") | _DIGEST
-        keys, boxes, spectra = print_.rectangles
-        rows = np.empty(1 + len(keys), _BAND)
-        rows["band"] = np.concatenate([digest, keys.astype(np.uint64)])
-        rows["box"] = np.concatenate([_WHOLE["box"], boxes])
-        rows["spectrum"] = np.concatenate([_WHOLE["spectrum"], spectra])
-        rows["rank"], rows["order"] = self.rank, order
-        rows["file"], rows["offset"], rows["size"] = spot.file.encode(), spot.offset, spot.size
-        self.rows.append(rows)
-        if len(self.rows) == _TOGETHER:
+        spot = self.writer.write(_pack(order, name, print_))
+        self.rows.append(bands.rows(print_, self.rank, order, spot.file, spot.offset))
+        if len(self.rows) == _TOGETHER or spot.offset > _LARGEST_OFFSET:
             yield from self._write()
 
     def finish_bundle(self) -> typing.Any:
         """Yields the rest, and ends the file."""
         for each in self._write():
             yield WindowedValue(each, 0, (GlobalWindow(),))
-        self.writer.close()
 
     def _write(self) -> Iterator[tuple[int, spool.Spot]]:
         if self.rows:
             rows = np.concatenate(self.rows)
-            part = (rows["band"] * _SCATTER >> np.uint64(32)) % np.uint64(self.parts)
-            yield from _write_parts(self.writer, rows, part.astype(np.int64))
+            yield from _write_parts(self.writer, rows, rows["band"], self.parts)
         self.rows = []
+        self.writer.close()
 
 
 def _write_parts(
-    writer: spool.Writer, rows: np.ndarray, part: np.ndarray
+    writer: spool.Writer, rows: np.ndarray, keys: np.ndarray, parts: int
 ) -> Iterator[tuple[int, spool.Spot]]:
+    """Writes rows by the part to which their keys, unsigned integers, belong."""
     if not len(rows):
         return
+    part = (keys.astype(np.uint64) * _SCATTER >> np.uint64(32)) % np.uint64(parts)
     order = np.argsort(part, kind="stable")
     numbers, starts = np.unique(part[order], return_index=True)
     for number, chosen in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
@@ -173,52 +162,23 @@ class Meet(beam.DoFn):
         self, element: tuple[int, Iterable[spool.Spot]]
     ) -> Iterable[tuple[int, spool.Spot]]:
         """Yields once a part."""
-        met = meetings(_read_parts(self.folder, element[1], _BAND))
+        met = bands.meetings(_read_parts(self.folder, element[1], bands.ROW))
         writer = spool.Writer(self.folder)
-        part = np.array([zlib.crc32(order) for order in met["post"]["order"]], np.int64)
-        yield from _write_parts(writer, met, part % self.parts)
+        keys = met["post"]["file"] + met["post"]["offset"]
+        yield from _write_parts(writer, met, keys, self.parts)
         writer.close()
 
 
-def meetings(bands: np.ndarray) -> np.ndarray:
-    """Whom each post is compared with: _MEETING (M,) for _BAND (N,), in any order."""
-    order = np.argsort(bands["band"], kind="stable")
-    same = np.diff(bands["band"][order]) == 0
-    bands = bands[order[np.r_[same, False] | np.r_[False, same]]]  # most have nobody to meet
-    if not len(bands):
-        return np.empty(0, _MEETING)
-    bands = bands[np.lexsort((bands["order"], bands["rank"], bands["band"]))]
-    starts = np.flatnonzero(np.r_[True, bands["band"][1:] != bands["band"][:-1]])
-    sizes = np.diff(np.r_[starts, len(bands)])
-    # Of each row: where its band begins, where its band's posts do, where they end that come before
-    # it, and how many it may meet. Who meets the first of equal bytes has found all there is.
-    begins = np.repeat(starts, sizes)
-    posts = begins + np.repeat(np.add.reduceat(bands["rank"] == 0, starts, dtype=np.int64), sizes)
-    before = np.arange(len(bands))
-    most = np.where(bands["band"] >= _DIGEST, 1, REPRESENTATIVES)
-    most = np.minimum(most, np.repeat(sizes, sizes))
-    pairs = [np.empty((2, 0), np.int64)]
-    own = np.flatnonzero(bands["rank"] == 1)
-    for number in range(REPRESENTATIVES):
-        own = own[most[own] > number]
-        for first, end in ((begins, posts), (posts, before)):
-            post = own[first[own] + number < end[own]]
-            pairs += _agreeing(bands, np.stack((post, first[post] + number)))
-    pairs = np.concatenate(pairs, axis=1)
-    met = np.empty(pairs.shape[1], _MEETING)
-    for field, places in zip(("post", "partner"), pairs, strict=True):
-        for name, *_ in _PHOTO:
-            met[field][name] = bands[name][places]
-    return met
+def _columns(photos: np.ndarray, *names: str) -> list[np.ndarray]:
+    return [photos[name] for name in names or ("file", "offset")]
 
 
-def _agreeing(bands: np.ndarray, pairs: np.ndarray) -> Iterator[np.ndarray]:
-    """Of pairs of rows, int64 (2, n), those whose rectangles agree."""
-    for start in range(0, pairs.shape[1], _CHUNK):
-        chunk = pairs[:, start : start + _CHUNK]
-        rows = bands[["box", "spectrum"]][chunk]
-        agreed = agree(rows["box"][0], rows["spectrum"][0], rows["box"][1], rows["spectrum"][1])
-        yield chunk[:, agreed]
+class _Seen(typing.NamedTuple):
+    """A photo whose fingerprint was read."""
+
+    order: bytes
+    name: str
+    print_: Fingerprint
 
 
 class Compare(beam.DoFn):
@@ -230,95 +190,154 @@ class Compare(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[spool.Spot]]) -> Iterable[Match]:
         """Yields Matches."""
-        met = _read_parts(self.folder, element[1], _MEETING)
+        met = _read_parts(self.folder, element[1], bands.MEETING)
         post, partner = met["post"], met["partner"]
-        order = np.lexsort((partner["order"], partner["rank"], post["order"]))
+        columns = (*_columns(post), *_columns(partner, "rank", "order"), *_columns(partner))
+        sort = np.lexsort(columns[::-1])
+        columns = [each[sort] for each in columns]
+        once, _ = bands.runs(*columns)  # though many met in several bands
+        met, (file, offset, *_) = met[sort][once], [each[once] for each in columns]
         self.reader, self.known = spool.Reader(self.folder), collections.OrderedDict()
-        begin = 0
-        for end in [*(np.flatnonzero(np.diff(_numbers(post["order"][order]))) + 1), len(order)]:
-            partners = {}  # each once, though they met in many bands
-            for place in order[begin:end].tolist():
-                partners[int(partner["rank"][place]), bytes(partner["order"][place])] = place
-            match = self._match(post[order[begin]], [partner[p] for p in partners.values()])
+        for start, size in zip(*bands.runs(file, offset), strict=True):
+            same = met[start : start + size]
+            match = self._match(self._photo(same["post"][0]), same["partner"])
             if match:
                 yield match
-            begin = end
         self.reader.close()
 
-    def _match(self, post: typing.Any, partners: Sequence[typing.Any]) -> Match | None:
-        """The Match of a post with the photos it met, in their order, if it has one."""
-        (name, one), leak = self._photo(post), None
-        whole = bytes(post["order"]).ljust(ORDER, b"\0")  # NumPy's strings end at their last byte
-        for each in partners:
-            if each["rank"] and leak:
+    def _match(self, post: _Seen, partners: np.ndarray) -> Match | None:
+        """The Match of a post with the photos it met, by rank and the beginning of their order."""
+        match, also, tried = None, [], 0
+        for rank, other in self._in_order(partners):
+            if rank == bands.POST and (other.order >= post.order or tried == _FURTHER):
                 break
-            partner, other = self._photo(each)
-            alike = similarity(one, other)
+            if match and rank == bands.POST:
+                tried += 1
+            elif match and match.kind == "removed":
+                continue
+            alike = similarity(post.print_, other.print_)
             if alike < DUPLICATE:
                 continue
-            if each["rank"]:
-                return Match(whole, name, "duplicate", partner, alike)
-            if leak is None or alike > leak.similarity:
-                leak = Match(whole, name, "leak", partner, alike)
-        return leak
+            if match is None or (rank == bands.EVALUATION and alike > match.similarity):
+                match = Match(post.order, post.name, _KINDS[rank], other.name, alike)
+            elif rank == bands.POST:
+                also.append(other.name)
+        return match and match._replace(also=tuple(also))
 
-    def _photo(self, photo: typing.Any) -> tuple[str, Fingerprint]:
-        spot = spool.Spot(photo["file"].decode(), int(photo["offset"]), int(photo["size"]))
+    def _in_order(self, partners: np.ndarray) -> Iterator[tuple[int, _Seen]]:
+        """(rank, photo) by rank and order; photos are read as late as may be."""
+        for start, size in zip(*bands.runs(*_columns(partners, "rank", "order")), strict=True):
+            same = partners[start : start + size]
+            for photo in sorted(map(self._photo, same), key=lambda photo: photo.order):
+                yield int(same["rank"][0]), photo
+
+    def _photo(self, where: typing.Any) -> _Seen:
+        """The photo whose fingerprint lies there, as rows of bands have it."""
+        spot = spool.Spot(f"{where['file']:016x}", int(where["offset"]), _FIRST_READ)
         if spot not in self.known:
-            self.known[spot] = _unpack(self.reader.read(spot))
+            packed = self.reader.read(spot)
+            size = _packed_ends(packed)[-1]
+            if size > len(packed):
+                packed = self.reader.read(spot._replace(size=size))
+            self.known[spot] = _unpack(packed)
         self.known.move_to_end(spot)
         if len(self.known) > _KNOWN:
             self.known.popitem(last=False)
         return self.known[spot]
 
 
-def _numbers(orders: np.ndarray) -> np.ndarray:
-    """Int64 (N,), which of the distinct values each is, for values that are sorted."""
-    return np.cumsum(np.r_[0, orders[1:] != orders[:-1]])
+_HEAD = struct.Struct(f"<II{ORDER}s")  # bytes of the name, bytes of the keys, the order
 
 
-def _pack(name: str, print_: Fingerprint) -> bytes:
+def _pack(order: bytes, name: str, print_: Fingerprint) -> bytes:
     encoded = name.encode("utf-8", "surrogatepass")
-    lengths = struct.pack("<II", len(encoded), len(print_.keys))
-    return b"".join((lengths, encoded, *print_))
+    head = _HEAD.pack(len(encoded), len(print_.keys), order)
+    return b"".join((head, *print_, encoded))
 
 
-def _unpack(packed: bytes) -> tuple[str, Fingerprint]:
-    name, keys = struct.unpack_from("<II", packed)
-    ends = np.cumsum([8, name, 16, THUMBNAIL**2, keys, keys, keys // 4 * BITS]).tolist()
-    parts = [packed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-    return parts[0].decode("utf-8", "surrogatepass"), Fingerprint(*parts[1:])
+def _packed_ends(packed: bytes) -> list[int]:
+    """Where the parts of a fingerprint end, by its first bytes; the name is the last."""
+    name, keys, _ = _HEAD.unpack_from(packed)
+    sizes = [_HEAD.size, 16, THUMBNAIL**2, keys, keys, keys // 4 * SPECTRUM, name]
+    return np.cumsum(sizes).tolist()
+
+
+def _unpack(packed: bytes) -> _Seen:
+    ends = _packed_ends(packed)
+    *parts, name = [packed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    order = _HEAD.unpack_from(packed)[2]
+    return _Seen(order, name.decode("utf-8", "surrogatepass"), Fingerprint(*parts))
 
 
 def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The photos of evaluation sets: all image files below their folders.
+    """The files that may be photos of evaluation sets, whatever their names.
+
+    What they are shows when they are decoded. So all that `evaluate` would read is among them:
+    every file below the folders, and what a labels.jsonl there names outside of them.
 
     Args:
-      folders: a set's layout does not matter.
+      folders: of photos, in any layout; a labels.jsonl stands for its folder.
 
     Yields:
       (name, path), in an order of their own; the name is the path from the folder's own name on.
 
     Raises:
-      UserError: a folder does not exist or has no image in it.
+      UserError: a folder does not exist, is a dataset folder or has no photo in it.
     """
     for folder in folders:
-        if not storage.is_folder(folder):
+        root = storage.absolute(folder).removesuffix(f"/{_LABELS_FILE}")
+        if not storage.is_folder(root):
             raise UserError(
                 f"the evaluation set {folder} does not exist; give --evaluation_sets folders of "
                 "photos"
             )
-        root, found = storage.absolute(folder), False
-        for parent, _, names in storage.walk(root):
-            for file in names:
-                if file.lower().endswith(SUFFIXES):
-                    path, found = os.path.join(parent, file), True
-                    yield path.removeprefix(os.path.dirname(root)).lstrip("/"), path
+        if storage.is_file(f"{root}/manifest.json"):
+            raise UserError(
+                f"the evaluation set {folder} is a dataset folder, in which photos are not files; "
+                "give --evaluation_sets folders of photos"
+            )
+        found = False
+        for path in _files_below(root):
+            found = found or _is_photo(path)
+            name = path.removeprefix(os.path.dirname(root)).lstrip("/")
+            yield files.shown(name), path
         if not found:
             raise UserError(
-                f"the evaluation set {folder} has no photo in it ({', '.join(SUFFIXES)}); give "
+                f"the evaluation set {folder} has no photo in it that can be decoded; give "
                 "--evaluation_sets folders of photos"
             )
+
+
+def _files_below(root: str) -> Iterator[str]:
+    outside: dict[str, None] = {}
+    for parent, _, names in storage.walk(root):
+        for name in names:
+            yield f"{parent}/{name}"
+            if name == _LABELS_FILE:
+                outside |= dict.fromkeys(_labelled(parent))
+    yield from (path for path in outside if not path.startswith(f"{root}/"))
+
+
+def _labelled(folder: str) -> Iterator[str]:
+    """The paths that a labels.jsonl names, as far as it can be read."""
+    try:
+        lines = files.read(f"{folder}/{_LABELS_FILE}").split(b"\n")
+    except Dropped:
+        return
+    for line in lines:
+        try:
+            path = os.path.join(folder, json.loads(line)["image"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        yield path if storage.is_remote(path) else os.path.normpath(path)
+
+
+def _is_photo(path: str) -> bool:
+    try:
+        fingerprint_file(path, THUMBNAIL)
+    except Dropped:
+        return False
+    return True
 
 
 def fingerprint_file(path: str, short_side: int) -> Fingerprint:
@@ -345,6 +364,11 @@ def contact_sheet(
       columns: pairs a row.
       size: pixels of a photo's longer side.
     """
+
+    def shrink(photo: Image.Image) -> Image.Image:
+        width, height = (max(1, round(edge * size / max(photo.size))) for edge in photo.size)
+        return photo.resize((width, height))
+
     gap, words = 6, 28
     font = ImageFont.load_default(10)
     across, down = 2 * size + gap, size + words
@@ -354,11 +378,7 @@ def contact_sheet(
     for number, (one, other, caption) in enumerate(pairs):
         x, y = gap + number % columns * across, gap + number // columns * down
         for side, encoded in enumerate((one, other)):
-            with Image.open(io.BytesIO(encoded)) as file:
-                photo = file.convert("RGB")
-            scale = size / max(photo.size)
-            width, height = (max(1, round(edge * scale)) for edge in photo.size)
-            sheet.paste(photo.resize((width, height)), (x + side * size, y))
+            sheet.paste(pictures.decode(encoded, shrink), (x + side * size, y))
         line = ""
         lines = []
         for letter in caption:

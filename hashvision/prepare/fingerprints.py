@@ -68,13 +68,17 @@ _FREQUENCIES = sorted(
 )[:BITS]
 _DOWN, _ACROSS = np.array(_FREQUENCIES).T
 _WHITEN = np.hypot(_DOWN, _ACROSS).astype(np.float32)  # photos' amplitudes fall as 1 / frequency
-_SPECTRUM_UNIT = 1 / 36  # of a coefficient's int8, in root mean squares: it reaches to 3.5
+# Six bits a coefficient: of 175,000 keys that photos of Flickr8k share with their copies 1 in
+# 10,000 agrees no more than with eight, and no copy lost its last.
+_LEVELS = 31  # on either side of 0
+_SPECTRUM_UNIT = 1 / 9  # of a level, in root mean squares: they reach to 3.4
+SPECTRUM = -(-6 * BITS // 8)  # bytes
 _BIT = np.uint64(1) << np.arange(BITS, dtype=np.uint64)
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing (Knuth, volume 3, section 6.4)
 
 
 class Fingerprint(typing.NamedTuple):
-    """What is kept of a photo, some 5 KB, plain bytes so that any worker can read it.
+    """What is kept of a photo, some 4.4 KB, plain bytes so that any worker can read it.
 
     Attributes:
       digest: 16 bytes, BLAKE2b of the file.
@@ -82,7 +86,7 @@ class Fingerprint(typing.NamedTuple):
       keys: uint32 (n,) little-endian, ascending, n <= KEYS; none where the picture says too little.
       boxes: uint8 (n, 4), each key's rectangle on the thumbnail in 255ths of its side: left, top,
         right, bottom; left and right swapped where the key is of the mirrored picture.
-      spectra: int8 (n, BITS), the coefficients of which the key keeps only the signs.
+      spectra: uint8 (n, SPECTRUM), the coefficients of which the key keeps only the signs.
     """
 
     digest: bytes
@@ -101,8 +105,21 @@ class Fingerprint(typing.NamedTuple):
     def rectangles(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys uint32 (n,), their boxes uint8 (n, 4) and their spectra int8 (n, BITS)."""
         boxes = np.frombuffer(self.boxes, np.uint8).reshape(-1, 4)
-        spectra = np.frombuffer(self.spectra, np.int8).reshape(-1, BITS)
-        return np.frombuffer(self.keys, "<u4"), boxes, spectra
+        spectra = np.frombuffer(self.spectra, np.uint8).reshape(-1, SPECTRUM)
+        return np.frombuffer(self.keys, "<u4"), boxes, unpack_spectra(spectra)
+
+
+def pack_spectra(spectra: np.ndarray) -> np.ndarray:
+    """Spectra int8 (n, BITS) of at most _LEVELS on either side of 0, as uint8 (n, SPECTRUM)."""
+    bits = np.unpackbits((spectra + (_LEVELS + 1)).astype(np.uint8)[:, :, None], axis=2)
+    return np.packbits(bits[:, :, 2:].reshape(len(spectra), 6 * BITS), axis=1)
+
+
+def unpack_spectra(packed: np.ndarray) -> np.ndarray:
+    """Spectra int8 (n, BITS) of uint8 (n, SPECTRUM)."""
+    bits = np.zeros((len(packed), BITS, 8), np.uint8)
+    bits[:, :, 2:] = np.unpackbits(packed, axis=1, count=6 * BITS).reshape(-1, BITS, 6)
+    return np.packbits(bits, axis=2)[:, :, 0].astype(np.int8) - np.int8(_LEVELS + 1)
 
 
 def fingerprint(image: bytes) -> Fingerprint:
@@ -115,13 +132,18 @@ def fingerprint(image: bytes) -> Fingerprint:
         thumbnail=np.clip(np.rint(thumbnail), 0, 255).astype(np.uint8).tobytes(),
         keys=keys.astype("<u4").tobytes(),
         boxes=np.rint(boxes * (255 / SIDE)).astype(np.uint8).tobytes(),
-        spectra=np.clip(np.rint(spectra / _SPECTRUM_UNIT), -127, 127).astype(np.int8).tobytes(),
+        spectra=pack_spectra(_quantised(spectra)).tobytes(),
     )
+
+
+def _quantised(spectra: np.ndarray) -> np.ndarray:
+    levels = np.rint(spectra / _SPECTRUM_UNIT)
+    return np.clip(levels, -_LEVELS, _LEVELS).astype(np.int8)
 
 
 def _picture(image: bytes) -> np.ndarray:
     """Float32 (SIDE, SIDE), the grey levels within the photo's frame."""
-    with Image.open(io.BytesIO(image)) as file:
+    with Image.open(io.BytesIO(image), formats=("JPEG",)) as file:
         file.draft("L", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no finer than needed, grey alone
         grey = file.convert("L")
     levels = np.asarray(grey, np.float32)

@@ -15,22 +15,25 @@ import numpy as np
 
 import hashvision
 from hashvision import storage
-from hashvision.data import records, sampling
+from hashvision.data import dataset, records, sampling
+from hashvision.data.keys import Key
 from hashvision.errors import UserError
 from hashvision.prepare import once, spool
 from hashvision.sources.reasons import REASONS
 
 SUMMARY = "summary.json"
-VOCABULARY = "vocabulary.json"
-MANIFEST = "manifest.json"
+VOCABULARY = dataset.VOCABULARY
+MANIFEST = dataset.MANIFEST
 _FORMER = "-former"
 _REPLACING = "replacing"  # an object in an output that is being copied to, or was when a kill came
 DUPLICATES = "duplicates"  # -*.csv and .png
 
 
-def write_json(path: str, content: typing.Any) -> None:
-    """Writes `content` as JSON, in ASCII."""
-    storage.write(path, json.dumps(content, indent=1) + "\n")
+def write_json(path: str, content: typing.Any) -> str:
+    """Writes `content` as JSON, in ASCII; the SHA-256 of the file."""
+    text = json.dumps(content, indent=1) + "\n"
+    storage.write(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_shard(
@@ -39,31 +42,36 @@ def write_shard(
     shards: int,
     rows: Iterable[records.Record],
     counts: np.ndarray,
+    key: Key,
 ) -> dict[str, typing.Any]:
-    """Writes a shard and its index under temporary names and renames them when they are whole.
+    """Writes a shard, its index and its notes on copies; each has its name when it is whole.
 
     Returns:
-      What the manifest says of the shard: name, records, bytes, sha256.
+      What the manifest says of the shard: name, records, bytes, and digests of the three files.
     """
     path = f"{folder}/{records.shard_name(shard, shards)}"
-    index_path = f"{folder}/{records.index_name(shard, shards)}"
     suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
-    index = records.write_shard(path + suffix, rows, counts)
-    saved = io.BytesIO()
-    np.save(saved, index)
-    storage.write(index_path, saved.getvalue())
-    digest, size = hashlib.sha256(), 0
-    with storage.open(path + suffix) as file:
-        while chunk := file.read(2**24):
-            digest.update(chunk)
-            size += len(chunk)
+    index, copies = records.write_shard(path + suffix, rows, counts, key)
+    index_digest = _save(f"{folder}/{records.index_name(shard, shards)}", index)
+    copies_digest = _save(f"{folder}/{records.copies_name(shard, shards)}", copies)
+    digest, size = dataset.digest(path + suffix)
     storage.move(path + suffix, path)
     return {
         "name": os.path.basename(path),
         "records": len(index),
         "bytes": size,
-        "sha256": digest.hexdigest(),
+        "sha256": digest,
+        "index_sha256": index_digest,
+        "copies_sha256": copies_digest,
     }
+
+
+def _save(path: str, table: np.ndarray) -> str:
+    """Writes an array; the SHA-256 of the file."""
+    saved = io.BytesIO()
+    np.save(saved, table)
+    storage.write(path, saved.getvalue())
+    return hashlib.sha256(saved.getvalue()).hexdigest()
 
 
 class Summary(typing.NamedTuple):
@@ -78,12 +86,13 @@ class Summary(typing.NamedTuple):
     pairs: Sequence[Sequence[typing.Any]]  # of the least alike photos taken for the same
 
 
-def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+def finish(folder: str, settings: Mapping[str, typing.Any], key: Key) -> dict[str, typing.Any]:
     """Adds vocabulary, TFDS metadata and, last, the manifest to the shards of a run.
 
     Args:
       folder: where the graph has written the shards and its Summary.
       settings: the run's options, as the manifest repeats them.
+      key: of the dataset.
 
     Returns:
       The manifest.
@@ -115,14 +124,17 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
     storage.remove_folder(f"{folder}/{spool.FOLDER}")
     classes = summary.vocabulary["classes"]
     class_counts = np.array([entry["count"] for entry in classes], np.int64)
-    shards = _all_shards(folder, summary, class_counts)
-    write_json(f"{folder}/{VOCABULARY}", {"posts": kept, **summary.vocabulary})
+    shards = _all_shards(folder, summary, class_counts, key)
+    vocabulary = write_json(f"{folder}/{VOCABULARY}", {"posts": kept, **summary.vocabulary})
     _write_tfds_metadata(folder, [entry["name"] for entry in classes], shards)
     threshold = sampling.default_threshold(class_counts, kept)
     rarest = _rarest(folder, len(shards))
     labels = {int(number): photos for number, photos in summary.labels.items()}
     manifest = {
+        "format": {"name": dataset.FORMAT, "version": dataset.VERSION},
         "hashvision": hashvision.__version__,
+        "key": key.id,
+        "vocabulary_sha256": vocabulary,
         "options": dict(settings),
         "wordnet": summary.vocabulary["wordnet"],
         "merged_by": "WordNet" if summary.vocabulary["wordnet"] else "spelling only",
@@ -148,14 +160,16 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
 
 
 def _all_shards(
-    folder: str, summary: Summary, class_counts: np.ndarray
+    folder: str, summary: Summary, class_counts: np.ndarray, key: Key
 ) -> list[Mapping[str, typing.Any]]:
     """The shards in order; one to which no id fell, however unlikely, is written empty for TFDS."""
     written = {shard["name"]: shard for shard in summary.shards}
     ordered = []
     for shard in range(summary.shard_count):
         found = written.get(records.shard_name(shard, summary.shard_count))
-        ordered.append(found or write_shard(folder, shard, summary.shard_count, [], class_counts))
+        ordered.append(
+            found or write_shard(folder, shard, summary.shard_count, [], class_counts, key)
+        )
     return ordered
 
 
@@ -165,8 +179,13 @@ def write_duplicates(folder: str, shard: int, shards: int, rows: Iterable[tuple[
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(once.FIELDS)
-    writer.writerows(sorted(rows))
+    writer.writerows([_safe(cell) for cell in row] for row in sorted(rows))
     storage.write(path, text.getvalue())
+
+
+def _safe(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: one that looks like it gets an apostrophe."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,10 @@
-"""Text to hashtags: which runs of a caption are tags, and when two spellings are one tag."""
+"""Text to hashtags: which runs of a caption are tags, and when two spellings are one tag.
+
+Tags have the form of Unicode's hashtag identifiers (UAX #31, definition D2), without emoji, plus
+and minus signs, which name no class:
+
+    start continue* (medial continue+)*
+"""
 
 import re
 import unicodedata
@@ -14,9 +20,20 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 _MENTION = re.compile(r"(?<!\w)@[\w.]+")
-# Zero-width joiner and non-joiner spell words in Persian and in Indic scripts; elsewhere they are
-# joints of emoji, which is why they count only between two word characters.
-_JOINERS = "\u200c\u200d"
+# What stands within words, between two of their characters, and goes when they are folded. Of UAX
+# #31 (table 3a, and what it lets identifiers continue with) and Twitter's list that is:
+_MEDIAL = (
+    "\u00b7\u0387\u2027"  # the middle dot of Catalan's l·l, as Greek has it, as dictionaries do
+    "\u200c\u200d"  # the joiners of Persian and Indic words; elsewhere they are joints of emoji
+    "\u05f3\u05f4"  # Hebrew's geresh and gershayim
+    "\u0f0b\u0f0c"  # between Tibetan syllables
+    "\u30fb\uff65\u30a0"  # between foreign words in Katakana
+)
+# Marks that are accents of a Latin vowel: of stress, tone, length or a nasal.
+_VOWELS = "aeiouy\u00e6\u00f8\u0153\u0131"
+_ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0309\u030f\u0311\u0323"
+# ... and of some vowels alone: the diaeresis of naïve, the dot of İ in lower case.
+_ACCENTS_OF = {"\u0308": "eiy", "\u0307": "i"}
 
 
 def _is_letter(character: str) -> bool:
@@ -42,7 +59,7 @@ def _run_end(text: str, start: int) -> int:
     """End of the run of word characters that starts at `start`; `start` where there is none."""
     end = start
     while end < len(text):
-        joined = text[end] in _JOINERS and end > start and end + 1 < len(text)
+        joined = text[end] in _MEDIAL and end > start and end + 1 < len(text)
         if not (_is_word(text[end]) or (joined and _is_word(text[end + 1]))):
             break
         end += 1
@@ -82,8 +99,9 @@ def _blank(match: re.Match[str]) -> str:
 def extract(text: str) -> list[str]:
     """The hashtags of a post's text, as typed and in order, without their hash signs.
 
-    A tag is a hash sign (also full-width) and a run of letters, combining marks, digits and
-    underscores of any script, with at least one letter. It does not start right after a word
+    A tag is a hash sign (also full-width or small) and a run of letters, combining marks, digits
+    and underscores of any script, with at least one letter; signs that stand within words, such as
+    a middle dot, may join two of these. It does not start right after a word
     ('C#', 'word#word'), unless that word is itself a tag ('#a#b'), nor inside an address.
     """
     text = _ADDRESS.sub(_blank, text)
@@ -109,16 +127,25 @@ def words(text: str) -> list[str]:
     return found
 
 
+def _is_accent(letter: str, mark: str) -> bool:
+    """Whether a mark on a letter goes: all do in Greek, and those in Latin that make no letter."""
+    name = unicodedata.name(letter, "")
+    if not name.startswith("LATIN "):
+        return name.startswith("GREEK ")
+    if letter in (_VOWELS if mark in _ACCENTS else _ACCENTS_OF.get(mark, "")):
+        return True
+    return len(unicodedata.normalize("NFC", letter + mark)) > 1  # struck through, say
+
+
 def _fold_once(tag: str) -> str:
     decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", tag).casefold())
     kept: list[str] = []
-    latin = False  # whether the last base character was Latin
+    letter = ""  # the last that is no mark
     for character in decomposed:
-        if _is_mark(character):
-            if latin:
-                continue  # an accent; in other scripts marks are vowels and stay
-        else:
-            latin = unicodedata.name(character, "").startswith("LATIN ")
+        if not _is_mark(character):
+            letter = character
+        elif letter and _is_accent(letter, character):
+            continue
         if _is_word(character) and character != "_":
             kept.append(character)
     return unicodedata.normalize("NFKC", "".join(kept))
@@ -127,9 +154,18 @@ def _fold_once(tag: str) -> str:
 def fold(tag: str) -> str:
     """The form in which two spellings of one tag meet; also squeezes a phrase into a tag.
 
-    Compatibility forms, case, Latin accents, underscores and everything else that cannot stand
-    in a tag go: 'Ice_Cream', 'ice cream' and 'ICE-CREAM' are 'icecream'. Marks of other scripts
-    stay, for there they are vowels. Idempotent; may be empty.
+    Compatibility forms, case, underscores and everything else that cannot stand in a tag go:
+    'Ice_Cream', 'ice cream' and 'ICE-CREAM' are 'icecream'. So do accents: of Greek letters, and of
+    Latin vowels the acute, grave, circumflex, tilde and macron, the diaeresis of e, i and y, and
+    Vietnamese tones. 'Café' is 'cafe', 'São' 'sao'. A mark that makes a letter of its own
+    stays: on a consonant, and the ring, ogonek, breve, caron, horn, double acute and the diaeresis
+    of a, o and u. 'Año' is not 'ano', 'schön' not 'schon'. Marks of other scripts stay, for
+    there they are vowels. Idempotent; may be empty.
+
+    Tags have no language, so this errs. Words stay apart that people also write without the letter
+    (#münchen and #munchen, #façade and #facade, #jalapeño and WordNet's jalapeno). Words
+    meet that a language tells apart by an accent which others leave out (Italian's #papà and
+    #papa, Hungarian's #kér and #ker, most tones of Vietnamese).
     """
     folded = _fold_once(tag)
     # Folding may bring forth a character that folds again (a ligature of accented letters, say).

@@ -1,7 +1,7 @@
 """Photos on their way through the graph lie in files beside the dataset; where they lie travels."""
 
+import secrets
 import typing
-import uuid
 
 from hashvision import storage
 
@@ -27,7 +27,7 @@ class Writer:
     def write(self, photo: bytes) -> Spot:
         """Appends the bytes; they may be read once the writer is closed."""
         if self._file is None:
-            self._name = uuid.uuid4().hex
+            self._name = secrets.token_hex(8)
             storage.make_folder(self._folder)
             self._file = storage.open(f"{self._folder}/{self._name}", "wb")
             self._offset = 0

@@ -1,14 +1,17 @@
-"""Opens the files that posts name: plain files below the folder given, and no others."""
+"""Opens photos' files: plain files and no others, those that posts name below the folder given."""
 
 import errno
 import os
 import re
+import stat
+import unicodedata
 
 from hashvision import storage
 from hashvision.sources.reasons import Dropped
 
 LARGEST_FILE = 64 * 2**20  # bytes; cameras of 200 megapixels write less
 LONGEST_PATH = 1024  # characters; object stores allow as many bytes
+_ESCAPED = ("Cc", "Cs")  # Unicode's categories of control characters and surrogates
 _DRIVE = re.compile(r"[A-Za-z]:")
 _TAR = (".tar",)
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -71,13 +74,22 @@ def _inside(folder: str, parts: list[str]) -> str:
 
 
 def read(path: str) -> bytes:
-    """All bytes of a file.
+    """All bytes of a file: the one opener of foreign files.
+
+    Of a file on disk kind and size are asked first: nothing waits for a pipe, reads a device
+    without end, or fills memory with a sparse file's holes.
 
     Raises:
-      Dropped: "missing_file" or "too_large".
+      Dropped: "missing_file", also for what is not a regular file, or "too_large".
       OSError: remote storage does not answer; to go on would lose what is there.
     """
     try:
+        if not storage.is_remote(path):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise Dropped("missing_file")
+            if status.st_size > LARGEST_FILE:
+                raise Dropped("too_large")
         with storage.open(path) as file:
             encoded = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
@@ -87,6 +99,19 @@ def read(path: str) -> bytes:
     if len(encoded) > LARGEST_FILE:
         raise Dropped("too_large")
     return encoded
+
+
+def shown(name: str) -> str:
+    r"""A file's name as it can be printed and written as JSON.
+
+    Control characters become escapes, and so do bytes that are not UTF-8 (a name in Latin-1), which
+    Python holds as lone surrogates: caf\udce9.jpg.
+    """
+
+    def escaped(c: str) -> str:
+        return c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c
+
+    return "".join(map(escaped, name))
 
 
 def does_not_answer(path: str, error: Exception) -> bool:

@@ -24,6 +24,8 @@ class Jpeg(typing.NamedTuple):
     encoded: bytes
     exif: bytes  # the first EXIF block, or b""
     plain: bool  # whether `encoded` is one sequential scan and holds nothing else
+    sequential: bool  # whether it has one scan, which decoders show row by row as they read it
+    data_end: int  # where the data of its first scan end in `encoded`
 
 
 def strip(encoded: bytes) -> Jpeg:
@@ -51,10 +53,17 @@ def strip(encoded: bytes) -> Jpeg:
             if marker in _PLAIN_FRAMES:
                 frame = marker
         if marker == _SCAN:
-            end, scans = _end(encoded, position)
+            data_end, end, scans = _ends(encoded, position)
+            before = sum(map(len, kept))
             kept.append(encoded[position:end])
-            single = scans == 1 and encoded[end - 2 : end] == b"\xff\xd9"
-            return Jpeg(b"".join(kept), exif, single and frame in _PLAIN_FRAMES)
+            sequential = scans == 1 and frame in _PLAIN_FRAMES
+            return Jpeg(
+                encoded=b"".join(kept),
+                exif=exif,
+                plain=sequential and encoded[end - 2 : end] == b"\xff\xd9",
+                sequential=sequential,
+                data_end=before + data_end - position,
+            )
     raise Dropped("too_large")
 
 
@@ -91,17 +100,24 @@ def _written(marker: int, content: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
-def _end(encoded: bytes, position: int) -> tuple[int, int]:
-    """Where the picture ends whose first scan starts at `position`, and how many scans it has.
+def _ends(encoded: bytes, position: int) -> tuple[int, int, int]:
+    """Where the first scan's data end, where the picture ends, and how many scans it has.
 
     What stands between scans counts as one too, which is why only a picture of one is plain.
+
+    Args:
+      encoded: the file.
+      position: where the data of the first scan begin.
     """
+    first = 0
     for scans in range(1, 4 * MOST_SCANS):  # some tables come with each
         found = _MARKER.search(encoded, position)
+        end = len(encoded) if found is None else found.start()
+        first = first or end
         if found is None:
-            return len(encoded), scans
+            return first, end, scans
         if found[1][0] == _END:
-            return found.end(), scans
+            return first, found.end(), scans
         if len(encoded) < found.end() + 2:
             break
         (length,) = struct.unpack_from(">H", encoded, found.end())

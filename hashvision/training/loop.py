@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,17 +29,6 @@ from hashvision.training.state import State, averaged, evaluated
 # Scalars of an objective that stand in the line to watch.
 HEALTH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
 
-# What nothing can be divided by, or kept in, if it is 0.
-_COUNTS = (
-    "log_every",
-    "knn.every",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "data.lanes",
-    "data.max_labels",
-    "data.photo_size",
-)
-
 Predict = Callable[[np.ndarray], tuple[Any, Any]]
 # What is measured now and then on the network as it is: (predict, resolution, step) -> scalars,
 # where predict maps uint8 (B, R, R, 3) to features and scores.
@@ -49,15 +39,21 @@ def train(
     config: Config,
     workdir: str,
     check: Check | None = None,
-    removed: removals.Names = removals.NOTHING,
+    removed: removals.RemovalList = removals.NO_LIST,
 ) -> bool:
     """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
+    A run may resume on another dataset of the same classes, or, without tags, on any other. It
+    stays as long as it was to be, and what followed from the first dataset stays with it: epochs
+    are counted in photos of the first. Which records come is arithmetic in (seed, step) on the
+    present dataset, so the run enters its endless stream at the place where it would be by now.
+
     SIGTERM to any host, or notice of maintenance, makes all of them save at the same step and
-    return. All that the run says of itself is in WORKDIR/metrics.jsonl.
+    return (in a thread other than the main one, notice alone). All that the run says of itself is
+    in WORKDIR/metrics.jsonl.
 
     Args:
-      config: the schema of configs/base.py.
+      config: of hashvision/schema.py.
       workdir: made if absent.
       check: called every config.knn.every steps, before the first and after the last.
       removed: photos that are not shown.
@@ -69,19 +65,10 @@ def train(
       UserError: something does not fit, the loss is no longer finite, nothing is learnt, too much
         of the dataset is broken, or a checkpoint cannot be written.
     """
-    steps = config.profile
-    if steps and (len(steps) != 2 or not all(isinstance(n, int) and n > 0 for n in steps)):
-        raise UserError(
-            f"profile={steps!r} is no step and number of steps; set --config.profile=100,5 to trace"
-            " the five from step 100."
-        )
-    for key in _COUNTS:
-        group, _, name = key.rpartition(".")
-        if (config[group] if group else config)[name] < 1:
-            raise UserError(f"{key} must be at least 1; set --config.{key}.")
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
+    names = source.names(removed)
     photos = stream.Stream(
         source,
         batch_size=config.batch_size,
@@ -92,17 +79,18 @@ def train(
         tagged_only=config.objective.name == "hashtag",
         host=jax.process_index(),
         hosts=jax.process_count(),
-        removed=removed,
+        removed=names,
     )
+    _tell_what_matches_nothing(removed, names, photos)
     config = config.copy_and_resolve_references()
-    for line in presets.fill(config, photos.epoch_length):
+    for line in presets.fill(config, photos.epoch_length, workdirs.began(workdir)):
         _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
-    workdirs.claim(workdir, config, source.vocabulary, source.manifest)
+    classes = workdirs.claim(workdir, config, source.vocabulary, source.manifest)
     workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        finished = _run(config, workdir, program, photos, checkpoints, check, removed)
+        finished = _run(config, workdir, program, photos, classes, checkpoints, check, names)
     except BaseException:
         if jax.process_count() == 1:  # of several, the others are at their next step and wait there
             checkpoints.close()
@@ -117,11 +105,35 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
+def _tell_what_matches_nothing(
+    removed: removals.RemovalList, names: removals.Names, photos: stream.Stream
+) -> None:
+    """Tells which lines of the removal list match nothing, on any host.
+
+    Raises:
+      UserError: the hosts were given different lists, so that no note of what was shown could hold.
+    """
+    matched = names.matched(photos.hits)
+    if jax.process_count() > 1:
+        lists = multihost_utils.process_allgather(np.frombuffer(names.digest, np.uint8))
+        if (lists != lists[0]).any():
+            raise UserError(
+                "The hosts of this run were given different removal lists; give all of them the"
+                " same --removals and --keep_copies_of_removed."
+            )
+        matched = multihost_utils.process_allgather(matched).any(0)
+    if removed.lines:
+        unmatched = removed.unmatched(names, matched)
+        told = removals.nothing_matched(unmatched, len(removed.lines), photos.dataset.path)
+        _say(told)
+
+
 def _run(
     config: Config,
     workdir: str,
     program: programs.Program,
     photos: stream.Stream,
+    classes: np.ndarray | None,
     checkpoints: Checkpoints,
     check: Check | None,
     removed: removals.Names,
@@ -135,7 +147,7 @@ def _run(
     start, total = int(state.step), program.total_steps
     faults = reader.Faults(workdir, jax.process_index(), config.data.broken)
     photos_read = reader.Reader(
-        photos, config.data.photo_size, config.data.max_labels, faults, config.data.threads
+        photos, config.data.photo_size, config.data.max_labels, faults, config.data.threads, classes
     )
     workdirs.note_start(workdir, start, removed)
     parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
@@ -183,7 +195,7 @@ def _run(
                 _say(f"Stopped at step {step:,}, saved; the same command goes on.")
                 break
     checkpoints.wait()
-    return step == total
+    return step >= total
 
 
 def _start_from(workdir: str, program: programs.Program, state: State) -> State:
@@ -240,18 +252,22 @@ class _Stopping:
     """Whether to save and stop, while the loop is inside: SIGTERM has come, or is about to.
 
     Of several hosts any may be told; JAX catches the signal then, and has them agree on a step.
+    Python lets the main thread alone catch signals: a loop in another thread is stopped by notice
+    of maintenance, and leaves SIGTERM to the program around it.
     """
 
     def __init__(self) -> None:
         self._asked, self._several = False, jax.process_count() > 1
+        in_main = threading.current_thread() is threading.main_thread()
+        self._catches = in_main and not self._several
+        self._maintenance = hosts.Maintenance(self.ask)
 
-    def ask(self, why: str = "") -> None:
+    def ask(self, why: str) -> None:
         """Asks for it from inside."""
-        if why:
-            print(f"The machine is about to go ({why}).", flush=True)
-        if not self._asked:
-            os.kill(os.getpid(), signal.SIGTERM)
+        print(f"The machine is about to go ({why}).", flush=True)
         self._asked = True
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other hosts
 
     def at(self, step: int) -> bool:
         """Whether this step, the same on all hosts, is the last; asked after each."""
@@ -261,12 +277,14 @@ class _Stopping:
         def hear(*_: Any) -> None:
             self._asked = True
 
-        if not self._several:
-            self._before = signal.signal(signal.SIGTERM, hear)
-        hosts.Maintenance(self.ask).start()
+        if self._catches:
+            # None stands for a handler that Python did not set, and so cannot set again.
+            self._before = signal.signal(signal.SIGTERM, hear) or signal.SIG_DFL
+        self._maintenance.start()
 
     def __exit__(self, *_: object) -> None:
-        if not self._several:
+        self._maintenance.end()
+        if self._catches:
             signal.signal(signal.SIGTERM, self._before)
 
 

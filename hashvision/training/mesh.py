@@ -32,7 +32,7 @@ def make_mesh(fsdp: int = 1, devices: Any = None) -> Mesh:
       UserError: the number of devices is no multiple of fsdp.
     """
     devices = list(jax.devices() if devices is None else devices)
-    if fsdp < 1 or len(devices) % fsdp:
+    if len(devices) % fsdp:
         raise UserError(
             f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices of this run;"
             " set --config.mesh.fsdp to a divisor."

@@ -3,24 +3,28 @@
 What only reads it, such as `audit`, needs no JAX.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
+import numpy as np
 
-from hashvision import storage
-from hashvision.data import dataset, removals
+from hashvision import configs, schema, storage
+from hashvision.data import classes, dataset, documents, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
 
+_DATASET = "dataset.json"
 _REMOVED = "removed.jsonl"
+_AGAIN = "copy it again from where the run was, or train into a new --workdir"
 
 # Keys that may differ when a run goes on: they change neither the model, nor what it is shown.
 _FREE = (
     "dataset",
     "epochs",
+    "epoch_length",
     "steps",
     "log_every",
     "profile",
@@ -34,30 +38,31 @@ _FREE = (
     "model.remat",
     "model.unroll",
     "model.group_conv",
+    "accumulate",
 )
 
 
-def _read(workdir: str, name: str) -> Any:
-    path = os.path.join(workdir, name)
-    try:
-        return json.loads(storage.read(path))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing, so {workdir} is not the workdir of a run; give --workdir the"
-            " folder that `python -m hashvision train` wrote."
-        ) from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); train into a new --workdir."
-        ) from None
+def _load(workdir: str, name: str) -> dict[str, Any]:
+    return documents.load(os.path.join(workdir, name), _missing(workdir), _AGAIN)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
+def _missing(workdir: str) -> str:
+    return (
+        f"so {workdir} is not the workdir of a run; give --workdir the folder that"
+        " `python -m hashvision train` wrote"
+    )
+
+
+def _config(workdir: str) -> dict[str, Any]:
+    """The frozen config as today's schema has it."""
+    return configs.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
+
+
+def began(workdir: str) -> dict[str, Any] | None:
+    """The frozen config of the run in `workdir`, by dotted key; None where none has begun."""
+    if not storage.exists(os.path.join(workdir, "config.json")):
+        return None
+    return schema.flat(_config(workdir))
 
 
 def claim(
@@ -65,22 +70,34 @@ def claim(
     config: Config,
     vocabulary: Mapping[str, Any],
     manifest: Mapping[str, Any],
-) -> None:
+) -> np.ndarray | None:
     """Makes `workdir` that of this run, or checks that it already is.
 
+    The vocabulary stays the one that the run began with; the dataset may be another each time.
+
+    Args:
+      workdir: of the run.
+      config: with nothing left open (presets.fill).
+      vocabulary: of the dataset.
+      manifest: of the dataset.
+
+    Returns:
+      int32 (K,), for each class of the dataset its number in the run; None where the objective
+      needs no classes.
+
     Raises:
-      UserError: the workdir holds a run of another vocabulary or with other settings.
+      UserError: the workdir holds a run of other classes or with other settings.
     """
     import jax
 
     frozen = json.loads(json.dumps(config.to_dict()))
-    if storage.exists(os.path.join(workdir, "config.json")):
-        if _read(workdir, "vocabulary.json")["classes"] != vocabulary["classes"]:
-            raise UserError(
-                f"The vocabulary of {config.dataset} is not the one that the checkpoints in"
-                f" {workdir} were trained with; train into a new --workdir, or on the old dataset."
-            )
-        before, now = _flat(_read(workdir, "config.json")), _flat(frozen)
+    text, before = json.dumps(vocabulary, ensure_ascii=False), began(workdir)
+    known = vocabulary if before is None else _vocabulary(workdir)
+    numbers = None
+    if config.objective.name == "hashtag":
+        numbers = classes.match(known, vocabulary, config.dataset)
+    if before is not None:
+        text, now = json.dumps(known, ensure_ascii=False), schema.flat(frozen)
         for key in sorted(before.keys() | now.keys()):
             free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
             if before.get(key) != now.get(key) and not free:
@@ -89,14 +106,37 @@ def claim(
                     f" set --config.{key} back, or train into a new --workdir."
                 )
     if jax.process_index():
-        return  # the first host writes what is the same on all
-    seen = {"dataset": storage.absolute(config.dataset), "manifest": manifest}
+        return numbers  # the first host writes what is the same on all
+    seen = {
+        "dataset": storage.absolute(config.dataset),
+        "manifest": manifest,
+        "vocabulary": hashlib.sha256(text.encode()).hexdigest(),  # of that beside this
+    }
     for name, content in (
-        ("vocabulary.json", json.dumps(vocabulary, ensure_ascii=False)),
-        ("dataset.json", json.dumps(seen, ensure_ascii=False, indent=1)),
+        (dataset.VOCABULARY, text),
+        (_DATASET, json.dumps(seen, ensure_ascii=False, indent=1)),
         ("config.json", json.dumps(frozen, indent=1)),  # last: a workdir with a config is whole
     ):
         storage.write(os.path.join(workdir, name), content)
+    return numbers
+
+
+def _vocabulary(workdir: str) -> dict[str, Any]:
+    """The vocabulary that a run began with, whose order numbers the classes of its network."""
+    path = os.path.join(workdir, dataset.VOCABULARY)
+    text = documents.read(path, _missing(workdir))
+    vocabulary = documents.parse(path, text, _AGAIN)
+    dataset.check_vocabulary(path, vocabulary, _AGAIN)
+    noted = {}
+    if storage.exists(os.path.join(workdir, _DATASET)):
+        noted = _load(workdir, _DATASET)
+    # Runs of earlier versions hold no digest.
+    if noted.get("vocabulary") not in (None, hashlib.sha256(text).hexdigest()):
+        raise UserError(
+            f"{path} is not as `train` wrote it, so nothing tells which class is which; copy it"
+            " again from where the run began."
+        )
+    return vocabulary
 
 
 def note_start(workdir: str, step: int, removed: removals.Names) -> None:
@@ -114,22 +154,52 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
     if jax.process_index():
         return
     starts = [start for start in starts_of(workdir) if start["step"] < step]
-    names = {kind: values.tolist() for kind, values in removed._asdict().items()}
-    # A run without tags may go on with another dataset than it began with.
+    # A run may resume on another dataset than it began with.
     folder, manifest = seen(workdir)
-    data = {"dataset": folder, "fingerprint": dataset.fingerprint(manifest)}
-    starts.append({"step": step, "removed": names, **data})
+    starts.append(
+        {
+            "step": step,
+            "removed": {kind: removed.values[kind].tolist() for kind in removals.KINDS},
+            "keep_copies_of_removed": removed.keep_copies,
+            "key": manifest.get("key"),
+            "dataset": folder,
+            "fingerprint": dataset.fingerprint(manifest),
+        }
+    )
     lines = "".join(json.dumps(start) + "\n" for start in starts)
     storage.write(os.path.join(workdir, _REMOVED), lines)
 
 
 def starts_of(workdir: str) -> list[dict[str, Any]]:
-    """What `note_start` has noted, in the order of steps."""
+    """What `note_start` has noted, in the order of steps.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    path = os.path.join(workdir, _REMOVED)
     try:
-        lines = storage.read(os.path.join(workdir, _REMOVED)).splitlines()
+        lines = storage.read(path).splitlines()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+    return [_start(f"Line {n} of {path}", line) for n, line in enumerate(lines, 1)]
+
+
+def _start(where: str, line: bytes) -> dict[str, Any]:
+    start = documents.parse(where, line, _AGAIN)
+    removed = start.get("removed")
+    if not (
+        documents.is_count(start.get("step"))
+        and isinstance(removed, dict)
+        and removed.keys() == {*removals.KINDS}
+        and all(isinstance(values, list) for values in removed.values())
+        and all(type(v) is int and 0 <= v < 2**64 for each in removed.values() for v in each)
+        and isinstance(start.get("keep_copies_of_removed", False), bool)
+        and all(isinstance(start.get(name, ""), str) for name in ("dataset", "fingerprint"))
+    ):
+        raise UserError(
+            f"{where} is not as `train` leaves it ({documents.shown(start)}); {_AGAIN}."
+        )
+    return start
 
 
 def checkpoints(workdir: str) -> list[int]:
@@ -150,10 +220,14 @@ def seen(workdir: str) -> tuple[str, dict[str, Any]]:
     """The folder and the manifest of the dataset that a run was last started with.
 
     Raises:
-      UserError: `workdir` is none.
+      UserError: `workdir` is none, or its note of that is damaged.
     """
-    noted = _read(workdir, "dataset.json")
-    return noted["dataset"], noted["manifest"]
+    path, noted = os.path.join(workdir, _DATASET), _load(workdir, _DATASET)
+    folder, manifest = noted.get("dataset"), noted.get("manifest")
+    if not (isinstance(folder, str) and isinstance(manifest, dict)):
+        raise UserError(f"{path} is not as `train` leaves it ({documents.shown(noted)}); {_AGAIN}.")
+    dataset.check_manifest(path, manifest, _AGAIN)
+    return folder, manifest
 
 
 def keep_compiled(workdir: str) -> None:
@@ -169,7 +243,7 @@ def read(workdir: str) -> tuple[Config, dict[str, Any]]:
     """The frozen config and the vocabulary of a run.
 
     Raises:
-      UserError: `workdir` is none.
+      UserError: `workdir` is none, or one of its files is damaged.
     """
-    config = ml_collections.ConfigDict(_read(workdir, "config.json"))
-    return config, _read(workdir, "vocabulary.json")
+    config = schema.get_config(schema.flat(_config(workdir)))
+    return config, _vocabulary(workdir)
