@@ -9,7 +9,7 @@ import numpy as np
 
 from hashvision import storage
 from hashvision.data import dataset as datasets
-from hashvision.data import keys, reader, removals, replay
+from hashvision.data import reader, removals, replay
 from hashvision.errors import UserError
 from hashvision.training import workdir as workdirs
 
@@ -252,12 +252,10 @@ def run(workdir: str, listed: removals.RemovalList, given: str | None = None) ->
     stretches = _stretches(workdir, checkpoints[-1], given) if checkpoints else []
     faults = reader.Faults(workdir).history
     sources = [*{id(stretch.source): stretch.source for stretch in stretches}.values()]
-    several = len({source.manifest.get("key") for source in sources}) > 1
     photos: dict[tuple[str | None, int], Photo] = {}  # by the post's id, whichever dataset held it
     for source in sources:
         own = [stretch for stretch in stretches if stretch.source is source]
-        beside = (keys.beside(source.path),) if several else ()
-        names = listed.names(source.key(listed.key, *beside)) if listed.lines else removals.NOTHING
+        names = source.names(listed)
         found = replay.named(source, listed.lines, names)
         positions = np.array(sorted(found), np.int64)
         for shown in replay.shown(own, options, faults, checkpoints, positions):

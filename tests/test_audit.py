@@ -624,11 +624,12 @@ def test_a_key_that_lies_elsewhere_is_given(tmp_path, run, folder, capsys):
     assert call(removed, f"--dataset={moved}", f"--key={key}") == 1
     assert call(removed, f"--dataset={moved}", f"--workdir={run.path}", f"--key={key}") == 1
     key.write_text("11" * 32)
-    for place in (f"--dataset={folder}", f"--workdir={run.path}"):
+    for place in ([f"--dataset={moved}"], [f"--dataset={moved}", f"--workdir={run.path}"]):
         capsys.readouterr()
-        assert call(removed, place, f"--key={key}") == 2
+        assert call(removed, *place, f"--key={key}") == 2
         error = capsys.readouterr().err
         assert "kept is the key" in error and "--key" in error and error.count("\n") == 1
+    assert call(removed, f"--dataset={folder}", f"--key={key}") == 1  # its own lies beside it
 
 
 def test_a_dataset_of_before_is_audited_and_its_limits_said(tmp_path, capsys):

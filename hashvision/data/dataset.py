@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,32 @@ MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 
 _AGAIN = "copy it again from where the dataset was made, or prepare the dataset again"
+_OF_SHARD = r"\d{5,}-of-\d{5,}"
+# All files that a dataset folder holds; the last three are TFDS's.
+_FILES = re.compile(
+    rf"{records.DATASET}-{records.SPLIT}\.tfrecord-{_OF_SHARD}|index-{_OF_SHARD}\.npy"
+    rf"|copies-{_OF_SHARD}\.npy|duplicates-{_OF_SHARD}\.csv|duplicates\.png"
+    r"|vocabulary\.json|manifest\.json|dataset_info\.json|features\.json|labels\.labels\.txt"
+)
+
+
+def is_file_of(name: str) -> bool:
+    """Whether a file of this name in a dataset folder is one that `prepare` writes there."""
+    return _FILES.fullmatch(name) is not None
+
+
+def is_manifest(content: bytes) -> bool:
+    """Whether this is a manifest.json that `prepare` wrote, in this version or an earlier one."""
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(manifest, dict):
+        return False
+    form = manifest.get("format")
+    if form is None:  # version 1 did not say
+        return {"hashvision", "options", "shards"} <= manifest.keys()
+    return isinstance(form, dict) and form.get("name") == FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,27 +129,29 @@ class Dataset:
             return np.empty(0, records.COPIES_DTYPE)
         return self._joined(part, first, last, records.COPIES_DTYPE)
 
-    def key(self, *places: str | None) -> keys.Key:
+    def key(self, given: str | None = None) -> keys.Key:
         """The dataset's key; keys.NO_KEY of a dataset of version 1.
 
         Args:
-          *places: files that may hold it, the first that does counts; beside the dataset where
-            none is given.
+          given: a file that may hold it; the one beside the dataset is asked after it, since a
+            command may read several datasets.
 
         Raises:
-          UserError: it lies in none of them.
+          UserError: it lies in neither.
         """
         if self.version == 1:
             return keys.NO_KEY
-        wrong = ""
-        for path in [place for place in places if place] or [keys.beside(self.path)]:
+        wrong, beside = [], keys.beside(self.path)
+        for path in filter(None, (given, beside)):
+            if wrong and not storage.exists(path):
+                break
             key = keys.read(path)
             if key.id == self.manifest["key"]:
                 return key
-            wrong = wrong or f"{path} is the key {key.id}"
+            wrong.append(f"{path} is the key {key.id}")
         raise UserError(
-            f"{wrong}, and {self.path} was made with the key {self.manifest['key']}; give --key the"
-            " file that `prepare` made beside it."
+            f"{wrong[0]}, and {self.path} was made with the key {self.manifest['key']}; give --key"
+            " the file that `prepare` made beside it."
         )
 
     def names(self, listed: removals.RemovalList) -> removals.Names:

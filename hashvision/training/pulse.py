@@ -1,14 +1,15 @@
-"""What the hosts of a run say of themselves: each tells the first, which tells each of the rest.
+"""How the hosts of a run hear of each other: each tells the first host, which tells the others.
 
-Every second a host sends the first one line over TCP, on the port behind the coordinator's, and is
-answered with those hosts that are not simply alive: 128 messages a second for 128 hosts, and none
-to storage. WORKDIR/hosts.json holds the port and a token that is new with each start: who cannot
-read the workdir is not listened to. The coordinator's own port, which JAX opens, asks for less.
+Every second a host sends the first one line over TCP, to the port after the coordinator's. The
+answer lists the hosts that are not simply alive. So 128 hosts send 128 messages a second, and none
+to storage. WORKDIR/hosts.json holds the port and a token that changes with each start: the first
+host listens only to those who can read the workdir. JAX's own port beside it asks for no token.
 
-JAX's coordination service has heartbeats and a key-value store, and neither serves here. A process
-that is its client is aborted when another host dies, with a page that tells the number alone; its
-store is no public API, is there only once all hosts have joined, so never tells who did not, and
-goes with the coordinator. This is what stands beside it, and says who was lost.
+JAX's coordination service has heartbeats and a key-value store, but they do not do here (seen with
+JAX 0.10). It aborts its clients, which are all processes, when one of them dies, and tells the
+number of that one in a page of text; when the coordinator dies or one does not join, it aborts them
+and names nobody. The key-value store is not a public API, opens once all have joined, and ends with
+the coordinator.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ _LATE = 3 * BEAT  # seconds of silence from which on a host is told of, and not 
 _LAST_WORD = 5.0  # seconds to hand it over, at most
 _LOOK = 3 * BEAT  # seconds between two looks at WORKDIR/hosts.json, until the first host answers
 _WAIT = 5.0  # seconds for a connection and each of its messages
+_BACKLOG = 1024  # connections that may wait to be accepted
 _LINE = 1024  # bytes of what a host says, at most
 _ANSWER = 1 << 20  # bytes of what it is told, at most
 # What a connection, a file or a message may raise that is broken or not of this run.
@@ -252,10 +254,11 @@ class First(Pulse):
 def _listen(port: int) -> socket.socket:
     """A socket on all addresses of the machine, as JAX's coordinator has one."""
     if socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
-        )
-    return socket.create_server(("", port), backlog=1024)
+        with contextlib.suppress(OSError):  # IPv6 may be switched off
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+            )
+    return socket.create_server(("", port), backlog=_BACKLOG)
 
 
 class Other(Pulse):
