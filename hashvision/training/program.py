@@ -255,8 +255,8 @@ def _check_groups(config: Config) -> None:
             f" photos of a step, and accumulate={parts} shows it {shown:,} at a time; set"
             f" --config.model.norm_photos={shown}, or a divisor of that, or --config.accumulate=1."
         )
-    if photos < 0 or photos and shown % photos:
-        fits = max(n for n in range(1, max(1, min(photos, shown)) + 1) if shown % n == 0)
+    if photos and shown % photos:
+        fits = max(n for n in range(1, min(photos, shown) + 1) if shown % n == 0)
         raise UserError(
             f"model.norm_photos={photos} does not divide the {shown:,} photos that the network is"
             f" shown at a time (batch_size={config.batch_size}, accumulate={parts}); set"

@@ -40,6 +40,7 @@ _FREE = (
     "model.remat",
     "model.unroll",
     "model.group_conv",
+    "accumulate",
 )
 
 
