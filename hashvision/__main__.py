@@ -1,12 +1,15 @@
 """The verbs: `python -m hashvision VERB`; each imports its room only when called."""
 
 import argparse
+import contextlib
 import difflib
 import errno
+import io
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hashvision import __version__, storage
@@ -14,8 +17,25 @@ from hashvision.errors import UserError
 from hashvision.ranges import NAME, SEED, SIDE, Range, number, whole
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNNAMED = {errno.ENOENT: "The current folder, or one for temporary files,"}
+_UNFORESEEN = 70  # exit code, EX_SOFTWARE of sysexits.h
+_STOPPED = 130  # what shells give for Ctrl-C
 
 
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Lets SIGTERM stop a verb as Ctrl-C does, so that it clears away what is half done."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("hashvision: stopped, and what was half done is removed.", file=sys.stderr)
+        raise SystemExit(_STOPPED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_stoppable()
 def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse_stray(arguments, rest)
     from hashvision.prepare import drawn
@@ -26,6 +46,7 @@ def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"{arguments.posts:,} drawn posts lie in {arguments.output}; {sheet} shows them.")
 
 
+@_stoppable()
 def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
     from hashvision.prepare import pipeline
 
@@ -39,6 +60,8 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         keep_untagged=arguments.keep_untagged,
         keep_duplicates=arguments.keep_duplicates,
         removals=arguments.removals,
+        key=arguments.key,
+        keep_copies_of_removed=arguments.keep_copies_of_removed,
         evaluation_sets=arguments.evaluation_sets,
         beam_options=rest,
     )
@@ -55,10 +78,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
     from hashvision import configs
 
     found = configs.explain(arguments.config, rest)
-    try:
-        print(found.table(), flush=True)
-    except BrokenPipeError:  # `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(found.table(), flush=True)
     _write_json(arguments.json, found.as_json, "the config")
 
 
@@ -75,7 +95,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
         settings = config.hosts
         return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)
     if place:
-        hosts.join(place, config.hosts.join)
+        hosts.join(place, config.hosts.join, config.hosts.lost)
     from hashvision.training import loop
 
     check, removed = None, _removed(arguments)
@@ -89,16 +109,24 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
 
 
 def _removed(arguments: argparse.Namespace) -> Any:
-    """The names on --removals, or none."""
+    """What --removals and the options beside it say."""
     from hashvision.data import removals
 
-    if not arguments.removals:
-        return removals.NOTHING
-    return removals.names(removals.read(arguments.removals))
+    lines = removals.read(arguments.removals) if arguments.removals else ()
+    return removals.RemovalList(lines, arguments.key, arguments.keep_copies_of_removed)
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse_stray(arguments, rest)
+    from hashvision.training import hosts
+
+    place = hosts.place()
+    if place:
+        raise UserError(
+            f"JAX_NUM_PROCESSES={place.hosts} makes this one of several hosts, and `evaluate` runs"
+            " on one, over all of its devices; unset JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and"
+            " JAX_PROCESS_ID."
+        )
     from hashvision.evaluation import encoder, protocols
 
     chosen = arguments.protocol.split(",")
@@ -138,15 +166,22 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> int:
     _refuse_stray(arguments, rest)
     from hashvision import audit
-    from hashvision.data import removals
 
-    listed = removals.read(arguments.removals)
+    if not arguments.removals and not arguments.verify:
+        raise UserError("There is nothing to look for; give --removals a list, or --verify.")
+    if not arguments.workdir and not arguments.dataset:
+        raise UserError("Nothing to audit is named; give --dataset a dataset, or --workdir a run.")
+    if arguments.verify and not arguments.dataset:
+        raise UserError("--verify reads a dataset; give --dataset its folder.")
+    if arguments.verify:
+        print(audit.whole(arguments.dataset))
+    if not arguments.removals:
+        return 0
+    listed = _removed(arguments)
     if arguments.workdir:
         found = audit.run(arguments.workdir, listed, arguments.dataset)
-    elif arguments.dataset:
-        found = audit.dataset(arguments.dataset, listed)
     else:
-        raise UserError("Nothing to audit is named; give --dataset a dataset, or --workdir a run.")
+        found = audit.dataset(arguments.dataset, listed)
     print(found.table())
     _write_json(arguments.json, found.as_json, "the audit")
     return found.code
@@ -285,7 +320,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--wordnet", help="WordNet as WN-LMF (.xml, .xml.xz), to merge synonyms")
     verb.add_argument("--minimum_count", type=_COUNT, default=10, help="posts a class needs")
     verb.add_argument(
-        "--short_side", type=_SIDE, default=256, help="pixels; photos are only shrunk"
+        "--short_side",
+        type=_SIDE,
+        default=384,
+        help="pixels of the shorter side to which larger photos are shrunk, 384 by default: SwAV's"
+        " and SEER's least crops are 14%% of a photo, which leaves 166 pixels of 512 x 384 to be"
+        " enlarged to 224, and 110 with 256; a photo takes twice the bytes that it takes with 256",
     )
     verb.add_argument(
         "--keep_untagged",
@@ -298,6 +338,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--removals",
         help="CSV of posts not to use: kind,value,reason,received_at",
+    )
+    verb.add_argument("--key", help="the dataset's key, made if absent; OUTPUT.key by default")
+    verb.add_argument(
+        "--keep_copies_of_removed",
+        action="store_true",
+        help="keep what others posted of a removed owner's photos",
     )
     verb.add_argument(
         "--evaluation_sets",
@@ -325,6 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument("--workdir", required=True, help="checkpoints, metrics and config go here")
     verb.add_argument("--removals", help="CSV of photos not to show: kind,value,reason,received_at")
+    _add_takedown(verb)
     verb.set_defaults(run=_train)
 
     verb = verbs.add_parser(
@@ -365,6 +412,7 @@ def _parser() -> argparse.ArgumentParser:
         "--untrained", action="store_true", help="the same network, freshly initialised"
     )
     verb.add_argument("--removals", help="CSV of photos to leave out, as for prepare")
+    _add_takedown(verb)
     verb.set_defaults(run=_evaluate)
 
     verb = verbs.add_parser(
@@ -373,39 +421,121 @@ def _parser() -> argparse.ArgumentParser:
         description="Of --dataset lists what is still inside, of --workdir which checkpoints saw"
         " which removed photo how often. Exit code 1 where there is any, 0 where there is none.",
     )
-    verb.add_argument("--removals", required=True, help="CSV: kind,value,reason,received_at")
+    verb.add_argument("--removals", help="CSV: kind,value,reason,received_at")
     verb.add_argument(
         "--dataset", help="a dataset folder; with --workdir, where the run's lies now"
     )
     verb.add_argument("--workdir", help="a run")
+    verb.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare every byte of --dataset with its manifest; --removals may be left out then",
+    )
+    _add_takedown(verb)
     verb.add_argument("--json", help="a file for all records")
     verb.set_defaults(run=_audit)
     return parser
 
 
+def _add_takedown(verb: argparse.ArgumentParser) -> None:
+    """What a removal list needs of a dataset, and how far it reaches."""
+    verb.add_argument("--key", help="the dataset's key; DATASET.key, beside it, by default")
+    verb.add_argument(
+        "--keep_copies_of_removed",
+        action="store_true",
+        help="an owner's removal leaves what others posted of the same photos",
+    )
+
+
 def _judged(error: Exception) -> tuple[int, str]:
     """The exit code for what no verb foresaw, and what to say: storage may fail anywhere."""
-    if isinstance(error, OSError):
-        where, why = error.filename or "what this command writes", error.strerror
-        if error.errno in _NO_SPACE:
-            told = f"There is no room for {where} ({why}); make some, and the same command goes on."
-            return 2, f"hashvision: {told}"
-        if storage.is_remote(str(where)):
-            from hashvision.training import hosts
+    cause = _os_error(error)
+    if cause is None:
+        return _UNFORESEEN, "".join(traceback.format_exception(error)).rstrip()
+    unnamed = _UNNAMED.get(cause.errno or 0, "what this command writes")
+    where, why = str(cause.filename or unnamed), cause.strerror
+    code = 2
+    if cause.errno in _NO_SPACE:
+        told = f"There is no room for {where} ({why}); make some, and the same command goes on."
+    elif not storage.is_remote(where):
+        told = (
+            f"{where} cannot be used ({why}); give another path, or see that it is there and may be"
+            " read and written."
+        )
+    elif cause.errno == errno.EIO:  # it may be there again in a moment
+        from hashvision.training import hosts
 
-            if error.errno == errno.EIO:  # it may be there again in a moment
-                told = f"{where} cannot be reached ({why}); the same command goes on."
-                return hosts.AGAIN, f"hashvision: {told}"
-            told = f"{where} cannot be reached ({why}); see that it is there and allowed."
-            return 2, f"hashvision: {told}"
-    return 1, traceback.format_exc().rstrip()
+        told, code = f"{where} cannot be reached ({why}); the same command goes on.", hosts.AGAIN
+    else:
+        told = f"{where} cannot be reached ({why}); see that it is there and allowed."
+    return code, f"hashvision: {told}"
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """What the system refused, of a path or for want of room, if that is at the bottom of it."""
+    known = (*_NO_SPACE, *_UNNAMED)
+    while error is not None:
+        if isinstance(error, OSError) and (error.filename or error.errno in known):
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+class _Unheard(io.RawIOBase):
+    """A stream that lets a command go on when nobody reads it any more, as `head` does."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        with contextlib.suppress(BrokenPipeError):
+            while left:
+                left = left[self._stream.write(left) or 0 :]
+        return len(content)
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Lets stdout and stderr take every character, and lose their reader."""
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in before.items():
+        bytes_ = getattr(stream, "buffer", None)
+        raw = getattr(bytes_, "raw", bytes_)  # with PYTHONUNBUFFERED there is no other
+        if isinstance(raw, io.FileIO):  # and not what a caller has put there
+            stream.flush()
+            buffer: Any = _Unheard(raw)
+            text = io.TextIOWrapper(
+                buffer if raw is bytes_ else io.BufferedWriter(buffer),
+                stream.encoding,
+                "backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, text)
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            getattr(sys, name).flush()
+            setattr(sys, name, stream)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code.
 
-    0; 1 where `audit` found something; 2 after one sentence on what the user can mend; or 75 where
-    a run was stopped, or a host lost, and the same command goes on.
+    0; 1 where `audit` found something; 2 after one sentence on what the user can mend; 75 where a
+    run was stopped, or a host lost, and the same command goes on; 130 where `prepare` or `drawn`
+    was stopped; or 70 after the traceback of an error that nobody foresaw.
     """
     # TensorFlow only decodes here; its start-up notes tell nothing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -413,6 +543,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # It would import Keras, for a third of its time to start and 100 MB; so it looks for the old
     # one, which is not there.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    if not os.path.isabs(os.path.expanduser("~")):  # a user without one, as in some containers
+        os.environ["HOME"] = os.devnull  # some packages will not be imported without
+    with _streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments, rest = _parser().parse_known_args(argv)
         return arguments.run(arguments, rest) or 0
@@ -424,6 +561,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hashvision.training import hosts
 
     if hosts.watched():
+        sys.stdout.flush()
         os._exit(code)  # JAX would first wait for hosts that wait for this one
     return code
 

@@ -16,6 +16,15 @@ from hashvision.training import workdir as workdirs
 _SCREENFUL = 40  # lines of a table; --json has all
 _PLACES = 3  # of a removal's records that are named in the table
 _WIDTH = 40  # characters of a value
+_COPIES = (
+    "Copies: the record shows a copy of a removed post, which was left out because the record"
+    " shows the same photo."
+)
+_SHOWS = ("a removed post", "a copy of a removed post")
+_NO_COPIES = (
+    "which notes no copies: whether a record shows a copy of a removed post is not known until the"
+    " dataset is prepared again."
+)
 
 
 class Inside(typing.NamedTuple):
@@ -23,39 +32,48 @@ class Inside(typing.NamedTuple):
 
     source: datasets.Dataset
     listed: Sequence[removals.Removal]
-    found: dict[int, list[int]]  # position of a record -> numbers of the removals that name it
+    found: replay.Named
 
     @property
     def code(self) -> int:
         """Exit code: 1 where anything is still inside."""
         return int(bool(self.found))
 
-    def _by_removal(self) -> list[list[int]]:
-        positions = [[] for _ in self.listed]
-        for position, numbers in self.found.items():
-            for number in numbers:
-                positions[number].append(position)
-        return positions
+    def _by_removal(self) -> list[list[tuple[int, bool]]]:
+        """For each line the records it names, and whether each shows a copy only."""
+        places = [[] for _ in self.listed]
+        for position, lines in sorted(self.found.items()):
+            for number, copy in lines.items():
+                places[number].append((position, copy))
+        return places
 
     def table(self) -> str:
         """The lines that are printed."""
         matched = self._by_removal()
-        rows = [["kind", "value", "reason", "received_at", "records", "shard:position"]]
-        for removal, positions in zip(self.listed, matched, strict=True):
-            if positions:
-                places = ", ".join(_place(self.source, n) for n in positions[:_PLACES])
-                places += " ..." * (len(positions) > _PLACES)
-                rows.append([*removal, f"{len(positions):,}", places])
-        totals = [("kind", "removals", "of these match", "records")]
+        rows = [["kind", "value", "reason", "received_at", "records", "copies", "shard:position"]]
+        for removal, places in zip(self.listed, matched, strict=True):
+            if places:
+                where = ", ".join(_place(self.source, *place) for place in places[:_PLACES])
+                where += " ..." * (len(places) > _PLACES)
+                copies = sum(copy for _, copy in places)
+                rows.append([*removal, f"{len(places) - copies:,}", f"{copies:,}", where])
+        totals = [["kind", "removals", "of these match", "records", "copies"]]
         for kind in removals.KINDS:
             of_kind = [n for n, removal in enumerate(self.listed) if removal.kind == kind]
             match = [n for n in of_kind if matched[n]]
-            held = len({position for n in match for position in matched[n]})
-            totals.append((kind, f"{len(of_kind):,}", f"{len(match):,}", f"{held:,}"))
-        nothing = sum(not positions for positions in matched)
-        lines = _aligned(rows, right=(4,)) + [""] * (len(rows) > 1)
-        lines += [*_aligned(totals, right=(1, 2, 3)), ""]
-        lines.append(f"{nothing:,} of {len(matched):,} removals match nothing in it.")
+            held = {(position, copy) for n in match for position, copy in matched[n]}
+            direct = {position for position, copy in held if not copy}
+            copies = {position for position, _ in held} - direct
+            numbers = (len(of_kind), len(match), len(direct), len(copies))
+            totals.append([kind, *(f"{number:,}" for number in numbers)])
+        lines = _aligned(rows, right=(4, 5)) + [""] * (len(rows) > 1)
+        lines += [*_aligned(totals, right=(1, 2, 3, 4)), ""]
+        if any(copy for places in matched for _, copy in places):
+            lines.append(_COPIES)
+        missed = [line for line, places in zip(self.listed, matched, strict=True) if not places]
+        lines.append(removals.nothing_matched(missed, len(matched), "it"))
+        if self.source.version == 1:
+            lines.append(f"{self.source.path} is of version 1, {_NO_COPIES}")
         held = f"{len(self.found):,} of the {len(self.source):,} records of {self.source.path}"
         remedy = "`prepare --removals` makes a dataset without them; meanwhile `train --removals`"
         remedy = f" {remedy} does not show them." if self.found else ""
@@ -65,8 +83,8 @@ class Inside(typing.NamedTuple):
     def as_json(self) -> str:
         """Every removal and every record."""
         lines = [
-            {**removal._asdict(), "records": [_where(self.source, n) for n in positions]}
-            for removal, positions in zip(self.listed, self._by_removal(), strict=True)
+            {**removal._asdict(), "records": [_where(self.source, *place) for place in places]}
+            for removal, places in zip(self.listed, self._by_removal(), strict=True)
         ]
         found = {"dataset": self.source.path, "still_inside": len(self.found)}
         return json.dumps({**found, "removals": lines}, indent=1)
@@ -76,7 +94,7 @@ class Photo(typing.NamedTuple):
     """What checkpoints saw of one removed record."""
 
     source: datasets.Dataset
-    numbers: list[int]  # of the removals that name it
+    lines: dict[int, bool]  # numbers of those that name it, and whether by a copy only
     shown: replay.Shown
 
 
@@ -88,6 +106,7 @@ class Seen(typing.NamedTuple):
     listed: Sequence[removals.Removal]
     checkpoints: list[int]  # steps, ascending
     photos: list[Photo]  # those the list names, by how often they were shown
+    sources: list[datasets.Dataset]  # that it was given
 
     @property
     def code(self) -> int:
@@ -107,6 +126,15 @@ class Seen(typing.NamedTuple):
         else:
             lines += [f"{given}, {len(self.photos):,} are on the list.", "", *self._checkpoints()]
             lines += ["", *self._seen(), "", "Weights do not forget. " + self._remedy()]
+        if any(photo.lines[number] for photo in self.photos for number in photo.lines):
+            lines.append(_COPIES)
+        if self.checkpoints:
+            named = {number for photo in self.photos for number in photo.lines}
+            missed = [line for number, line in enumerate(self.listed) if number not in named]
+            lines.append(removals.nothing_matched(missed, len(self.listed), "what it was given"))
+        for source in self.sources:
+            if source.version == 1:
+                lines.append(f"{source.path} is of version 1, {_NO_COPIES}")
         if self.init_from:
             lines.append(f"The run began from the trunk of {self.init_from}: audit that too.")
         return "\n".join(lines)
@@ -120,11 +148,12 @@ class Seen(typing.NamedTuple):
 
     def _seen(self) -> list[str]:
         rows = [["kind", "value", "reason", "shard:position", "shown", "first step", "last step"]]
-        for source, numbers, shown in self.photos:
+        for source, lines, shown in self.photos:
             if shown.first:
-                place = _place(source, shown.position)
+                first = min(lines, key=lambda number: (lines[number], number))
+                place = _place(source, shown.position, lines[first])
                 steps = [f"{n:,}" for n in (shown.times[-1], shown.first, shown.last)]
-                rows.append([*self.listed[numbers[0]][:3], place, *steps])
+                rows.append([*self.listed[first][:3], place, *steps])
         return _aligned(rows, right=(4, 5, 6))
 
     def _remedy(self) -> str:
@@ -147,42 +176,62 @@ class Seen(typing.NamedTuple):
         """Every record, and how often it was shown up to each checkpoint."""
         photos = [
             {
-                **_where(source, shown.position),
-                "removals": [self.listed[number]._asdict() for number in numbers],
+                **_where(source, shown.position, all(lines.values())),
+                "removals": [
+                    {**self.listed[number]._asdict(), "shows": _SHOWS[copy]}
+                    for number, copy in sorted(lines.items())
+                ],
                 "shown": dict(zip(self.checkpoints, shown.times.tolist(), strict=True)),
                 "first_step": shown.first or None,
                 "last_step": shown.last or None,
             }
-            for source, numbers, shown in self.photos
+            for source, lines, shown in self.photos
         ]
         found = {"workdir": self.workdir, "init_from": self.init_from}
         return json.dumps({**found, "checkpoints": self.checkpoints, "records": photos}, indent=1)
 
 
-def dataset(path: str, listed: Sequence[removals.Removal]) -> Inside:
+def dataset(path: str, listed: removals.RemovalList) -> Inside:
     """What of a removal list a dataset folder still holds.
 
     Reads the index once, shard by shard: 2 s of one core for 10 million records.
 
     Raises:
-      UserError: the folder is no dataset.
+      UserError: the folder is no dataset, or its key is not at hand.
     """
     source = datasets.load(path)
-    return Inside(source, listed, replay.named(source, listed))
+    return Inside(source, listed.lines, replay.named(source, listed.lines, source.names(listed)))
 
 
-def run(workdir: str, listed: Sequence[removals.Removal], given: str | None = None) -> Seen:
+def whole(path: str) -> str:
+    """Compares every byte of a dataset folder with what its manifest says; tells what it found.
+
+    Raises:
+      UserError: the folder is no dataset, or a file in it is missing or damaged.
+    """
+    source = datasets.load(path)
+    source.verify()
+    told = f"{path} is whole: {len(source.shards):,} shards of {int(source.shard_bytes.sum()):,}"
+    told += f" bytes, {len(source):,} records and their index are as {datasets.MANIFEST} says."
+    if source.version == 1:
+        told += " It is of version 1, which has digests of the shards alone."
+    return told
+
+
+def run(workdir: str, listed: removals.RemovalList, given: str | None = None) -> Seen:
     """How often the checkpoints of a run were shown what a removal list names: exact counts.
 
-    See `replay.shown` for how, and what it costs.
+    See `replay.shown` for how, and what it costs. A photo that lay in two datasets of different
+    keys counts as two.
 
     Args:
       workdir: of the run.
-      listed: what `removals.read` returns.
+      listed: photos to look for.
       given: where the dataset lies now, if not where it was.
 
     Raises:
-      UserError: `workdir` is none, or its dataset is gone or another by now.
+      UserError: `workdir` is none, its dataset is gone or another by now, or the key of that is not
+        at hand.
     """
     try:
         config, _ = workdirs.read(workdir)
@@ -195,29 +244,41 @@ def run(workdir: str, listed: Sequence[removals.Removal], given: str | None = No
             "tagged_only": config.objective.name == "hashtag",
         }
         checkpoints, init_from = workdirs.checkpoints(workdir), config.init_from
-        stretches = _stretches(workdir, checkpoints[-1], given) if checkpoints else []
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{workdir} is not as `train` leaves a workdir ({type(error).__name__}: {error}); copy"
-            " config.json, dataset.json and removed.jsonl again from where it ran."
+            f"{workdir}/config.json is not as `train` leaves it ({type(error).__name__}: {error});"
+            " copy it again from where the run was."
         ) from None
+    stretches = _stretches(workdir, checkpoints[-1], given) if checkpoints else []
     faults = reader.Faults(workdir).history
-    photos: dict[int, Photo] = {}  # by the hash of the post's id, whichever dataset held it
-    for source in {id(stretch.source): stretch.source for stretch in stretches}.values():
+    sources = [*{id(stretch.source): stretch.source for stretch in stretches}.values()]
+    photos: dict[tuple[str | None, int], Photo] = {}  # by the post's id, whichever dataset held it
+    for source in sources:
         own = [stretch for stretch in stretches if stretch.source is source]
-        found = replay.named(source, listed)
+        names = source.names(listed)
+        found = replay.named(source, listed.lines, names)
         positions = np.array(sorted(found), np.int64)
         for shown in replay.shown(own, options, faults, checkpoints, positions):
-            before = photos.get(shown.name)
-            shown = replay.both(before.shown, shown) if before else shown
-            photos[shown.name] = Photo(source, found[shown.position], shown)
+            name, lines = (names.key.id, shown.name), found[shown.position]
+            before = photos.get(name)
+            if before:
+                shown = replay.both(before.shown, shown)
+                lines = {
+                    n: before.lines.get(n, True) and lines.get(n, True)
+                    for n in before.lines | lines
+                }
+            photos[name] = Photo(source, lines, shown)
     ordered = sorted(photos.values(), key=lambda p: (-p.shown.times[-1], p.shown.position))
-    return Seen(workdir, init_from, listed, checkpoints, ordered)
+    return Seen(workdir, init_from, listed.lines, checkpoints, ordered, sources)
 
 
 def _stretches(workdir: str, end: int, given: str | None) -> list[replay.Stretch]:
     folder, manifest = workdirs.seen(workdir)
-    last = {"dataset": folder, "fingerprint": datasets.fingerprint(manifest)}
+    last = {
+        "dataset": folder,
+        "fingerprint": datasets.fingerprint(manifest),
+        "keep_copies_of_removed": False,
+    }
     starts = [{**last, **start} for start in workdirs.starts_of(workdir)]
     if not starts or starts[0]["step"] > 0:  # by an earlier version, which knew no lists
         nothing = {kind: [] for kind in removals.KINDS}
@@ -234,14 +295,15 @@ def _stretches(workdir: str, end: int, given: str | None) -> list[replay.Stretch
         )
     ends = [*(start["step"] for start in starts[1:]), end]
     return [
-        replay.Stretch(
-            start["step"],
-            stop,
-            removals.Names(**{k: np.array(v, np.uint64) for k, v in start["removed"].items()}),
-            opened[start["fingerprint"]],
-        )
+        replay.Stretch(start["step"], stop, _barred(start), opened[start["fingerprint"]])
         for start, stop in zip(starts, ends, strict=True)
     ]
+
+
+def _barred(start: dict[str, typing.Any]) -> removals.Names:
+    """What was not shown from a start on; its hashes are as the index of its dataset holds them."""
+    values = {kind: np.array(start["removed"][kind], np.uint64) for kind in removals.KINDS}
+    return removals.Names(values, keep_copies=start["keep_copies_of_removed"])
 
 
 def _open(workdir: str, start: dict[str, typing.Any], given: str | None) -> datasets.Dataset:
@@ -261,14 +323,19 @@ def _open(workdir: str, start: dict[str, typing.Any], given: str | None) -> data
     )
 
 
-def _where(source: datasets.Dataset, position: int) -> dict[str, typing.Any]:
+def _where(source: datasets.Dataset, position: int, copy: bool) -> dict[str, typing.Any]:
     shard = int(source.shard_of(np.array([position]))[0])
-    name = os.path.basename(source.shards[shard])
-    return {"shard": shard, "file": name, "position": position - int(source.starts[shard])}
+    return {
+        "shard": shard,
+        "file": os.path.basename(source.shards[shard]),
+        "position": position - int(source.starts[shard]),
+        "shows": _SHOWS[copy],
+    }
 
 
-def _place(source: datasets.Dataset, position: int) -> str:
-    return "{shard}:{position}".format(**_where(source, position))
+def _place(source: datasets.Dataset, position: int, copy: bool) -> str:
+    where = _where(source, position, copy)
+    return f"{where['shard']}:{where['position']}{' (copy)' * copy}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

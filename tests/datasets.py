@@ -9,9 +9,10 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from hashvision.data import records
+from hashvision.data import dataset, keys, records
 
 CLASSES = ("dog", "tree", "boat")
+KEY = keys.Key(bytes(range(32)))
 
 
 def jpeg(seed: int, height: int = 40, width: int = 56) -> bytes:
@@ -29,23 +30,35 @@ def record(number: int, image: bytes, labels: tuple[int, ...]) -> records.Record
     return records.Record(f"p{number}", f"u{number % 5}", image, labels, digest)
 
 
-def write(folder: pathlib.Path, size: int = 64, shards: int = 2, photo=jpeg) -> pathlib.Path:
-    """Writes a dataset of `size` records, photo(number) each; class 0 on most, class 2 on few."""
+def write(
+    folder: pathlib.Path, size: int = 64, shards: int = 2, photo=jpeg, copies=(), version: int = 2
+) -> pathlib.Path:
+    """Writes a dataset of `size` records, photo(number) each; class 0 on most, class 2 on few.
+
+    Its key lies beside it, the same for all. `copies` are (record, records.Copy); version 1 is as
+    datasets were before there were keys, copies and digests.
+    """
     folder.mkdir(parents=True)
+    key = keys.NO_KEY if version == 1 else KEY
+    if version > 1:
+        folder.with_name(f"{folder.name}.key").write_text(f"{KEY.secret.hex()}\n")
     rng = np.random.default_rng(0)
     labels = [
         tuple(sorted({int(c) for c in rng.choice(3, 1 + i % 2, p=[0.7, 0.2, 0.1])}))
         for i in range(size)
     ]
     counts = np.array([sum(c in each for each in labels) for c in range(3)])
-    described, rarest = [], collections.Counter()
+    described = []
     for shard in range(shards):
         numbers = range(shard * size // shards, (shard + 1) * size // shards)
         name = records.shard_name(shard, shards)
-        rows = [record(i, photo(i), labels[i]) for i in numbers]
-        index = records.write_shard(folder / name, rows, counts)
+        rows = [
+            record(i, photo(i), labels[i])._replace(copies=tuple(c for at, c in copies if at == i))
+            for i in numbers
+        ]
+        index, own_copies = records.write_shard(folder / name, rows, counts, key)
         np.save(folder / records.index_name(shard, shards), index)
-        rarest.update(index["rarest"].tolist())
+        np.save(folder / records.copies_name(shard, shards), own_copies)
         size_bytes = (folder / name).stat().st_size
         described.append({"name": name, "records": len(rows), "bytes": size_bytes})
     classes = [
@@ -53,7 +66,35 @@ def write(folder: pathlib.Path, size: int = 64, shards: int = 2, photo=jpeg) -> 
         for name, count in zip(CLASSES, counts, strict=True)
     ]
     (folder / "vocabulary.json").write_text(json.dumps({"posts": size, "classes": classes}))
-    (folder / "manifest.json").write_text(
-        json.dumps({"images": size, "shards": described, "rarest": rarest})
-    )
+    manifest = {"images": size, "classes": len(classes), "shards": described}
+    if version == 1:
+        for path in folder.glob("copies-*"):
+            path.unlink()
+    else:
+        manifest |= {"format": {"name": dataset.FORMAT, "version": version}, "key": KEY.id}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    seal(folder)
     return folder
+
+
+def seal(folder: pathlib.Path) -> None:
+    """Makes the manifest say what lies in a folder by now: counts, and digests where it has any."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+
+    def digest(name: str) -> str:
+        return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+    rarest, shards = collections.Counter(), manifest["shards"]
+    for number, shard in enumerate(shards):
+        index = records.index_name(number, len(shards))
+        rarest.update(np.load(folder / index)["rarest"].tolist())
+        if "format" in manifest:
+            shard["sha256"], shard["index_sha256"] = digest(shard["name"]), digest(index)
+            shard["copies_sha256"] = digest(records.copies_name(number, len(shards)))
+    manifest["rarest"] = rarest
+    vocabulary = json.loads((folder / "vocabulary.json").read_text())
+    manifest["classes"] = len(vocabulary["classes"])
+    if "format" in manifest:
+        manifest["vocabulary_sha256"] = digest("vocabulary.json")
+    path.write_text(json.dumps(manifest))

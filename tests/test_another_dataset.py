@@ -11,7 +11,7 @@ import pytest
 from runs import curve, make
 
 from hashvision import audit, configs
-from hashvision.data import dataset, reader, records, removals, stream
+from hashvision.data import dataset, keys, reader, removals, stream
 from hashvision.errors import UserError
 from hashvision.prepare import pipeline
 from hashvision.training import loop, optim
@@ -41,7 +41,10 @@ def tag(number):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A dump prepared three times: whole, without u3, and without u4, who alone has boats."""
+    """A dump prepared three times: whole, without u3, and without u4, who alone has boats.
+
+    The datasets have one key, so that the audit knows a post in all of them.
+    """
     place = make(tmp_path_factory.mktemp("runs"))
     (place / "open_swav.py").write_text(OPEN_SWAV)
     lines = []
@@ -59,6 +62,7 @@ def place(tmp_path_factory):
             minimum_count=1,
             keep_duplicates=True,
             removals=str(listed),
+            key=str(place / "key"),
         )
     return place
 
@@ -109,18 +113,24 @@ class Run:
 
     def counts(self, end):
         """How often each post was shown in the steps before `end`."""
-        numbers = {records.id_hash(f"p{number}"): number for number in range(POSTS)}
+        numbers = hashes(self.place)
         return collections.Counter(
             numbers[name] for step in range(end) for name in self.shown[step]
         )
 
 
+def hashes(place):
+    """{name in the index: number} of the posts."""
+    key = keys.read(str(place / "key"))
+    return {key.hash("id", f"p{number}"): number for number in range(POSTS)}
+
+
 def audited(run, end):
     """How often the audit says that each post was shown, up to the checkpoint of step `end`."""
     listed = [removals.Removal("id", f"p{number}", "", "") for number in range(POSTS)]
-    seen = audit.run(run.workdir, listed)
+    seen = audit.run(run.workdir, removals.RemovalList(listed, str(run.place / "key")))
     column = seen.checkpoints.index(end)
-    return {photo.numbers[0]: int(photo.shown.times[column]) for photo in seen.photos}
+    return {min(photo.lines): int(photo.shown.times[column]) for photo in seen.photos}
 
 
 def test_hashtags_resume_on_a_dataset_with_fewer_posts(place, monkeypatch):
@@ -141,7 +151,7 @@ def test_hashtags_resume_on_a_dataset_with_fewer_posts(place, monkeypatch):
 
     # Classes keep the numbers that the network knows them by.
     numbers = {name: number for number, name in enumerate(classes(place, "whole"))}
-    posts = {records.id_hash(f"p{number}"): tag(number) for number in range(POSTS)}
+    posts = {name: tag(number) for name, number in hashes(place).items()}
     for step, names in run.shown.items():
         assert run.labels[step] == [numbers[posts[name]] for name in names]
 

@@ -4,6 +4,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from hashvision.errors import UserError
@@ -194,10 +195,42 @@ def test_the_trunk_of_an_average_comes_with_its_statistics(tmp_path):
     state = with_average(3)
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, state, {"loss": 1.0})
-    trunk = checkpoints.restore_trunk(of_trunk(abstract(state, 1)))
+    step, trunk = checkpoints.restore_network(of_trunk(abstract(state, 1)), "trunk")
     checkpoints.close()
+    assert step == 1
     np.testing.assert_array_equal(trunk["params"]["kernel"], 4)
     np.testing.assert_array_equal(trunk["batch_stats"]["mean"], 4.5)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_of_a_state_the_network_alone_is_read(tmp_path, monkeypatch, average):
+    """And onto all devices, if only some of what is asked for is large enough."""
+    state = with_average(3)._replace(opt_state={"trace": jnp.ones((8, 16))})
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(5, state if average else state._replace(average=()), {"loss": 1.0})
+    asked, restore = [], ocp.PyTreeCheckpointer.restore
+
+    def noted(self, path, args):
+        asked.append(jax.tree.map(lambda x: x.sharding, args.item))
+        return restore(self, path, args=args)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", noted)
+    wanted = abstract(averaged(state.params, state.extra), 8)
+    step, found = checkpoints.restore_network(wanted)
+    wider = abstract(averaged({**state.params, "head": {"bias": jnp.ones(24)}}, state.extra), 8)
+    with pytest.raises(UserError, match=r"head/bias is \(16,\) there and \(24,\) here"):
+        checkpoints.restore_network(wider)
+    checkpoints.close()
+    assert step == 5
+    expected = state.average if average else averaged(state.params, state.extra)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    shardings = jax.tree.map(lambda x: x.sharding, wanted)
+    assert jax.tree.map(lambda x: x.sharding, found) == shardings
+    if average:
+        assert asked == [{"average": shardings}]
+    else:
+        statistics = {"batch_stats": shardings["batch_stats"]}
+        assert asked == [{"params": shardings["params"], "extra": statistics}]
 
 
 def test_an_average_from_before_it_held_statistics_is_read(tmp_path):
@@ -212,7 +245,7 @@ def test_an_average_from_before_it_held_statistics_is_read(tmp_path):
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     leaves = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(on_one_device(restored))]
     assert len({*leaves}) == len(leaves)  # or the step, which takes all of them, would fail
-    trunk = checkpoints.restore_trunk(of_trunk(abstract(state, 1)))
+    _, trunk = checkpoints.restore_network(of_trunk(abstract(state, 1)), "trunk")
     checkpoints.close()
     np.testing.assert_array_equal(trunk["params"]["kernel"], 4)
     np.testing.assert_array_equal(trunk["batch_stats"]["mean"], 3.5)

@@ -273,8 +273,8 @@ def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
     path.write_text(json.dumps({**values, "part": 8}))
     if reader == "claim":
         workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
-        with pytest.raises(UserError, match="was trained with accumulate=4, not 8"):
-            config.accumulate = 8
+        with pytest.raises(UserError, match="was trained with seed=0, not 8"):
+            config.seed = 8
             workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
     elif reader == "read":
         found, _ = workdir.read(str(tmp_path / "run"))

@@ -211,13 +211,19 @@ def order_of(numbers: tuple[int, ...]) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in numbers).ljust(duplicates.ORDER, b"\0")
 
 
-def find(folder: pathlib.Path, posts: list[Row], evaluation: Sequence[Row] = ()) -> list[Match]:
+def find(
+    folder: pathlib.Path,
+    posts: list[Row],
+    evaluation: Sequence[Row] = (),
+    removed: Sequence[Fingerprint] = (),
+) -> list[Match]:
     """Runs the join; every element is a bundle of its own order's making."""
     path = folder / "matches.json"
 
     def write(matches):
         path.write_text(json.dumps([[list(match[0]), *match[1:]] for match in matches]))
 
+    barred = [(order_of((number,)), "", each) for number, each in enumerate(removed)]
     posts = [(order_of(order), *rest) for order, *rest in posts]
     evaluation = [(order_of(order), *rest) for order, *rest in evaluation]
 
@@ -226,9 +232,13 @@ def find(folder: pathlib.Path, posts: list[Row], evaluation: Sequence[Row] = ())
         matches = {
             "posts": once | "Posts" >> beam.FlatMap(lambda _: posts) | beam.Reshuffle(),
             "evaluation": once | "Evaluation" >> beam.FlatMap(lambda _: list(evaluation)),
+            "removed": once | "Removed" >> beam.FlatMap(lambda _: barred),
         } | FindDuplicates(str(folder / "spool"), parts=3)
         _ = matches | beam.combiners.ToList() | beam.Map(write)
-    found = [Match(bytes(order), *rest) for order, *rest in json.loads(path.read_text())]
+    found = [
+        Match(bytes(order), *rest, tuple(also))
+        for order, *rest, also in json.loads(path.read_text())
+    ]
     shutil.rmtree(folder / "spool")
     return sorted(found)
 
@@ -259,6 +269,34 @@ def test_the_first_copy_stays_and_leaks_go(tmp_path, photos):
         random.Random(seed).shuffle(posts)
         random.Random(seed).shuffle(evaluation)
         assert find(tmp_path, posts, evaluation) == found
+
+
+def test_a_removed_photo_counts_before_all_others_and_is_not_named(tmp_path, photos):
+    rng = np.random.default_rng(7)
+    image, print_ = photos[0]
+    mirrored = fingerprint(edits.EDITS["mirrored"](edits.decode(image), rng))
+    compressed = fingerprint(edits.EDITS["compressed"](edits.decode(image), rng))
+    posts = [((1,), "first", mirrored), ((2,), "second", print_), ((3,), "other", photos[1][1])]
+    evaluation = [((0,), "eval/a.jpg", print_), ((1,), "eval/b.jpg", mirrored)]
+    found = find(tmp_path, posts, evaluation, [photos[2][1], compressed, compressed, print_])
+    assert [(match.name, match.kind, match.partner, match.also) for match in found] == [
+        ("first", "removed", "", ()),
+        ("second", "removed", "", ("first",)),
+    ]
+
+
+def test_a_match_names_other_posts_before_it_that_it_shows(tmp_path, photos):
+    """Two parts of a photo, which share too little to be alike, and then the whole."""
+    image = edits.decode(photos[4][0])
+    left = image.crop((0, 0, 84, image.height))
+    right = image.crop((image.width - 84, 0, image.width, image.height))
+    parts = [fingerprint(edits.encode(each)) for each in (left, right)]
+    assert similarity(*parts) < DUPLICATE
+    rows = [((1,), "left", parts[0]), ((2,), "right", parts[1]), ((3,), "whole", photos[4][1])]
+    (match,) = find(tmp_path, [*rows, ((4,), "another", photos[5][1])])
+    assert match[1:4] == ("whole", "duplicate", "left") and match.also == ("right",)
+    (match,) = find(tmp_path, rows, [((0,), "eval/a.jpg", photos[4][1])])[-1:]
+    assert match[1:4] == ("whole", "leak", "eval/a.jpg") and match.also == ("left", "right")
 
 
 def test_a_leak_names_the_evaluation_photo_it_resembles_most(tmp_path, photos):
@@ -331,18 +369,31 @@ def test_the_overlap_is_that_of_the_photos_laid_upon_each_other():
     np.testing.assert_array_equal(found[clear], np.array(overlaps)[clear] > 0.4)
 
 
-def test_evaluation_photos_are_all_images_below_the_folders(tmp_path):
-    for name in ("a/x/1.JPG", "a/2.png", "b/3.webp", "b/labels.jsonl"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    found = list(duplicates.evaluation_photos([str(tmp_path / "a"), str(tmp_path / "b")]))
-    assert [name for name, _ in found] == ["a/2.png", "a/x/1.JPG", "b/3.webp"]
-    assert [path for _, path in found] == [str(tmp_path / name) for name, _ in found]
-    (tmp_path / "c").mkdir()
-    for missing in ("c", "d"):
-        with pytest.raises(UserError, match=str(tmp_path / missing)):
-            list(duplicates.evaluation_photos([str(tmp_path / missing)]))
+def test_evaluation_photos_are_all_files_below_the_folders(tmp_path, photos):
+    """Whatever their names: `evaluate` reads what a labels.jsonl names, and the decoder decides."""
+    names = ["a/x/1.JPG", "a/2.tiff", "a/3", "a/4.gif", "a/5.txt", "b/6.jpe", "c/7.webp", "7.bmp"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(photos[0][0])
+    (tmp_path / "a" / "0.png").write_bytes(b"no photo")
+    lines = [{"image": name} for name in ("3", "../7.bmp", str(tmp_path / "c/7.webp"), 3)]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "a" / "labels.jsonl").write_text(f"{text}\n[]\nbroken\n")
+    sets = [str(tmp_path / "a" / "labels.jsonl"), str(tmp_path / "b")]
+    found = list(duplicates.evaluation_photos(sets))
+    assert all(pathlib.Path(path).is_file() for _, path in found)
+    within = ["0.png", "2.tiff", "3", "4.gif", "5.txt", "labels.jsonl", "x/1.JPG"]
+    expected = [*(f"a/{name}" for name in within), "7.bmp", "c/7.webp", "b/6.jpe"]
+    assert [name for name, _ in found] == expected
+
+
+@pytest.mark.parametrize(("name", "why"), [("d", "exist"), ("e", "no photo"), ("f", "dataset")])
+def test_evaluation_sets_without_photos_are_named(tmp_path, name: str, why: str):
+    for made in ("e/1.jpg", "f/manifest.json", "f/duplicates.png"):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).write_bytes(b"{}")
+    with pytest.raises(UserError, match=f"{tmp_path / name} .*{why}"):
+        list(duplicates.evaluation_photos([str(tmp_path / name)]))
 
 
 def test_fingerprints_of_evaluation_files_of_any_kind_and_size(tmp_path, photos):

@@ -1,5 +1,6 @@
 """Tests of reading labelled photos: class folders, labels.jsonl, dataset folders."""
 
+import collections
 import hashlib
 import importlib
 import json
@@ -10,7 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from hashvision.data import records, removals
+from hashvision.data import keys, records, removals
 from hashvision.errors import UserError
 from hashvision.evaluation import datasets
 
@@ -40,12 +41,16 @@ def write_dataset_folder(root, labels):
         records.Record(f"p{number}", "o", f"image {number}".encode(), tuple(row), b"")
         for number, row in enumerate(labels)
     ]
-    half = len(rows) // 2
+    half, shards, rarest = len(rows) // 2, [], collections.Counter()
     for shard, part in enumerate((rows[:half], rows[half:])):
-        records.write_shard(root / records.shard_name(shard, 2), part, counts)
-    vocabulary = {"classes": [{"name": name, "tags": {name: 1}, "lemmas": []} for name in classes]}
+        path = root / records.shard_name(shard, 2)
+        index, _ = records.write_shard(path, part, counts, keys.NO_KEY)
+        rarest.update(index["rarest"].tolist())
+        shards.append({"name": path.name, "records": len(part), "bytes": path.stat().st_size})
+    entry = {"count": 1, "tags": {}, "lemmas": []}
+    vocabulary = {"classes": [{"name": name, **entry} for name in classes]}
     (root / "vocabulary.json").write_text(json.dumps(vocabulary))
-    (root / "manifest.json").write_text("{}")
+    (root / "manifest.json").write_text(json.dumps({"shards": shards, "rarest": rarest}))
     return root
 
 
@@ -196,14 +201,14 @@ def test_removed_photos_are_left_out(tmp_path):
     """Of a dataset folder all that its index knows them by, of files the files themselves."""
     folder = importlib.import_module("datasets").write(tmp_path / "set", size=20)  # tests/
     listed = [removals.Removal("owner", "u3", "", ""), removals.Removal("id", "p5", "", "")]
-    found = datasets.read(folder, removals.names(listed)).test
+    found = datasets.read(folder, removals.RemovalList(listed)).test
     assert set(found.names) == {f"p{n}" for n in range(20) if n % 5 != 3 and n != 5}
     assert len(list(found.images())) == 15
-    assert datasets.read(folder, removals.names(listed)).removed == 5
+    assert datasets.read(folder, removals.RemovalList(listed)).removed == 5
     root = write_tree(tmp_path / "pets", ["dog/1.jpg", "dog/2.jpg", "cat/3.jpg", "cat/4.jpg"])
     digest = hashlib.sha256(b"dog/2.jpg").hexdigest()
     listed.append(removals.Removal("sha256", digest, "", ""))
-    assert datasets.read(root, removals.names(listed)).test.names == (
+    assert datasets.read(root, removals.RemovalList(listed)).test.names == (
         "cat/3.jpg",
         "cat/4.jpg",
         "dog/1.jpg",

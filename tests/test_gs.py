@@ -17,10 +17,10 @@ import pytest
 from runs import REPO, TINY
 
 from hashvision import __main__, storage
-from hashvision.data import dataset, reader, stream
+from hashvision.data import dataset, keys, reader, stream
 from hashvision.models import regnet
 from hashvision.prepare import folder
-from hashvision.training import hosts, metrics, workdir
+from hashvision.training import metrics, pulse, workdir
 
 PHOTOS = 72
 
@@ -91,6 +91,13 @@ def test_files_are_what_they_are_on_a_disk(cloud, tmp_path):
         for ask in (storage.read, storage.size, storage.remove):
             with pytest.raises(FileNotFoundError, match="d/b.txt"):
                 ask(f"{place}/d/b.txt")
+
+
+def test_a_key_is_made_beside_the_dataset(cloud):
+    path = keys.beside("gs://bucket/keyed/")
+    assert path == "gs://bucket/keyed.key"
+    assert keys.make(path) == keys.make(path) == keys.read(path)
+    assert cloud["keyed.key"].decode().strip() == keys.read(path).secret.hex()
 
 
 def test_what_is_not_allowed_or_no_storage_says_so(cloud):
@@ -166,24 +173,32 @@ def test_a_checkpoint_counts_when_its_last_file_is_there(cloud):
 
 
 def test_hosts_hear_each_other(cloud):
-    one, other = (hosts._Pulse("gs://bucket/hosts", hosts.Place("x:1", 2, n)) for n in (0, 1))
+    places = (pulse.Place("localhost:1", 2, host) for host in (0, 1))
+    one, other = (pulse.start(place, "gs://bucket/heard") for place in places)
     one.beat(None)
     other.beat(None)
-    assert one.lost(9, 9) is None and other.lost(9, 9) is None
+    assert one.lost(9, 9) is None and other.known().keys() == {0, 1}
     other.beat(2)
     assert "host 1 of 2" in one.lost(9, 9)[0]
+    one.end(0)
+    assert [*cloud.below("heard")] == ["hosts.json"]
 
 
 def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkeypatch):
-    def stage(text):
-        staging = folder.make_staging("gs://bucket/out")
-        for name in ("a", "manifest.json", "z"):
-            storage.write(f"{staging}/{name}", text)
-        storage.remove(f"{staging}/{folder.SUMMARY}")
-        return staging
+    names = ("duplicates.png", "manifest.json", "vocabulary.json")
+    manifest = '{"hashvision": "0.1.0", "options": {}, "shards": []}'
 
-    folder.replace(stage("first"), "gs://bucket/out")
-    assert cloud.below("out") == dict.fromkeys(("a", "manifest.json", "z"), b"first")
+    def replace(text):
+        with folder.make_staging("gs://bucket/out") as staging:
+            for name in names:
+                storage.write(f"{staging}/{name}", manifest if name == folder.MANIFEST else text)
+            folder.replace(staging, "gs://bucket/out")
+
+    def whole(text):
+        return {name: manifest.encode() if name == folder.MANIFEST else text for name in names}
+
+    replace("first")
+    assert cloud.below("out") == whole(b"first")
     move, moved = storage.move, []
 
     def stop_at_second(path, target):
@@ -194,10 +209,33 @@ def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkey
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(storage, "move", stop_at_second)
-        folder.replace(stage("second"), "gs://bucket/out")
+        replace("second")
     assert "manifest.json" not in cloud.below("out")
-    folder.replace(stage("third"), "gs://bucket/out")
-    assert cloud.below("out") == dict.fromkeys(("a", "manifest.json", "z"), b"third")
+    assert not [name for name in cloud.objects if name.startswith("out.")]
+    replace("third")
+    assert cloud.below("out") == whole(b"third")
+
+
+def test_an_output_in_a_bucket_that_is_no_dataset_or_in_use_is_refused(cloud, capsys):
+    cloud.put("app/manifest.json", b'{"name": "a web app"}')
+    cloud.put("app/.git/config", b"[core]")
+    cloud.put("dump2/posts.jsonl", b"")
+    before = dict(cloud.objects)
+    prepare = ("prepare", "--posts=gs://bucket/dump2/posts.jsonl")
+    assert "not a hashvision dataset: it holds .git/" in one_sentence(
+        capsys, *prepare, "--output=gs://bucket/app"
+    )
+    assert "holds gs://bucket/dump2/posts.jsonl" in one_sentence(
+        capsys, *prepare, "--output=gs://bucket/dump2"
+    )
+    assert cloud.objects == before
+    with folder.make_staging("gs://bucket/busy"):
+        assert "in use by process" in one_sentence(capsys, *prepare, "--output=gs://bucket/busy")
+    dead = "busy.preparing-0a1b2c3d"
+    cloud.put(f"{dead}/spool/{'0' * 32}", b"photos")
+    cloud.put(f"{dead}/notes.txt", b"mine")
+    with folder.make_staging("gs://bucket/busy"):
+        assert cloud.below(dead) == {"notes.txt": b"mine"}
 
 
 # The way from posts to numbers
@@ -233,6 +271,8 @@ def place(cloud, tmp_path_factory):
     cloud.upload(dump, "dump")
     (place / "base.py").write_text((REPO / "configs" / "base.py").read_text())
     (place / "tiny.py").write_text(TINY)
+    (place / "dataset.key").write_text(datasets.KEY.secret.hex())
+    cloud.put("dataset.key", datasets.KEY.secret.hex().encode())
     preparing = []
     for root in (place, "gs://bucket"):
         options = [f"--posts={root}/dump/posts.jsonl", f"--evaluation_sets={root}/dump/test"]
@@ -247,7 +287,7 @@ def place(cloud, tmp_path_factory):
 def test_a_dataset_made_in_a_bucket_has_the_bytes_of_one_made_on_a_disk(cloud, place):
     wanted = {file.name: file.read_bytes() for file in (place / "dataset").iterdir()}
     assert "manifest.json" in wanted and cloud.below("dataset") == wanted
-    assert not [name for name in cloud.objects if name.startswith("dataset.")]
+    assert [name for name in cloud.objects if name.startswith("dataset.")] == ["dataset.key"]
 
 
 def training(root, place, *more):

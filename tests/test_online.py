@@ -31,7 +31,8 @@ def digest(path):
 
 
 def named(paths):
-    return removals.names([removals.Removal("sha256", digest(path), "", "") for path in paths])
+    lines = [removals.Removal("sha256", digest(path), "", "") for path in paths]
+    return removals.RemovalList(lines)
 
 
 def shown(check):
@@ -82,4 +83,4 @@ def test_train_gives_the_list_on(labelled, tmp_path, monkeypatch):
     )
     assert code == 0
     ((_, _, check, names),) = found
-    assert shown(check) == 13 and names.holds("sha256", bytes.fromhex(digest(removed)))
+    assert shown(check) == 13 and [line.value for line in names.lines] == [digest(removed)]

@@ -2,20 +2,22 @@
 
 import base64
 import contextlib
+import csv
 import io
 import json
 import os
 import pathlib
 import random
+import shutil
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hashvision.data import dataset, reader, records, removals, sampling, stream
+from hashvision.data import dataset, keys, reader, records, removals, sampling, stream
 from hashvision.errors import UserError
-from hashvision.prepare import graph, pipeline, reading
+from hashvision.prepare import folder, graph, pipeline, reading
 
 WORDNET = """<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE LexicalResource SYSTEM "http://globalwordnet.github.io/schemas/WN-LMF-1.1.dtd">
@@ -188,8 +190,10 @@ def test_records_and_index_agree(made):
     index = np.concatenate([np.load(path) for path in sorted(output.glob("index-*.npy"))])
     assert index.dtype == records.INDEX_DTYPE
     counts = np.zeros(len(vocabulary["classes"]), int)
+    key = dataset.load(str(output)).key()
     for row, record in zip(index, found, strict=True):
-        assert row["id"] == records.id_hash(record["id"].decode())
+        assert row["id"] == key.hash("id", record["id"].decode())
+        assert row["owner"] == key.hash("owner", record["owner"].decode())
         np.add.at(counts, record["labels"], 1)
     assert counts.tolist() == [entry["count"] for entry in vocabulary["classes"]]
     rarest = [counts[record["labels"]].min() for record in found]
@@ -199,11 +203,12 @@ def test_records_and_index_agree(made):
     )
     assert manifest["epoch"] == summary
     # In the order of hashes, so that every stretch of records is a random sample of the posts.
-    assert (np.diff(index["id"].astype(object)) >= 0).all()
+    order = [records.id_hash(record["id"].decode()) for record in found]
+    assert order == sorted(order)
     number = {tag: n for n, entry in enumerate(vocabulary["classes"]) for tag in entry["tags"]}
     labels = sorted((record["id"], *record["labels"]) for record in found)
     assert (b"bytes", number["dog"]) in labels
-    assert (b"twice", number["dog"]) in labels
+    assert (b"twice", number["car"]) in labels  # its latest state
 
 
 def test_photos_are_reduced_and_otherwise_untouched(made):
@@ -236,13 +241,13 @@ def test_without_wordnet_it_says_so_and_replaces_what_lay_there(
     output, _, dump = made
     again = tmp_path / "again"
     images = os.path.dirname(dump)
-    again.mkdir()
-    (again / "manifest.json").write_text("{}")
-    (again / "stale").write_text("")
+    shutil.copytree(output, again)
+    (again / "index-00007-of-00009.npy").write_text("stale")
     manifest = pipeline.prepare(dump, str(again), images=images, shard_bytes=300_000)
     assert "spelling only" in capsys.readouterr().out
     assert (manifest["wordnet"], manifest["merged_by"]) == (None, "spelling only")
-    assert not (again / "stale").exists() and os.listdir(tmp_path) == ["again"]
+    assert not (again / "index-00007-of-00009.npy").exists()
+    assert sorted(os.listdir(tmp_path)) == ["again", "again.key"]
     tags = {tag for entry in vocabulary_of(again)["classes"] for tag in entry["tags"]}
     assert not set(SPAM) & tags
     assert {"brownbear", "brownbears", "ursusarctos", "dog", "dogs", "mountain"} <= tags
@@ -263,6 +268,7 @@ def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags)
         wordnet=str(output.parent / "wordnet.xml"),
         short_side=16,
         shard_bytes=300_000,
+        key=f"{output}.key",
         beam_options=flags,
     )
     assert contents(again) == contents(output)
@@ -288,16 +294,66 @@ def test_nothing_that_is_amiss_leaves_a_trace(made, tmp_path: pathlib.Path):
             {"beam_options": ["--direct_running_mode=multi_threading"]},
             "use --direct_running_mode=multi_processing",
         ),
-        ((dump, str(other)), {}, "holds other things"),
+        ((dump, str(other)), {}, "is not a hashvision dataset: it holds thesis.txt"),
         ((dump, str(other / "thesis.txt")), {}, "is a file"),
-        ((dump, str(other / "thesis.txt" / "x")), {}, "cannot be written"),
         ((str(empty), str(output)), {}, "no post of empty.jsonl came through"),
     ]
     for arguments, options, message in cases:
         with pytest.raises(UserError, match=message):
             pipeline.prepare(*arguments, **options)
-    assert sorted(os.listdir(tmp_path)) == ["empty.jsonl", "other"]
+    # The key stays, so that the same command makes the same bytes when it is run again.
+    assert sorted(os.listdir(tmp_path)) == ["empty.jsonl", "other", "output.key"]
     assert os.listdir(other) == ["thesis.txt"]
+
+
+def test_the_manifest_holds_digests_of_all_and_the_key_lies_beside_the_dataset(made):
+    output, manifest, _ = made
+    assert manifest["format"] == {"name": dataset.FORMAT, "version": dataset.VERSION}
+    key = output.with_name("dataset.key")
+    assert key.stat().st_mode & 0o777 == 0o600
+    secret = key.read_text().strip()
+    assert manifest["key"] == keys.Key(bytes.fromhex(secret)).id
+    for path in output.iterdir():
+        held = path.read_bytes()
+        assert secret.encode() not in held and bytes.fromhex(secret) not in held
+    source = dataset.load(str(output))
+    source.verify()
+    shards = len(manifest["shards"])
+    assert {path.name for path in output.glob("*.npy")} == {
+        name(shard, shards)
+        for shard in range(shards)
+        for name in (records.index_name, records.copies_name)
+    }
+
+
+def test_a_key_in_the_dataset_protects_nobody(made, tmp_path):
+    output = tmp_path / "set"
+    with pytest.raises(UserError, match="--key=.* lies in the dataset"):
+        pipeline.prepare(made[2], str(output), key=str(output / "key"))
+    assert not output.exists()
+
+
+def test_a_key_that_changes_on_the_way_is_noticed(made, tmp_path, monkeypatch):
+    whole = folder.finish
+
+    def finish(*arguments):
+        (tmp_path / "set.key").write_text("00" * 32)
+        return whole(*arguments)
+
+    monkeypatch.setattr(folder, "finish", finish)
+    with pytest.raises(UserError, match="set.key was replaced meanwhile"):
+        pipeline.prepare(made[2], str(tmp_path / "set"), short_side=16)
+    assert os.listdir(tmp_path) == ["set.key"]
+
+
+def test_cells_that_a_spreadsheet_takes_for_formulas_are_made_safe(tmp_path):
+    rows = [(f"{sign}1+cmd|' /C calc'!A0", "duplicate_photo", "p1", "0.9") for sign in "=+-@\t\r"]
+    folder.write_duplicates(str(tmp_path), 0, 1, [*rows, ("p=2", "duplicate_photo", "-3", "1.0")])
+    (path,) = tmp_path.iterdir()
+    with path.open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[0] in "=+-@\t\r"]
+    assert "p=2" in cells and "'-3" in cells and "'=1+cmd|' /C calc'!A0" in cells
 
 
 def test_shards_cut_the_hashes_evenly():
@@ -327,30 +383,31 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     assert posts["dropped"]["evaluation_photo"]["count"] == 35
     assert posts["dropped"]["duplicate_photo"]["count"] == 182
     assert posts["kept"] > 4900 and manifest["classes"] > 150
-    rows = np.load(next((tmp_path / "dataset").glob("index-*")))
-    listed = removals.read(str(shared_data / "posts" / "removals.csv"))
-    assert not removals.names(listed).match(rows).any()
+    made = dataset.load(str(tmp_path / "dataset"))
+    rows = made.rows(0, len(made))
+    listed = removals.RemovalList(removals.read(str(shared_data / "posts" / "removals.csv")))
+    assert not len(made.named(0, len(made), made.names(listed)))
     private = set()
     for line in (shared_data / "posts" / "posts.jsonl").read_bytes().splitlines():
         with contextlib.suppress(ValueError):
             post = json.loads(line)
             if post["visibility"] != "public":
-                private.add(records.id_hash(post["id"]))
+                private.add(made.key().hash("id", post["id"]))
     assert len(private) == 335 and not private & set(rows["id"].tolist())
     classes = {entry["name"]: entry for entry in vocabulary_of(tmp_path / "dataset")["classes"]}
     assert set(classes["dog"]["tags"]) >= {"dog", "dogs", "canisfamiliaris", "domesticdog"}
 
 
 def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeypatch):
-    whole = reading.ReadPosts.process
+    whole = reading.ReadPosts._read
 
-    def forgetful(self, element):
-        return whole(self, [line for line in element if line[0] != 0])
+    def forgetful(self, offset, *rest):
+        return whole(self, offset, *rest) if offset else iter(())
 
-    monkeypatch.setattr(reading.ReadPosts, "process", forgetful)
+    monkeypatch.setattr(reading.ReadPosts, "_read", forgetful)
     with pytest.raises(UserError, match="accounts for 913 of the 914 posts"):
         pipeline.prepare(made[2], str(tmp_path / "lost"), short_side=16)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "lost.key"]
 
 
 @pytest.mark.slow

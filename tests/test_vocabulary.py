@@ -119,17 +119,26 @@ def test_spelling_only():
 
 
 def test_finish_cuts_orders_and_tells_why():
-    counts = dict(dog=9, dogs=50, brownbear=7, bruin=4, ox=3, love=80)
+    counts = dict(dog=9, dogs=50, brownbear=17, bruin=4, ox=13, love=80)
     made = assign(counts, {"dogs": TIED}, lexicon())
-    done = finish(made, counts, {"dog": 55, "bear": 10, "ox": 3}, 10, "test:1")
+    done = finish(made, counts, {"dog": 55, "bear": 20, "ox": 13}, 20, "test:1")
     assert [(c["name"], c["count"], c["tags"]) for c in done["classes"]] == [
         ("dog", 55, {"dogs": 50, "dog": 9}),
-        ("brownbear", 10, {"brownbear": 7, "bruin": 4}),
+        ("brownbear", 20, {"brownbear": 17, "bruin": 4}),
     ]
     assert list(done["classes"][0]) == ["name", "count", "tags", "synset", "lemmas", "why"]
-    assert [(o["tag"], o["count"]) for o in done["left_out"]] == [("love", 80), ("ox", 3)]
-    assert done["left_out"][1]["why"] == "its class has 3 posts, fewer than minimum_count 10"
-    assert (done["minimum_count"], done["wordnet"]) == (10, "test:1")
+    assert [(o["tag"], o["count"]) for o in done["left_out"]] == [("love", 80), ("ox", 13)]
+    assert done["left_out"][1]["why"] == "its class has 13 posts, fewer than minimum_count 20"
+    assert (done["minimum_count"], done["wordnet"]) == (20, "test:1")
+
+
+@pytest.mark.parametrize("wordnet", [lexicon(), None])
+def test_a_tag_of_few_posts_is_not_named_where_it_is_left_out(wordnet):
+    counts = dict(dog=50, love=80, annaschmidtbirthday1987=1, annaschmidt=9, annaschmidts=1, fun=10)
+    done = finish(assign(counts, {}, wordnet), counts, {"dog": 50}, 10, None)
+    assert "annaschmidt" not in str(done)
+    named = [entry["tag"] for entry in done["left_out"]]
+    assert named == (["love", "fun"] if wordnet else named) and "fun" in named
 
 
 def test_left_out_is_bounded():

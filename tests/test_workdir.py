@@ -42,6 +42,8 @@ def change(folder, changed):
     path = folder / "vocabulary.json"
     vocabulary = json.loads(path.read_text())
     path.write_text(json.dumps({**vocabulary, "classes": changed(vocabulary["classes"])}))
+    if (folder / "manifest.json").exists():
+        datasets.seal(folder)
 
 
 def fewer(classes):

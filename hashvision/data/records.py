@@ -11,16 +11,21 @@ if typing.TYPE_CHECKING:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
+    from hashvision.data.keys import Key
+
 DATASET = "posts"
 SPLIT = "train"
 
-# One row a record, in the shards' order; 36 bytes, of which a host reads those of its own lanes.
-# `offset` is the record's first byte in its shard, `rarest` the number of posts that carry its
-# rarest class (from which every sampling rule follows; 0 without one). The rest is what a removal
-# list knows it by: hashes of the post's id and of its owner, and of the posted file.
-INDEX_DTYPE = np.dtype(
-    [("offset", "<u8"), ("rarest", "<u4"), ("id", "<u8"), ("owner", "<u8"), ("photo", "<u8")]
-)
+# What a removal list knows a post by: hashes, by the dataset's key, of its id, of its owner and of
+# the file as it was posted.
+_NAMES = [("id", "<u8"), ("owner", "<u8"), ("photo", "<u8")]
+# One row a record, in the shards' order, 36 bytes. `offset` is the record's first byte in its
+# shard, `rarest` the number of posts that carry its rarest class (from which every sampling rule
+# follows; 0 without one).
+INDEX_DTYPE = np.dtype([("offset", "<u8"), ("rarest", "<u4"), *_NAMES])
+# One row a post that was left out as a copy, 32 bytes: the place in the shard of the record that
+# shows its photo, rising, and what a removal list knows the post by.
+COPIES_DTYPE = np.dtype([("record", "<u8"), *_NAMES])
 
 # TFRecord framing: u64 length, u32 CRC of the length, the bytes, u32 CRC of the bytes.
 _FRAMING_BYTES = 8 + 4 + 4
@@ -55,14 +60,23 @@ def index_name(shard: int, shards: int) -> str:
     return f"index-{shard:05d}-of-{shards:05d}.npy"
 
 
+def copies_name(shard: int, shards: int) -> str:
+    """File name of the notes on copies that lie beside that shard."""
+    return f"copies-{shard:05d}-of-{shards:05d}.npy"
+
+
+def encoded(name: str) -> bytes:
+    """The bytes of an id or an owner that are hashed."""
+    return name.encode("utf-8", "surrogatepass")
+
+
 def id_hash(name: str) -> int:
-    """64-bit BLAKE2b hash of a post's or an owner's id: what position and removals know it by."""
-    encoded = name.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+    """64-bit BLAKE2b hash of a post's id, without a key: records lie in the order of these."""
+    return int.from_bytes(hashlib.blake2b(encoded(name), digest_size=8).digest(), "little")
 
 
 def photo_hash(sha256: bytes) -> int:
-    """The first 64 bits of a posted file's SHA-256 digest."""
+    """The first 64 bits of a posted file's SHA-256 digest, as indexes of version 1 hold them."""
     return int.from_bytes(sha256[:8], "little")
 
 
@@ -102,30 +116,35 @@ def serialize(record: Record) -> bytes:
 
 
 def write_shard(
-    path: str | os.PathLike[str], records: Iterable[Record], counts: np.ndarray
-) -> np.ndarray:
-    """Writes one shard and returns its index.
+    path: str | os.PathLike[str], records: Iterable[Record], counts: np.ndarray, key: "Key"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes one shard and returns its index and its notes on copies.
 
     Args:
       path: the TFRecord file to write.
       records: the photos, in order.
       counts: int (K,), the number of posts that carry each class.
+      key: of the dataset.
 
     Returns:
-      INDEX_DTYPE (N,), one row a record.
+      INDEX_DTYPE (N,), one row a record, and COPIES_DTYPE (M,), one row a copy that was left out.
     """
     import tensorflow as tf
 
-    rows, offset = [], 0
+    def names(post: Record | Copy) -> tuple[int, int, int]:
+        photo = key.hash("sha256", post.sha256)
+        return key.hash("id", post.id), key.hash("owner", post.owner), photo
+
+    index, copies, offset = [], [], 0
     with tf.io.TFRecordWriter(os.fspath(path)) as writer:
-        for record in records:
+        for place, record in enumerate(records):
             serialized = serialize(record)
             writer.write(serialized)
             rarest = min(counts[list(record.labels)], default=0)
-            names = id_hash(record.id), id_hash(record.owner), photo_hash(record.sha256)
-            rows.append((offset, rarest, *names))
+            index.append((offset, rarest, *names(record)))
+            copies += sorted((place, *names(copy)) for copy in record.copies)
             offset += len(serialized) + _FRAMING_BYTES
-    return np.array(rows, INDEX_DTYPE)
+    return np.array(index, INDEX_DTYPE), np.array(copies, COPIES_DTYPE)
 
 
 def parse(serialized: "tf.Tensor") -> dict[str, "tf.Tensor"]:

@@ -29,6 +29,11 @@ class Stretch(typing.NamedTuple):
     source: Dataset
 
 
+# By position of a record: the numbers of the lines that name it, and whether each does so only by a
+# copy: a post that was left out because the record shows its photo.
+Named = dict[int, dict[int, bool]]
+
+
 class Shown(typing.NamedTuple):
     """How often one record was shown; steps count from 1, as `train` says them."""
 
@@ -39,20 +44,26 @@ class Shown(typing.NamedTuple):
     last: int
 
 
-def named(source: Dataset, listed: Sequence[removals.Removal]) -> dict[int, list[int]]:
-    """Positions of the records that a list names, and the numbers of its lines that do.
+def named(source: Dataset, lines: Sequence[removals.Removal], names: removals.Names) -> Named:
+    """Which records a list names, themselves or by a copy that they stand for.
 
     Reads the index once, shard by shard.
+
+    Args:
+      source: the dataset.
+      lines: of the list.
+      names: the same, by the dataset's key.
     """
-    lines: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
-    for number, removal in enumerate(listed):
-        lines[removal.kind, removal.hash].append(number)
-    names, found = removals.names(listed), {}
+    numbers: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    if names:
+        for number, line in enumerate(lines):
+            numbers[removals.KINDS.index(line.kind), line.hash(names.key)].append(number)
+    found: Named = {}
     for begin, end in itertools.pairwise(source.starts.tolist()):
-        rows = source.rows(begin, end)
-        for place in np.flatnonzero(names.match(rows)).tolist():
-            hashes = ((kind, int(rows[place][removals.COLUMNS[kind]])) for kind in removals.KINDS)
-            found[begin + place] = sorted(n for each in hashes for n in lines.get(each, ()))
+        for position, kind, value, copy in source.named(begin, end, names).tolist():
+            by_line = found.setdefault(position, {})
+            for number in numbers[kind, value]:
+                by_line[number] = by_line.get(number, True) and copy
     return found
 
 
@@ -86,11 +97,14 @@ def shown(
     for lane in np.unique(np.searchsorted(bounds, positions, side="right") - 1).tolist():
         photos = stream.Stream(source, host=lane, hosts=options["lanes"], **options)
         rows = source.rows(photos.first, photos.last)
+        copies = source.copies(photos.first, photos.last)
         own = positions[(positions >= photos.first) & (positions < photos.last)]
         times = np.zeros((len(own), len(checkpoints)), np.int64)
         first, last = np.full(len(own), np.iinfo(np.int64).max), np.zeros(len(own), np.int64)
         for stretch in stretches:
-            for begin, end, barred in _barred(photos, rows, stretch, broken[lane], checkpoints):
+            hits = stretch.removed.hits(photos.first, rows, copies)
+            removed = removals.marks(hits, photos.first, len(rows))
+            for begin, end, barred in _barred(photos, stretch, removed, broken[lane], checkpoints):
                 if barred[own - photos.first].all():
                     continue
                 photos.unbar()
@@ -109,13 +123,12 @@ def shown(
 
 def _barred(
     photos: stream.Stream,
-    rows: np.ndarray,
     stretch: Stretch,
+    removed: np.ndarray,
     faults: Sequence[reader.Fault],
     checkpoints: Sequence[int],
 ) -> Iterable[tuple[int, int, np.ndarray]]:
     """(first step, last, bool (records of the lane,)): what was not shown when."""
-    removed = stretch.removed.match(rows)
     cuts = {stretch.first, stretch.last, *checkpoints, *(fault.step for fault in faults)}
     cuts = sorted(cut for cut in cuts if stretch.first <= cut <= stretch.last)
     for begin, end in itertools.pairwise(cuts):

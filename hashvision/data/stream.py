@@ -206,7 +206,14 @@ def check_lanes(batch_size: int, lanes: int, hosts: int) -> None:
 
 
 class Stream:
-    """What one host reads: its share of the lanes."""
+    """What one host reads: its share of the lanes.
+
+    Attributes:
+      dataset: what the stream is of.
+      first: position of the host's first record.
+      last: that after its last.
+      hits: removals.HITS_DTYPE (M,), what the removal list finds among them.
+    """
 
     def __init__(
         self,
@@ -234,7 +241,7 @@ class Stream:
           tagged_only: leaves out photos without a tag.
           host: which host this is.
           hosts: how many there are.
-          removed: records that are not shown.
+          removed: names of what is not shown, by the dataset's key.
 
         Raises:
           UserError: the numbers do not divide, or there are more lanes than records, or a lane
@@ -280,8 +287,11 @@ class Stream:
             begin = int(bounds[lane])
             ids = self._ids[begin - self.first : int(bounds[lane + 1]) - self.first]
             self._lanes.append(Lane(begin, ids, factors, seed))
-        if len(removed.owner) + len(removed.id) + len(removed.sha256):
-            self.bar(removed.match(rows))
+        self.hits = np.empty(0, removals.HITS_DTYPE)
+        if removed:
+            copies = dataset.copies(self.first, self.last)
+            self.hits = removed.hits(self.first, rows, copies)
+            self.bar(removals.marks(self.hits, self.first, len(rows)))
 
     def bar(self, barred: np.ndarray) -> None:
         """Shows these of this host's records, bool (last - first,), no more; see `Lane.bar`."""

@@ -200,16 +200,11 @@ def _shards(root: str) -> list[str]:
     return [f"{root}/{name}" for name in expected]
 
 
-def _read_records(root: str) -> Dataset:
+def _read_records(source: prepared.Dataset) -> Dataset:
     import tensorflow as tf
 
-    try:
-        vocabulary = json.loads(storage.read(f"{root}/vocabulary.json"))
-        classes = [entry["name"] for entry in vocabulary["classes"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{root}/vocabulary.json is missing or broken; prepare the folder again."
-        ) from error
+    root = source.path
+    classes = [entry["name"] for entry in source.vocabulary["classes"]]
     shards = _shards(root)
     names, labels = [], []
 
@@ -223,6 +218,8 @@ def _read_records(root: str) -> Dataset:
         for post_id, numbers in rows.as_numpy_iterator():
             names.append(bytes(post_id).decode("utf-8", "backslashreplace"))
             labels.append(tuple(classes[number] for number in numbers))
+        if len(names) != len(source):
+            raise IndexError
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, IndexError) as error:
         raise UserError(
             f"A shard of {root} is damaged or does not fit its vocabulary.json "
@@ -242,7 +239,7 @@ def locate(path: str | os.PathLike[str]) -> str:
     return storage.absolute(root).removesuffix(f"/{LABELS_FILE}")
 
 
-def read(path: str | os.PathLike[str], removed: removals.Names = removals.NOTHING) -> Dataset:
+def read(path: str | os.PathLike[str], removed: removals.RemovalList = removals.NO_LIST) -> Dataset:
     """Reads the names and labels of the photos at a path; the images stay where they are.
 
     Args:
@@ -255,9 +252,12 @@ def read(path: str | os.PathLike[str], removed: removals.Names = removals.NOTHIN
       UserError: nothing of this kind lies there, or it is broken.
     """
     root = locate(path)
-    if storage.is_file(f"{root}/manifest.json"):
-        return _without(_read_records(root), lambda _: removed.match(_index(root)), removed)
-    return _without(_read_files_at(root), lambda photos: _match_files(photos, removed), removed)
+    if storage.is_file(f"{root}/{prepared.MANIFEST}"):
+        source = prepared.load(root)
+        names = source.names(removed)
+        return _without(_read_records(source), lambda _: _match_records(source, names), names)
+    names = removals.names(removed.lines)
+    return _without(_read_files_at(root), lambda photos: _match_files(photos, names), names)
 
 
 def _read_files_at(root: str) -> Dataset:
@@ -276,7 +276,7 @@ def _without(
     dataset: Dataset, match: Callable[[Photos], np.ndarray], removed: removals.Names
 ) -> Dataset:
     """The dataset without the photos that match, where there is a list at all."""
-    if not any(map(len, removed)):
+    if not removed:
         return dataset
     kept, count = {}, 0
     for part in ("test", "train"):
@@ -293,14 +293,14 @@ def _without(
     return dataset._replace(removed=count, **kept)
 
 
-def _index(root: str) -> np.ndarray:
-    source = prepared.load(root)
-    return source.rows(0, len(source))
+def _match_records(source: prepared.Dataset, removed: removals.Names) -> np.ndarray:
+    """Bool (N,), by all that the index knows of the posts, and of the copies they stand for."""
+    return removals.marks(source.named(0, len(source), removed), 0, len(source))
 
 
 def _match_files(photos: Photos, removed: removals.Names) -> np.ndarray:
     """Bool (N,), by the bytes of the files: they know neither posts nor owners."""
-    if not len(removed.sha256):
+    if not len(removed.values["sha256"]):
         return np.zeros(len(photos.names), bool)
     digests = (hashlib.sha256(image).digest() for image in photos.images())
     return np.array([removed.holds("sha256", each) for each in digests], bool)

@@ -1,19 +1,19 @@
 """A workdir's network as evaluation takes it: restored, or freshly initialised to compare with."""
 
 import jax
-import numpy as np
 
 from hashvision.evaluation.features import Encoder
 from hashvision.training import program as programs
-from hashvision.training import state as states
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
 
-BATCH_SIZE = 64
+_PHOTOS = 64  # of a batch, at least
 
 
 def load(workdir: str, untrained: bool = False) -> Encoder:
     """The network of the newest checkpoint in `workdir`; its moving average where it has one.
+
+    Nothing but the network is read, and each device of the host holds a part of it.
 
     Args:
       workdir: of a run.
@@ -23,22 +23,27 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
       UserError: `workdir` holds no run, or no checkpoint that fits its config.
     """
     config, vocabulary = workdirs.read(workdir)
-    # One device is enough, and leaves the checkpoint's mesh out of it. A loop compiles faster.
-    config.mesh.fsdp = config.model.unroll = 1
-    workdirs.keep_compiled(workdir)
-    classes = len(vocabulary["classes"])
-    program = programs.build(config, classes, 1.0, devices=jax.local_devices()[:1])
+    config.model.unroll = 1  # a loop compiles faster
+    workdirs.keep_compiled()
+    network = programs.network(config, len(vocabulary["classes"]))
     if untrained:
-        state = programs.initial_state(program, config.seed)
+        step, taken = 0, programs.initial_state(network, config.seed)
     else:
         checkpoints = Checkpoints(workdir, read_only=True)
-        state = checkpoints.restore(program.abstract)
+        step, taken = checkpoints.restore_network(network.abstract)
         checkpoints.close()
-    params, extra = states.evaluated(state)
-    predict = jax.jit(program.objective.predict)
+    params = taken.pop("params")
+    return Encoder(
+        programs.predictor(network, params, taken),
+        programs.crops_of(config)[0].size,
+        step,
+        vocabulary,
+        batch_size(),
+        leads=jax.process_index() == 0,
+    )
 
-    def encode(images: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        return predict(params, extra, images)
 
-    resolution = programs.crops_of(config)[0].size
-    return Encoder(encode, resolution, int(state.step), vocabulary, BATCH_SIZE)
+def batch_size() -> int:
+    """Photos of a batch: as many for each device."""
+    devices = jax.device_count()
+    return -(-_PHOTOS // devices) * devices

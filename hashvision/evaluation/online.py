@@ -1,11 +1,10 @@
 """Label-free learning watched by labels: kNN on a folder of photos while a run goes on."""
 
-import jax
 import numpy as np
 
 from hashvision.data import removals
 from hashvision.evaluation import datasets, features, knn
-from hashvision.evaluation.encoder import BATCH_SIZE
+from hashvision.evaluation.encoder import batch_size
 from hashvision.evaluation.protocols import NEIGHBOURS, TEMPERATURE
 from hashvision.training.loop import Predict
 
@@ -13,7 +12,7 @@ from hashvision.training.loop import Predict
 class NearestNeighbours:
     """A check for `training.loop`: top-1 of weighted kNN on a labelled set's test photos."""
 
-    def __init__(self, path: str, removed: removals.Names = removals.NOTHING) -> None:
+    def __init__(self, path: str, removed: removals.RemovalList = removals.NO_LIST) -> None:
         """Reads the dataset's labels, and its photos only where they tell which are removed.
 
         Args:
@@ -28,9 +27,7 @@ class NearestNeighbours:
 
     def __call__(self, predict: Predict, resolution: int, step: int) -> dict[str, float]:
         """{"knn_NAME": fraction of the readable test photos that are named right}."""
-        devices = jax.device_count()
-        size = -(-BATCH_SIZE // devices) * devices
-        encoder = features.Encoder(predict, resolution, step, {}, size)
+        encoder = features.Encoder(predict, resolution, step, {}, batch_size())
         train = features.encode(encoder, self._split.train)
         test = features.encode(encoder, self._split.test)
         labels = self._split.train_labels[train.readable]

@@ -251,7 +251,7 @@ def evaluate(
     protocols: Sequence[str],
     workdir: str,
     untrained: bool = False,
-    removed: removals.Names = removals.NOTHING,
+    removed: removals.RemovalList = removals.NO_LIST,
 ) -> list[Report]:
     """Evaluates a network on a dataset, prints a table and writes a report for each protocol.
 

@@ -6,31 +6,36 @@ import hashlib
 import io
 import json
 import os
-import socket
+import re
 import typing
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
 import hashvision
 from hashvision import storage
-from hashvision.data import records, sampling
+from hashvision.data import dataset, records, sampling
+from hashvision.data.keys import Key
 from hashvision.errors import UserError
-from hashvision.prepare import once, spool
+from hashvision.prepare import once, spool, staging
 from hashvision.sources.reasons import REASONS
 
 SUMMARY = "summary.json"
-VOCABULARY = "vocabulary.json"
-MANIFEST = "manifest.json"
-_FORMER = "-former"
+VOCABULARY = dataset.VOCABULARY
+MANIFEST = dataset.MANIFEST
 _REPLACING = "replacing"  # an object in an output that is being copied to, or was when a kill came
 DUPLICATES = "duplicates"  # -*.csv and .png
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}(\.partial)?$")  # behind a name, until the file is whole
+_SPOOLED = re.compile(rf"{spool.FOLDER}/([0-9a-f]{{16}})?")
 
 
-def write_json(path: str, content: typing.Any) -> None:
-    """Writes `content` as JSON, in ASCII."""
-    storage.write(path, json.dumps(content, indent=1) + "\n")
+def write_json(path: str, content: typing.Any) -> str:
+    """Writes `content` as JSON, in ASCII; the SHA-256 of the file."""
+    text = json.dumps(content, indent=1) + "\n"
+    storage.write(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_shard(
@@ -39,31 +44,38 @@ def write_shard(
     shards: int,
     rows: Iterable[records.Record],
     counts: np.ndarray,
+    key: Key,
 ) -> dict[str, typing.Any]:
-    """Writes a shard and its index under temporary names and renames them when they are whole.
+    """Writes a shard, its index and its notes on copies; each has its name when it is whole.
 
     Returns:
-      What the manifest says of the shard: name, records, bytes, sha256.
+      What the manifest says of the shard: name, records, bytes, and digests of the three files.
     """
     path = f"{folder}/{records.shard_name(shard, shards)}"
-    index_path = f"{folder}/{records.index_name(shard, shards)}"
     suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
-    index = records.write_shard(path + suffix, rows, counts)
-    saved = io.BytesIO()
-    np.save(saved, index)
-    storage.write(index_path, saved.getvalue())
-    digest, size = hashlib.sha256(), 0
-    with storage.open(path + suffix) as file:
-        while chunk := file.read(2**24):
-            digest.update(chunk)
-            size += len(chunk)
+    with storage.as_os_errors(path + suffix):
+        index, copies = records.write_shard(path + suffix, rows, counts, key)
+    storage.sync(path + suffix)
+    index_digest = _save(f"{folder}/{records.index_name(shard, shards)}", index)
+    copies_digest = _save(f"{folder}/{records.copies_name(shard, shards)}", copies)
+    digest, size = dataset.digest(path + suffix)
     storage.move(path + suffix, path)
     return {
         "name": os.path.basename(path),
         "records": len(index),
         "bytes": size,
-        "sha256": digest.hexdigest(),
+        "sha256": digest,
+        "index_sha256": index_digest,
+        "copies_sha256": copies_digest,
     }
+
+
+def _save(path: str, table: np.ndarray) -> str:
+    """Writes an array; the SHA-256 of the file."""
+    saved = io.BytesIO()
+    np.save(saved, table)
+    storage.write(path, saved.getvalue())
+    return hashlib.sha256(saved.getvalue()).hexdigest()
 
 
 class Summary(typing.NamedTuple):
@@ -78,12 +90,13 @@ class Summary(typing.NamedTuple):
     pairs: Sequence[Sequence[typing.Any]]  # of the least alike photos taken for the same
 
 
-def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+def finish(folder: str, settings: Mapping[str, typing.Any], key: Key) -> dict[str, typing.Any]:
     """Adds vocabulary, TFDS metadata and, last, the manifest to the shards of a run.
 
     Args:
       folder: where the graph has written the shards and its Summary.
       settings: the run's options, as the manifest repeats them.
+      key: of the dataset.
 
     Returns:
       The manifest.
@@ -115,14 +128,17 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
     storage.remove_folder(f"{folder}/{spool.FOLDER}")
     classes = summary.vocabulary["classes"]
     class_counts = np.array([entry["count"] for entry in classes], np.int64)
-    shards = _all_shards(folder, summary, class_counts)
-    write_json(f"{folder}/{VOCABULARY}", {"posts": kept, **summary.vocabulary})
+    shards = _all_shards(folder, summary, class_counts, key)
+    vocabulary = write_json(f"{folder}/{VOCABULARY}", {"posts": kept, **summary.vocabulary})
     _write_tfds_metadata(folder, [entry["name"] for entry in classes], shards)
     threshold = sampling.default_threshold(class_counts, kept)
     rarest = _rarest(folder, len(shards))
     labels = {int(number): photos for number, photos in summary.labels.items()}
     manifest = {
+        "format": {"name": dataset.FORMAT, "version": dataset.VERSION},
         "hashvision": hashvision.__version__,
+        "key": key.id,
+        "vocabulary_sha256": vocabulary,
         "options": dict(settings),
         "wordnet": summary.vocabulary["wordnet"],
         "merged_by": "WordNet" if summary.vocabulary["wordnet"] else "spelling only",
@@ -148,14 +164,16 @@ def finish(folder: str, settings: Mapping[str, typing.Any]) -> dict[str, typing.
 
 
 def _all_shards(
-    folder: str, summary: Summary, class_counts: np.ndarray
+    folder: str, summary: Summary, class_counts: np.ndarray, key: Key
 ) -> list[Mapping[str, typing.Any]]:
     """The shards in order; one to which no id fell, however unlikely, is written empty for TFDS."""
     written = {shard["name"]: shard for shard in summary.shards}
     ordered = []
     for shard in range(summary.shard_count):
         found = written.get(records.shard_name(shard, summary.shard_count))
-        ordered.append(found or write_shard(folder, shard, summary.shard_count, [], class_counts))
+        ordered.append(
+            found or write_shard(folder, shard, summary.shard_count, [], class_counts, key)
+        )
     return ordered
 
 
@@ -165,8 +183,13 @@ def write_duplicates(folder: str, shard: int, shards: int, rows: Iterable[tuple[
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(once.FIELDS)
-    writer.writerows(sorted(rows))
+    writer.writerows([_safe(cell) for cell in row] for row in sorted(rows))
     storage.write(path, text.getvalue())
+
+
+def _safe(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: one that looks like it gets an apostrophe."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,95 +225,75 @@ def _write_tfds_metadata(
     )
 
 
-def make_staging(output: str) -> str:
-    """Makes an empty folder beside the output, in which the dataset is made.
-
-    What runs that were killed have left there is cleared away first.
+def make_staging(output: str) -> AbstractContextManager[str]:
+    """Holds the output's lock and gives an empty folder beside it, in which the dataset is made.
 
     Raises:
-      UserError: the output holds other things than a dataset, or cannot be written.
+      UserError: another `prepare` holds the lock, or the output holds other things than a dataset.
+      OSError: the folder cannot be written.
     """
-    staging = f"{output}.preparing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        _clear_away(output)
-        if storage.is_file(output):
-            raise UserError(f"the output {output} is a file; give a folder")
-        held = storage.names(output)
-        if held and MANIFEST not in held and _REPLACING not in held:
-            raise UserError(
-                f"the output {output} holds other things than a dataset; give a new folder"
-            )
-        storage.write(f"{staging}/{SUMMARY}", "")  # to see that it can be
-    except OSError:
-        raise UserError(f"the output {output} cannot be written; give another folder") from None
-    return staging
+    return staging.beside(output, _is_of_staging, _check)
 
 
-def _clear_away(output: str) -> None:
-    """Puts the dataset back that a run killed in `replace` had moved, and removes dead stagings."""
-    parent, name = os.path.split(output)
-    beside = [n for n in storage.names(parent) if n.startswith(f"{name}.preparing-")]
-    for path in [f"{parent}/{former}" for former in beside if former.endswith(_FORMER)]:
-        if storage.exists(output):
-            storage.remove_folder(path)
-        else:
-            storage.move(path, output)
-    for staging in beside:
-        path, made_by = f"{parent}/{staging}", staging.removeprefix(f"{name}.preparing-")
-        host, _, rest = made_by.rpartition("-")[0].rpartition("-")
-        # One of another machine may be alive; nobody here can tell.
-        if host == socket.gethostname() and rest.isdigit() and not _is_alive(int(rest)):
-            storage.remove_folder(path)
+def _is_of_output(path: str) -> bool:
+    return path == _REPLACING or dataset.is_file_of(_PARTIAL.sub("", path))
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _is_of_staging(path: str) -> bool:
+    spooled = _SPOOLED.fullmatch(path) is not None
+    return spooled or _PARTIAL.sub("", path) == SUMMARY or _is_of_output(path)
 
 
-def discard(staging: str) -> None:
-    """Removes what a run that did not end well has left."""
-    storage.remove_folder(staging)
+def _check(output: str) -> None:
+    """Raises a UserError unless there is nothing in the output, or a dataset and nothing else."""
+    if storage.exists(output) and not storage.is_folder(output):
+        raise UserError(f"The output {output} is a file; give a folder.")
+    _, folders, files = next(storage.walk(output), ("", [], []))
+    if not folders and not files:
+        return
+    marked = MANIFEST in files and dataset.is_manifest(storage.read(f"{output}/{MANIFEST}"))
+    stranger = staging.foreign(output, _is_of_output)
+    if not marked and _REPLACING not in files:
+        raise UserError(
+            f"The output {output} exists and is not a hashvision dataset: it holds"
+            f" {stranger or files[0]}; give another --output."
+        )
+    if stranger:
+        raise UserError(
+            f"The output {output} holds {stranger}, which is not of its dataset and would be lost;"
+            " move that away, or give another --output."
+        )
 
 
-def replace(staging: str, output: str) -> None:
+def replace(made: str, output: str) -> None:
     """Puts the finished folder in the output's place; what lay there goes when it stands.
 
     Remote storage has no such step. There what lay in the output goes first, beginning with the
     manifest, and the new manifest comes last: killed on the way, it leaves no dataset that opens,
     and an output that another run takes.
+
+    Raises:
+      UserError: the output holds other things than a dataset by now.
     """
+    _check(output)
+    for name in storage.names(made):  # of attempts at a shard that failed
+        if not dataset.is_file_of(name):
+            storage.remove(f"{made}/{name}")
     if storage.is_remote(output):
-        return _replace_objects(staging, output)
-    former = staging + _FORMER
-    had_former = storage.exists(output)
-    if had_former:
-        storage.move(output, former)
-    try:
-        storage.move(staging, output)
-    except BaseException:
-        if had_former:
-            storage.move(former, output)
-        raise
-    if had_former:
-        storage.remove_folder(former)
+        return _replace_objects(made, output)
+    staging.replace(made, output, _is_of_output)
 
 
-def _replace_objects(staging: str, output: str) -> None:
+def _replace_objects(made: str, output: str) -> None:
     def move(name: str) -> None:
-        storage.move(f"{staging}/{name}", f"{output}/{name}")
+        storage.move(f"{made}/{name}", f"{output}/{name}")
 
     manifest, mark = f"{output}/{MANIFEST}", f"{output}/{_REPLACING}"
     storage.write(mark, "")
-    every = [f"{place}/{name}" for place, _, names in storage.walk(output) for name in names]
+    every = [f"{output}/{name}" for name in storage.names(output)]
     if manifest in every:
         storage.remove(manifest)
     storage.each(storage.remove, {*every} - {manifest, mark}, remote=True)
-    storage.each(move, {*storage.names(staging)} - {MANIFEST}, remote=True)
+    storage.each(move, {*storage.names(made)} - {MANIFEST}, remote=True)
     move(MANIFEST)
     storage.remove(mark)

@@ -5,10 +5,11 @@ beside the dataset, and what the vocabulary needs of it is bounded: the MAXIMUM_
 with a count each, MAXIMUM_TERMS terms, and for each frequent tag one vector of co-occurrence
 counts, reduced to three numbers where it lies.
 
-    ranges > lines > posts > once > photos > labelled > shards
-                                    '> tags > counts, spreads > vocabulary '^
+    ranges > chunks > posts > once > photos > labelled > shards
+       '> states '^                    '> tags > counts, spreads > vocabulary '^
 """
 
+import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,8 +18,18 @@ import numpy as np
 from apache_beam import pvalue
 
 from hashvision.data import records
+from hashvision.data.keys import Key
 from hashvision.data.removals import Names
-from hashvision.prepare import folder, once, reading, spool, spread, vocabulary
+from hashvision.prepare import (
+    copies,
+    folder,
+    once,
+    reading,
+    spool,
+    spread,
+    states,
+    vocabulary,
+)
 from hashvision.prepare.reading import Photo
 from hashvision.prepare.wordnet import Lexicon
 
@@ -60,9 +71,9 @@ class Label(beam.DoFn):
 class WriteShard(beam.DoFn):
     """All records of a shard to its TFRecord file and its index."""
 
-    def __init__(self, output: str):
-        """Takes the folder to write into."""
-        self.output = output
+    def __init__(self, output: str, key: Key):
+        """Takes the folder to write into, and the dataset's key."""
+        self.output, self.key = output, key
 
     def process(
         self,
@@ -74,13 +85,22 @@ class WriteShard(beam.DoFn):
         shard, labelled = element
         unpacked = ((Photo.unpack(photo), labels) for photo, labels in labelled)
         ordered = sorted(unpacked, key=lambda pair: pair[0].order)
-        photos = spool.Reader(f"{self.output}/{spool.FOLDER}")
+        spooled = spool.Reader(f"{self.output}/{spool.FOLDER}")
         rows = (
-            records.Record(photo.id, photo.owner, photos.read(photo.spot), labels, photo.sha256)
+            records.Record(
+                id=photo.id,
+                owner=photo.owner,
+                image=spooled.read(photo.spot),
+                labels=labels,
+                sha256=photo.sha256,
+                copies=copies.read(spooled, photo),
+            )
             for photo, labels in ordered
         )
-        yield folder.write_shard(self.output, shard, shards, rows, np.array(counts, np.int64))
-        photos.close()
+        yield folder.write_shard(
+            self.output, shard, shards, rows, np.array(counts, np.int64), self.key
+        )
+        spooled.close()
 
 
 class DropCounts(beam.CombineFn):
@@ -119,6 +139,7 @@ class Options(typing.NamedTuple):
     shard_bytes: int
     keep_untagged: bool
     keep_duplicates: bool
+    keep_copies_of_removed: bool
 
 
 def build(
@@ -139,36 +160,51 @@ def build(
       images: folder of the photos.
       output: folder to write into.
       lexicon: by which tags are merged, or None.
-      removed: posts that may not be used.
+      removed: posts that may not be used, by the dataset's key.
       evaluation: (name, path) of the photos that no post may show.
       options: the rest.
     """
     minimum_count, shard_bytes = options.minimum_count, options.shard_bytes
-    lines = (
+    parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_A_PART
+    read = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
         | "SpreadRanges" >> beam.Reshuffle()
-        | "ReadLines" >> beam.ParDo(reading.ReadLines())
+        | "ReadLines" >> beam.ParDo(reading.ReadLines()).with_outputs("states", main="chunks")
     )
-    fingerprints = not options.keep_duplicates or bool(evaluation)
+    superseded = (
+        read.states
+        | "StatesById"
+        >> beam.Map(
+            lambda state, n: (copies.bucket(state.key, n), state.pack()), parts * once.BUCKETS
+        )
+        | "SameId" >> beam.GroupByKey()
+        | "Superseded" >> beam.FlatMapTuple(lambda _, packed: states.superseded(packed))
+    )
+    # A range is quick to read, its photos are slow: so chunks are spread among all workers.
     posts = (
-        lines
-        | "SpreadLines" >> beam.Reshuffle()  # a range is quick to read, its photos are slow
+        {
+            "chunk": read.chunks | "ByStart" >> beam.Map(lambda chunk: (chunk.start, chunk)),
+            "superseded": superseded,
+        }
+        | "SpreadChunks" >> beam.CoGroupByKey()
         | "ReadPosts"
         >> beam.ParDo(
-            reading.ReadPosts(images, output, options.short_side, removed, fingerprints)
-        ).with_outputs("dropped", "fingerprints", main="photos")
+            reading.ReadPosts(
+                images, output, options.short_side, removed, options.keep_copies_of_removed
+            )
+        ).with_outputs("dropped", "fingerprints", "removed", main="photos")
     )
-    parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_A_PART
     leaks = (
         pipeline
-        | "Evaluation" >> beam.Create(evaluation)
+        | "Evaluation" >> beam.Create([json.dumps(each) for each in evaluation])
         | "SpreadEvaluation" >> beam.Reshuffle()
         | "FingerprintFiles" >> beam.ParDo(once.FingerprintFiles(options.short_side))
     )
     single = {
         "photos": posts.photos,
         "fingerprints": posts.fingerprints,
+        "removed": posts.removed,
         "evaluation": leaks,
     } | "Once" >> once.Once(output, parts, options.keep_duplicates)
     photos = single["photos"]
@@ -244,7 +280,8 @@ def build(
         | "ShardOf"
         >> beam.Map(lambda pair, n: (shard_of(pair[0].order, n), (pair[0].pack(), pair[1])), shards)
         | "Shards" >> beam.GroupByKey()
-        | "Write" >> beam.ParDo(WriteShard(output), shards, pvalue.AsSingleton(post_counts))
+        | "Write"
+        >> beam.ParDo(WriteShard(output, removed.key), shards, pvalue.AsSingleton(post_counts))
     )
 
     # What the driver is told.
@@ -280,7 +317,9 @@ def build(
         pvalue.AsList(written),
         shards,
         pvalue.AsSingleton(
-            lines | "LinesOf" >> beam.Map(len) | "CountLines" >> beam.CombineGlobally(sum)
+            read.chunks
+            | "LinesOf" >> beam.Map(lambda chunk: chunk.lines)
+            | "CountLines" >> beam.CombineGlobally(sum)
         ),
         pvalue.AsSingleton(pairs),
     )

@@ -4,7 +4,6 @@ Two rules leave out tags that name nothing visible. By WordNet: the tag is no no
 of a kind nobody photographs. By the posts: the tag comes evenly, whatever else its posts show.
 """
 
-import itertools
 import typing
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -18,6 +17,9 @@ VISIBLE = frozenset("animal artifact body food object person phenomenon plant su
 DOUBTFUL = frozenset("act attribute communication event group location shape time".split())
 
 LEFT_OUT_LISTED = 1000
+# A tag of fewer posts is not named, as it may name a person (#annaschmidtbirthday1987) and tells
+# little of the rules: with as many posts it could be a class, by the default of minimum_count.
+LEFT_OUT_POSTS = 10
 
 
 class Candidate(typing.NamedTuple):
@@ -190,9 +192,8 @@ def finish(
             }
         )
     classes.sort(key=lambda entry: (-entry["count"], entry["name"]))
-    listed = itertools.islice(
-        sorted(left_out, key=lambda tag: (-counts[tag], tag)), LEFT_OUT_LISTED
-    )
+    common = [tag for tag in left_out if counts[tag] >= LEFT_OUT_POSTS]
+    listed = sorted(common, key=lambda tag: (-counts[tag], tag))[:LEFT_OUT_LISTED]
     return {
         "minimum_count": minimum_count,
         "wordnet": wordnet_name,

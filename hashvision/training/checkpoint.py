@@ -136,7 +136,7 @@ class Checkpoints:
         """
         return self._newest(lambda step: self._restored(abstract, step))
 
-    def _newest(self, read: Callable[[int], Tree | State]) -> typing.Any:
+    def _newest(self, read: Callable[[int], Any]) -> typing.Any:
         """What `read` makes of the newest step that it finds whole."""
         self.wait()  # a checkpoint has its name from the moment its save begins
         steps = self._steps()
@@ -197,21 +197,25 @@ class Checkpoints:
         if jax.process_index() == 0:
             print(f"The checkpoint of step {step:,} is damaged, {where} ({cause}).", flush=True)
 
-    def restore_trunk(self, abstract: Tree) -> Tree:
-        """Reads the network alone, of the newest whole state, whatever objective trained it.
+    def restore_network(self, abstract: Tree, *part: str) -> tuple[int, Tree]:
+        """Reads what is to be evaluated of the newest whole state, and nothing else.
 
         Args:
-          abstract: {"params", "batch_stats"} of a trunk: shapes, dtypes and shardings.
+          abstract: {"params", "batch_stats"}: shapes, dtypes and shardings.
+          part: of the parameters: "trunk" for the network alone, whatever objective trained it.
+
+        Returns:
+          The step, and the arrays: the moving average's where there is one.
 
         Raises:
-          UserError: there is no checkpoint, or its trunk is another network.
+          UserError: there is no checkpoint, or it is of another network.
         """
-        return self._newest(lambda step: self._restored_trunk(abstract, step))
+        return self._newest(lambda step: (step, self._restored_network(abstract, part, step)))
 
-    def _restored_trunk(self, abstract: Tree, step: int) -> Tree:
+    def _restored_network(self, abstract: Tree, part: Place, step: int) -> Tree:
         found = self._metadata(step)
         params, statistics = _evaluated(found)
-        places = {"params": (*params, "trunk"), "batch_stats": statistics}
+        places = {"params": (*params, *part), "batch_stats": statistics}
 
         def taken(tree: Tree) -> Tree:
             return {

@@ -19,7 +19,6 @@ from hashvision import storage
 from hashvision.data import dataset, reader, removals, stream
 from hashvision.errors import UserError
 from hashvision.training import Config, hosts, presets
-from hashvision.training import mesh as meshes
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
@@ -39,7 +38,7 @@ def train(
     config: Config,
     workdir: str,
     check: Check | None = None,
-    removed: removals.Names = removals.NOTHING,
+    removed: removals.RemovalList = removals.NO_LIST,
 ) -> bool:
     """Trains to the config's last step, going on from the newest whole checkpoint in `workdir`.
 
@@ -62,12 +61,20 @@ def train(
       Whether the last step is done.
 
     Raises:
-      UserError: something does not fit, the loss is no longer finite, nothing is learnt, too much
-        of the dataset is broken, or a checkpoint cannot be written.
+      UserError: something does not fit, another run has the workdir, the loss is no longer finite,
+        nothing is learnt, too much of the dataset is broken, or a checkpoint cannot be written.
     """
+    with workdirs.held(workdir):
+        return _train(config, workdir, check, removed)
+
+
+def _train(
+    config: Config, workdir: str, check: Check | None, removed: removals.RemovalList
+) -> bool:
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
+    names = source.names(removed)
     photos = stream.Stream(
         source,
         batch_size=config.batch_size,
@@ -78,17 +85,18 @@ def train(
         tagged_only=config.objective.name == "hashtag",
         host=jax.process_index(),
         hosts=jax.process_count(),
-        removed=removed,
+        removed=names,
     )
+    _tell_what_matches_nothing(removed, names, photos)
     config = config.copy_and_resolve_references()
     for line in presets.fill(config, photos.epoch_length, workdirs.began(workdir)):
         _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
     classes = workdirs.claim(workdir, config, source.vocabulary, source.manifest)
-    workdirs.keep_compiled(workdir)
+    workdirs.keep_compiled()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
-        finished = _run(config, workdir, program, photos, classes, checkpoints, check, removed)
+        finished = _run(config, workdir, program, photos, classes, checkpoints, check, names)
     except BaseException:
         if jax.process_count() == 1:  # of several, the others are at their next step and wait there
             checkpoints.close()
@@ -101,6 +109,29 @@ def _say(line: str) -> None:
     """Prints what one host says for all."""
     if jax.process_index() == 0:
         print(line, flush=True)
+
+
+def _tell_what_matches_nothing(
+    removed: removals.RemovalList, names: removals.Names, photos: stream.Stream
+) -> None:
+    """Tells which lines of the removal list match nothing, on any host.
+
+    Raises:
+      UserError: the hosts were given different lists, so that no note of what was shown could hold.
+    """
+    matched = names.matched(photos.hits)
+    if jax.process_count() > 1:
+        lists = multihost_utils.process_allgather(np.frombuffer(names.digest, np.uint8))
+        if (lists != lists[0]).any():
+            raise UserError(
+                "The hosts of this run were given different removal lists; give all of them the"
+                " same --removals and --keep_copies_of_removed."
+            )
+        matched = multihost_utils.process_allgather(matched).any(0)
+    if removed.lines:
+        unmatched = removed.unmatched(names, matched)
+        told = removals.nothing_matched(unmatched, len(removed.lines), photos.dataset.path)
+        _say(told)
 
 
 def _run(
@@ -178,9 +209,8 @@ def _start_from(workdir: str, program: programs.Program, state: State) -> State:
     workdirs.read(workdir)  # or says that it is none
     abstract = program.abstract
     checkpoints = Checkpoints(workdir, read_only=True)
-    trunk = checkpoints.restore_trunk(
-        {"params": abstract.params["trunk"], "batch_stats": abstract.extra["batch_stats"]}
-    )
+    wanted = averaged(abstract.params["trunk"], abstract.extra)
+    _, trunk = checkpoints.restore_network(wanted, "trunk")
     checkpoints.close()
     params = {**state.params, "trunk": trunk["params"]}
     extra = {**state.extra, "batch_stats": trunk["batch_stats"]}
@@ -193,14 +223,7 @@ def _start_from(workdir: str, program: programs.Program, state: State) -> State:
 def _checked(
     check: Check, program: programs.Program, config: Config, state: State
 ) -> dict[str, float]:
-    params, extra = evaluated(state)
-    sharding = meshes.batch_sharding(program.mesh)
-
-    def predict(images: np.ndarray) -> tuple[Any, Any]:
-        # Of several hosts each has all of the photos, and puts those of its devices on them.
-        photos = jax.make_array_from_callback(images.shape, sharding, lambda part: images[part])
-        return program.predict(params, extra, photos)
-
+    predict = programs.predictor(program, *evaluated(state))
     return check(predict, programs.crops_of(config)[0].size, int(state.step))
 
 

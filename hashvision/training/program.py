@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hashvision import models
@@ -172,12 +173,76 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
         settings.average,
         config.accumulate,
     )
-    predict = jax.jit(
+    predict = _predict(objective, mesh)
+    return Program(mesh, objective, init, abstract, batch, into_crops, step, predict, steps)
+
+
+class Network(NamedTuple):
+    """What evaluation needs of a run: neither optimiser nor queue, and no numbers that divide."""
+
+    mesh: Mesh
+    init: Callable[[jax.Array], dict[str, Any]]
+    abstract: dict[str, Any]  # `state.averaged`: shapes, dtypes and shardings
+    predict: Any  # as of Program
+
+
+def network(config: Config, classes: int, devices: Any = None) -> Network:
+    """Makes the network of a config, sharded over all devices; takes no memory.
+
+    Args:
+      config: of hashvision/schema.py.
+      classes: of the vocabulary.
+      devices: a sequence of devices; all if None.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    devices = jax.devices() if devices is None else devices
+    mesh = meshes.make_mesh(len(devices), devices)
+    model = build_model(config, mesh.devices.flat[0].platform)
+    objective = build_objective(config, model, classes)
+    batch = state.abstract_batch(len(devices), config.data.photo_size, config.data.max_labels, mesh)
+    into_crops = functools.partial(cut, sizes=crops_of(config))
+    whole = state.network_initializer(objective, batch, into_crops)
+
+    def init(rng: jax.Array) -> dict[str, Any]:
+        return state.averaged(*whole(rng))
+
+    return Network(mesh, init, state.abstract_state(init, mesh), _predict(objective, mesh))
+
+
+def _predict(objective: Objective, mesh: Mesh) -> Any:
+    return jax.jit(
         objective.predict,
         in_shardings=(None, None, meshes.batch_sharding(mesh)),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
-    return Program(mesh, objective, init, abstract, batch, into_crops, step, predict, steps)
+
+
+def predictor(
+    program: Program | Network, params: Any, extra: Any
+) -> Callable[[np.ndarray], tuple[Any, Any]]:
+    """The network as a function of photos uint8 (B, R, R, 3), B any number, on the host.
+
+    Of several hosts each gives all the photos, puts those of its devices on them, and gets all the
+    answers.
+
+    Args:
+      program: whose devices compute.
+      params: as `predict` takes them, on the devices.
+      extra: the same.
+    """
+    sharding, devices = meshes.batch_sharding(program.mesh), program.mesh.devices.size
+
+    def predict(images: np.ndarray) -> tuple[Any, Any]:
+        number = len(images)
+        padded = np.pad(images, ((0, -number % devices), (0, 0), (0, 0), (0, 0)))
+        photos = jax.make_array_from_callback(padded.shape, sharding, lambda part: padded[part])
+        with jax.set_mesh(program.mesh):
+            answers = program.predict(params, extra, photos)
+        return jax.tree.map(lambda x: np.asarray(x)[:number], answers)
+
+    return predict
 
 
 def _check_groups(config: Config) -> None:
@@ -190,8 +255,8 @@ def _check_groups(config: Config) -> None:
             f" photos of a step, and accumulate={parts} shows it {shown:,} at a time; set"
             f" --config.model.norm_photos={shown}, or a divisor of that, or --config.accumulate=1."
         )
-    if photos < 0 or photos and shown % photos:
-        fits = max(n for n in range(1, max(1, min(photos, shown)) + 1) if shown % n == 0)
+    if photos and shown % photos:
+        fits = max(n for n in range(1, min(photos, shown) + 1) if shown % n == 0)
         raise UserError(
             f"model.norm_photos={photos} does not divide the {shown:,} photos that the network is"
             f" shown at a time (batch_size={config.batch_size}, accumulate={parts}); set"
@@ -199,8 +264,8 @@ def _check_groups(config: Config) -> None:
         )
 
 
-def initial_state(program: Program, seed: int) -> state.State:
-    """The state of step 0, on its devices."""
+def initial_state(program: Program | Network, seed: int) -> Any:
+    """The state of step 0, or what evaluation needs of it, on its devices."""
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
     # Runs once, so what XLA for CPU would spend on making it fast is lost.
     on_cpu = program.mesh.devices.flat[0].platform == "cpu"

@@ -43,16 +43,28 @@ def abstract_batch(
     }
 
 
+def network_initializer(
+    objective: Objective, batch: Any, cut: Cut
+) -> Callable[[jax.Array], tuple[Any, Any]]:
+    """Rng -> params and extra of step 0; `batch` gives shapes only."""
+    # Parameters depend on the shape of an image, not on how many there are.
+    one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), jax.eval_shape(cut, batch))
+
+    def init(rng: jax.Array) -> tuple[Any, Any]:
+        params, extra = objective.init(rng, one)
+        return objective.after_update(params), extra
+
+    return init
+
+
 def initializer(
     objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any, cut: Cut
 ) -> Callable[[jax.Array], State]:
     """Rng -> the state of step 0, for `jax.jit` or `jax.eval_shape`; `batch` gives shapes only."""
-    # Parameters depend on the shape of an image, not on how many there are.
-    one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), jax.eval_shape(cut, batch))
+    network = network_initializer(objective, batch, cut)
 
     def init(rng: jax.Array) -> State:
-        params, extra = objective.init(rng, one)
-        params = objective.after_update(params)
+        params, extra = network(rng)
         return State(
             jnp.zeros((), jnp.int32),
             params,
@@ -64,8 +76,8 @@ def initializer(
     return init
 
 
-def abstract_state(init: Callable[[jax.Array], State], mesh: Mesh) -> State:
-    """Shapes, dtypes and shardings of the state; takes no memory."""
+def abstract_state(init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a state, or of a part of one; takes no memory."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -3,20 +3,24 @@
 What only reads it, such as `audit`, needs no JAX.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hashvision import configs, schema, storage
-from hashvision.data import classes, dataset, removals
+from hashvision import configs, locks, schema, storage
+from hashvision.data import classes, dataset, documents, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
 
+_DATASET = "dataset.json"
 _REMOVED = "removed.jsonl"
+_AGAIN = "copy it again from where the run was, or train into a new --workdir"
 
 # Keys that may differ when a run goes on: they change neither the model, nor what it is shown.
 _FREE = (
@@ -36,27 +40,24 @@ _FREE = (
     "model.remat",
     "model.unroll",
     "model.group_conv",
+    "accumulate",
 )
 
 
-def _read(workdir: str, name: str) -> Any:
-    path = os.path.join(workdir, name)
-    try:
-        return json.loads(storage.read(path))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing, so {workdir} is not the workdir of a run; give --workdir the"
-            " folder that `python -m hashvision train` wrote."
-        ) from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); train into a new --workdir."
-        ) from None
+def _load(workdir: str, name: str) -> dict[str, Any]:
+    return documents.load(os.path.join(workdir, name), _missing(workdir), _AGAIN)
+
+
+def _missing(workdir: str) -> str:
+    return (
+        f"so {workdir} is not the workdir of a run; give --workdir the folder that"
+        " `python -m hashvision train` wrote"
+    )
 
 
 def _config(workdir: str) -> dict[str, Any]:
     """The frozen config as today's schema has it."""
-    return configs.upgrade(_read(workdir, "config.json"), os.path.join(workdir, "config.json"))
+    return configs.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
 
 
 def began(workdir: str) -> dict[str, Any] | None:
@@ -108,11 +109,14 @@ def claim(
                 )
     if jax.process_index():
         return numbers  # the first host writes what is the same on all
-    seen = {"dataset": storage.absolute(config.dataset), "manifest": manifest}
-    seen["vocabulary"] = hashlib.sha256(text.encode()).hexdigest()
+    seen = {
+        "dataset": storage.absolute(config.dataset),
+        "manifest": manifest,
+        "vocabulary": hashlib.sha256(text.encode()).hexdigest(),  # of that beside this
+    }
     for name, content in (
-        ("vocabulary.json", text),
-        ("dataset.json", json.dumps(seen, ensure_ascii=False, indent=1)),
+        (dataset.VOCABULARY, text),
+        (_DATASET, json.dumps(seen, ensure_ascii=False, indent=1)),
         ("config.json", json.dumps(frozen, indent=1)),  # last: a workdir with a config is whole
     ):
         storage.write(os.path.join(workdir, name), content)
@@ -121,23 +125,39 @@ def claim(
 
 def _vocabulary(workdir: str) -> dict[str, Any]:
     """The vocabulary that a run began with, whose order numbers the classes of its network."""
-    known, noted = _read(workdir, "vocabulary.json"), {}
-    if storage.exists(os.path.join(workdir, "dataset.json")):
-        noted = _read(workdir, "dataset.json")
-    text = json.dumps(known, ensure_ascii=False)
+    path = os.path.join(workdir, dataset.VOCABULARY)
+    text = documents.read(path, _missing(workdir))
+    vocabulary = documents.parse(path, text, _AGAIN)
+    dataset.check_vocabulary(path, vocabulary, _AGAIN)
+    noted = {}
+    if storage.exists(os.path.join(workdir, _DATASET)):
+        noted = _load(workdir, _DATASET)
     # Runs of earlier versions hold no digest.
-    if noted.get("vocabulary") not in (None, hashlib.sha256(text.encode()).hexdigest()):
+    if noted.get("vocabulary") not in (None, hashlib.sha256(text).hexdigest()):
         raise UserError(
-            f"{os.path.join(workdir, 'vocabulary.json')} is not as `train` wrote it, so nothing"
-            " tells which class is which; copy it again from where the run began."
+            f"{path} is not as `train` wrote it, so nothing tells which class is which; copy it"
+            " again from where the run began."
         )
-    return known
+    return vocabulary
+
+
+def held(workdir: str) -> contextlib.AbstractContextManager[None]:
+    """Holds WORKDIR/lock while the run writes there; of several hosts the first does, for all.
+
+    Raises:
+      UserError: another run holds it.
+      OSError: it cannot be written.
+    """
+    import jax
+
+    if jax.process_index():
+        return contextlib.nullcontext()
+    path = os.path.join(storage.absolute(workdir), "lock")
+    return locks.Lock(path, f"The workdir {workdir}", "give another --workdir")
 
 
 def note_start(workdir: str, step: int, removed: removals.Names) -> None:
     """Adds to WORKDIR/removed.jsonl what is not shown from this step on, for `audit`.
-
-    What an earlier start said of later steps is taken back, as those steps are done again.
 
     Args:
       workdir: of the run.
@@ -148,23 +168,57 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
 
     if jax.process_index():
         return
-    starts = [start for start in starts_of(workdir) if start["step"] < step]
-    names = {kind: values.tolist() for kind, values in removed._asdict().items()}
     # A run may resume on another dataset than it began with.
     folder, manifest = seen(workdir)
-    data = {"dataset": folder, "fingerprint": dataset.fingerprint(manifest)}
-    starts.append({"step": step, "removed": names, **data})
-    lines = "".join(json.dumps(start) + "\n" for start in starts)
-    storage.write(os.path.join(workdir, _REMOVED), lines)
+    start = {
+        "step": step,
+        "removed": {kind: removed.values[kind].tolist() for kind in removals.KINDS},
+        "keep_copies_of_removed": removed.keep_copies,
+        "key": manifest.get("key"),
+        "dataset": folder,
+        "fingerprint": dataset.fingerprint(manifest),
+    }
+    locks.append(os.path.join(workdir, _REMOVED), json.dumps(start) + "\n")
 
 
 def starts_of(workdir: str) -> list[dict[str, Any]]:
-    """What `note_start` has noted, in the order of steps."""
+    """What `note_start` has noted, in the order of steps.
+
+    What a start said of the steps from a later start's on does not count: they were done again.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    path = os.path.join(workdir, _REMOVED)
     try:
-        lines = storage.read(os.path.join(workdir, _REMOVED)).splitlines()
+        lines = storage.read(path).splitlines()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+    starts: list[dict[str, Any]] = []
+    for n, line in enumerate(lines, 1):
+        start = _start(f"Line {n} of {path}", line)
+        while starts and starts[-1]["step"] >= start["step"]:
+            starts.pop()
+        starts.append(start)
+    return starts
+
+
+def _start(where: str, line: bytes) -> dict[str, Any]:
+    start = documents.parse(where, line, _AGAIN)
+    removed = start.get("removed")
+    if not (
+        documents.is_count(start.get("step"))
+        and isinstance(removed, dict)
+        and removed.keys() == {*removals.KINDS}
+        and all(isinstance(values, list) for values in removed.values())
+        and all(type(v) is int and 0 <= v < 2**64 for each in removed.values() for v in each)
+        and isinstance(start.get("keep_copies_of_removed", False), bool)
+        and all(isinstance(start.get(name, ""), str) for name in ("dataset", "fingerprint"))
+    ):
+        raise UserError(
+            f"{where} is not as `train` leaves it ({documents.shown(start)}); {_AGAIN}."
+        )
+    return start
 
 
 def checkpoints(workdir: str) -> list[int]:
@@ -185,26 +239,64 @@ def seen(workdir: str) -> tuple[str, dict[str, Any]]:
     """The folder and the manifest of the dataset that a run was last started with.
 
     Raises:
-      UserError: `workdir` is none.
+      UserError: `workdir` is none, or its note of that is damaged.
     """
-    noted = _read(workdir, "dataset.json")
-    return noted["dataset"], noted["manifest"]
+    path, noted = os.path.join(workdir, _DATASET), _load(workdir, _DATASET)
+    folder, manifest = noted.get("dataset"), noted.get("manifest")
+    if not (isinstance(folder, str) and isinstance(manifest, dict)):
+        raise UserError(f"{path} is not as `train` leaves it ({documents.shown(noted)}); {_AGAIN}.")
+    dataset.check_manifest(path, manifest, _AGAIN)
+    return folder, manifest
 
 
-def keep_compiled(workdir: str) -> None:
-    """Keeps compiled programs beside the workdir: the next run on this machine starts sooner."""
-    import jax
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's own cache: the next run on this machine starts sooner.
 
-    folder = os.path.dirname(storage.absolute(workdir))
-    if not folder.endswith(":"):  # a bucket has nothing beside it
-        jax.config.update("jax_compilation_cache_dir", os.path.join(folder, ".compiled"))
+    A compiled program is code. So none is taken from where others may write, or from what travels,
+    as a workdir does; where the user has no such folder, nothing is kept and a line says why.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user has chosen
+        return
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # which the specification has ignored
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(base, "hashvision", "compiled")
+    try:
+        why = _not_private(folder)
+    except OSError as error:
+        why = error.strerror
+    if why:
+        print(f"Compiled programs are not kept: {folder} cannot be used ({why}).", flush=True)
+    else:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _not_private(folder: str) -> str | None:
+    """Makes a folder, and the one it lies in; why it is not this user's alone, if it is not."""
+    if not os.path.isabs(folder):
+        return "this user has no home"
+    parent = os.path.dirname(folder)
+    os.makedirs(os.path.dirname(parent), 0o700, exist_ok=True)
+    for path in (parent, folder):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            return f"{path} is not a folder"
+        if found.st_uid != os.geteuid():
+            return f"{path} is not this user's"
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"others may write to {path}"
+    return None
 
 
 def read(workdir: str) -> tuple[Config, dict[str, Any]]:
     """The frozen config and the vocabulary of a run.
 
     Raises:
-      UserError: `workdir` is none.
+      UserError: `workdir` is none, or one of its files is damaged.
     """
     config = schema.get_config(schema.flat(_config(workdir)))
     return config, _vocabulary(workdir)

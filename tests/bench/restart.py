@@ -20,6 +20,7 @@ ALLOWED = 20.0
 SHARDS = 1024
 PER_LANE = 16  # photos of a batch
 CLASSES = 17_000
+PHOTO_BYTES = 30_000
 
 
 def make(folder: pathlib.Path, size: int, last: int) -> None:
@@ -34,17 +35,35 @@ def make(folder: pathlib.Path, size: int, last: int) -> None:
     counts = np.bincount(tags[first], minlength=CLASSES) * SHARDS
     rows = np.zeros(length, records.INDEX_DTYPE)
     rows["rarest"] = counts[tags].min(1)
+    rows["offset"] = np.arange(length) * PHOTO_BYTES
     values, photos = np.unique(rows["rarest"], return_counts=True)
+    nobody = "0" * 64
+    shards = [
+        {
+            "name": records.shard_name(shard, SHARDS),
+            "records": length,
+            "bytes": length * PHOTO_BYTES,
+            **dict.fromkeys(("sha256", "index_sha256", "copies_sha256"), nobody),
+        }
+        for shard in range(SHARDS)
+    ]
     for shard in range(-(-last // length)):
         rows["id"] = rng.integers(0, 2**64, length, np.uint64)
-        np.save(folder / records.index_name(shard, SHARDS), rows)
+        path = folder / records.index_name(shard, SHARDS)
+        np.save(path, rows)
+        shards[shard]["index_sha256"], _ = dataset.digest(str(path))
+    entries = enumerate(counts.tolist())
+    classes = [{"name": str(n), "count": count, "tags": {}, "lemmas": []} for n, count in entries]
+    (folder / "vocabulary.json").write_text(json.dumps({"classes": classes}))
     manifest = {
-        "shards": [{"name": f"{shard}", "records": length, "bytes": 0} for shard in range(SHARDS)],
+        "format": {"name": dataset.FORMAT, "version": dataset.VERSION},
+        "key": "0" * 16,
+        "vocabulary_sha256": dataset.digest(str(folder / "vocabulary.json"))[0],
+        "classes": CLASSES,
+        "shards": shards,
         "rarest": {str(value): int(n) * SHARDS for value, n in zip(values, photos, strict=True)},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    classes = [{"name": str(rank), "count": int(n)} for rank, n in enumerate(counts)]
-    (folder / "vocabulary.json").write_text(json.dumps({"classes": classes}))
 
 
 def main() -> None:
