@@ -7,6 +7,11 @@ python -m hashvision train --config=configs/seer_regnety.py:256gf --config.datas
 
 For photos without end the authors held the learning rate and halved it on plateaus:
 --config.optimizer.schedule=plateau --config.steps=STEPS.
+
+Read off the released configs and the names of the released files: the batches of 128gf (32 on each
+of 16 machines' 8 GPUs), 256gf and 10b, 128gf's constant learning rate, and the warm-up from 0.15 in
+8,000 steps. The batch of 32gf is computed (a billion photos in 244,000 steps); that of 64gf and the
+schedules of 32gf and 64gf are not known and are 256gf's.
 """
 
 from typing import Any, Literal
@@ -20,9 +25,9 @@ NORM_PHOTOS = {"32gf": 512, "64gf": 1024, "128gf": 2048, "256gf": 1024, "10b": 1
 
 
 def get_config(variant: Literal["32gf", "64gf", "128gf", "256gf", "10b"] = "256gf") -> Any:
-    """16,000 prototypes, a head without BatchNorm, batch 8192 (10b: 7936), LARC, cosine."""
+    """16,000 prototypes, a head without BatchNorm, LARC; batch, schedule and norms by variant."""
     config = base.get_config()
-    config.batch_size = 8192
+    config.batch_size = 4096 if variant in ("32gf", "128gf") else 8192
     config.epochs = 1.0
     config.data.lanes = 512
     config.data.sampling = "natural"
@@ -44,14 +49,15 @@ def get_config(variant: Literal["32gf", "64gf", "128gf", "256gf", "10b"] = "256g
     config.swav.frozen_steps = 313
     config.swav.queue = 0
     config.optimizer.name = "larc"
-    config.optimizer.learning_rate = 0.3  # per 256 photos: 9.6
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 0.0655  # 8000 of 122,070 steps
+    config.optimizer.learning_rate = 0.3  # per 256 photos: 9.6 at 8192
+    config.optimizer.schedule = "constant" if variant == "128gf" else "cosine"
+    config.optimizer.warmup_epochs = 8000 * config.batch_size / 1e9  # 8,000 steps
+    config.optimizer.warmup_start = 0.15
     config.optimizer.final = 1e-3
     config.optimizer.weight_decay = 1e-5
     if variant == "10b":
         config.batch_size = 7936  # 496 GPUs of 16
-        config.data.lanes = 496
+        config.data.lanes = 256
         config.data.crops = ((2, 160, 0.14, 1.0), (4, 96, 0.05, 0.14))
         config.swav.epsilon = 0.03
         config.optimizer.warmup_epochs = 0.0436

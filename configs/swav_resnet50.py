@@ -18,7 +18,7 @@ def get_config(variant: Literal["4096", "256"] = "4096") -> Any:
     config = base.get_config()
     config.batch_size = int(variant)
     config.epochs = 800.0 if variant == "4096" else 200.0
-    config.data.lanes = 64
+    config.data.lanes = 128
     config.data.sampling = "natural"
     config.data.crops = ((2, 224, 0.14, 1.0), (6, 96, 0.05, 0.14))
     config.augment.distortion = 1.0
@@ -36,6 +36,7 @@ def get_config(variant: Literal["4096", "256"] = "4096") -> Any:
     config.optimizer.learning_rate = config_dict.placeholder(float)  # 4.8 at 4096, 0.6 at 256
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_epochs = 10.0 if variant == "4096" else 0.0
+    config.optimizer.warmup_start = 0.3
     config.optimizer.final = 1e-3
     config.optimizer.weight_decay = 1e-6
     return config

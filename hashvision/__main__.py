@@ -1,6 +1,7 @@
 """The verbs: `python -m hashvision VERB`; each imports its room only when called."""
 
 import argparse
+import difflib
 import errno
 import os
 import sys
@@ -10,12 +11,13 @@ from typing import Any
 
 from hashvision import __version__, storage
 from hashvision.errors import UserError
+from hashvision.ranges import NAME, SEED, SIDE, Range, number, whole
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
-    _nothing_more(rest)
+    _refuse_stray(arguments, rest)
     from hashvision.prepare import drawn
 
     drawn.write(arguments.output, arguments.posts, arguments.test_per_class, seed=arguments.seed)
@@ -38,7 +40,8 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         keep_duplicates=arguments.keep_duplicates,
         removals=arguments.removals,
         key=arguments.key,
-        evaluation_sets=[each for each in arguments.evaluation_sets.split(",") if each],
+        keep_copies_of_removed=arguments.keep_copies_of_removed,
+        evaluation_sets=arguments.evaluation_sets,
         beam_options=rest,
     )
     posts = manifest["posts"]
@@ -50,6 +53,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _refuse_stray(arguments, rest, settings=True)
     from hashvision import configs
 
     found = configs.explain(arguments.config, rest)
@@ -61,6 +65,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
+    _refuse_stray(arguments, rest, settings=True)
     from hashvision import configs
 
     config = configs.load(arguments.config, rest)
@@ -72,7 +77,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
         settings = config.hosts
         return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)
     if place:
-        hosts.join(place, config.hosts.join)
+        hosts.join(place, config.hosts.join, config.hosts.lost)
     from hashvision.training import loop
 
     check, removed = None, _removed(arguments)
@@ -94,7 +99,7 @@ def _removed(arguments: argparse.Namespace) -> Any:
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
-    _nothing_more(rest)
+    _refuse_stray(arguments, rest)
     from hashvision.evaluation import encoder, protocols
 
     chosen = arguments.protocol.split(",")
@@ -107,6 +112,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _refuse_stray(arguments, rest, settings=True)
     if arguments.topology != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
     from hashvision import configs
@@ -131,7 +137,7 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> int:
-    _nothing_more(rest)
+    _refuse_stray(arguments, rest)
     from hashvision import audit
 
     if not arguments.removals and not arguments.verify:
@@ -167,13 +173,97 @@ def _write_json(path: str | None, content: Callable[[], str], what: str) -> None
         ) from None
 
 
-def _nothing_more(rest: list[str]) -> None:
-    if rest:
-        raise UserError(f"There is no option {rest[0]}; `--help` lists them.")
+def _refuse_stray(arguments: argparse.Namespace, rest: list[str], settings: bool = False) -> None:
+    """Refuses words that no option takes: one of them may be meant to name a removal list.
+
+    Args:
+      arguments: those that the command takes.
+      rest: the others.
+      settings: whether the command takes --config.KEY=VALUE too.
+
+    Raises:
+      UserError: it names the first such word, and the option that is spelled most like it.
+    """
+    stray = [word for word in rest if not (settings and word.startswith("--config."))]
+    if not stray:
+        return
+    known = arguments.parser.flags()
+    if settings:
+        from hashvision import schema
+
+        known += [f"--config.{key}" for key in schema.KEYS]
+    name = stray[0].lstrip("-").partition("=")[0]
+    near = difflib.get_close_matches(f"--{name}", known, 1) or [
+        flag for flag in known if flag.rpartition(".")[2] == name
+    ]
+    prog = arguments.parser.prog
+    told = f"the nearest is {near[0]}" if near else f"`{prog} --help` lists them"
+    raise UserError(f"`{prog}` has no option {stray[0]}; {told}.")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes each option once and spelled out, and refuses in one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.register("action", None, _Once)  # where an option names no other
+        self.register("type", None, _within(NAME))
+        self.set_defaults(parser=self)
+
+    def flags(self) -> list[str]:
+        """All that start with two dashes."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+    def error(self, message: str) -> Any:
+        """Raises the UserError that says `message`."""
+        said = " ".join(message.removeprefix("argument ").split())
+        raise UserError(f"{said[0].upper()}{said[1:]}; `{self.prog} --help` tells more.")
+
+
+class _Once(argparse.Action):
+    """Keeps an option's value, and refuses a second one, which would hide the first."""
+
+    given: Any = None
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if self.given not in (None, values):
+            parser.error(f"{option_string} is given twice, as {self.given} and as {values}")
+        self.given = values
+        setattr(namespace, self.dest, values)
+
+
+def _within(inside: Range) -> Callable[[str], Any]:
+    """How argparse reads a value of a range."""
+
+    def read(text: str) -> Any:
+        try:
+            return inside.read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {inside.words}") from None
+
+    return read
+
+
+_COUNT = _within(whole(1, 10**9))
+_SIDE = _within(SIDE)
+
+
+def _folders(text: str) -> list[str]:
+    """The folders of a list with commas."""
+    found = text.split(",")
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not DIR or DIR,DIR")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hashvision",
         description="Posts in, a tested vision model out.",
         epilog="`hashvision VERB --help` tells more.",
@@ -187,9 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--output", required=True, help="folder for posts.jsonl, images/ and test sets"
     )
-    verb.add_argument("--posts", type=int, default=3000)
-    verb.add_argument("--test_per_class", type=int, default=20)
-    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--posts", type=_COUNT, default=3000)
+    verb.add_argument("--test_per_class", type=_COUNT, default=20)
+    verb.add_argument("--seed", type=_within(SEED), default=0)
     verb.set_defaults(run=_drawn)
 
     verb = verbs.add_parser(
@@ -201,8 +291,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", required=True, help="the dataset folder to make")
     verb.add_argument("--images", help="folder of the image paths; that of the posts by default")
     verb.add_argument("--wordnet", help="WordNet as WN-LMF (.xml, .xml.xz), to merge synonyms")
-    verb.add_argument("--minimum_count", type=int, default=10, help="posts a class needs")
-    verb.add_argument("--short_side", type=int, default=256, help="pixels; photos are only shrunk")
+    verb.add_argument("--minimum_count", type=_COUNT, default=10, help="posts a class needs")
+    verb.add_argument(
+        "--short_side", type=_SIDE, default=256, help="pixels; photos are only shrunk"
+    )
     verb.add_argument(
         "--keep_untagged",
         action="store_true",
@@ -217,7 +309,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--key", help="the dataset's key, made if absent; OUTPUT.key by default")
     verb.add_argument(
-        "--evaluation_sets", default="", help="folders, DIR,DIR, of photos that no post may show"
+        "--keep_copies_of_removed",
+        action="store_true",
+        help="keep what others posted of a removed owner's photos",
+    )
+    verb.add_argument(
+        "--evaluation_sets",
+        type=_folders,
+        default=[],
+        help="folders, DIR,DIR, of photos that no post may show",
     )
     verb.set_defaults(run=_prepare)
 
@@ -233,7 +333,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         "train",
         help="dataset folder -> workdir",
-        description="Trains, or goes on. --config.KEY=VALUE sets any key of configs/base.py."
+        description="Trains, or goes on. --config.KEY=VALUE sets any key of hashvision/schema.py."
         " Configs are Python code: run only those you trust.",
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
@@ -245,8 +345,8 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         "plan",
         help="memory, speed and price of a run on a TPU pod, with no TPU at hand",
-        description="Compiles the step that `train` would run (needs `pip install libtpu`)."
-        " --config.KEY=VALUE sets any key of configs/base.py.",
+        description="Compiles the step that `train` would run; needs requirements-tpu.txt."
+        " --config.KEY=VALUE sets any key of hashvision/schema.py.",
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument(
@@ -254,9 +354,9 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="KIND:SHAPE, such as v4:4x4x8 or v5e:16x16; cpu:N; or gpu, those that are here",
     )
-    verb.add_argument("--classes", type=int, default=1500, help="of the vocabulary (hashtags)")
-    verb.add_argument("--images", type=float, default=1e9, help="of an epoch")
-    verb.add_argument("--price_per_chip_hour", type=float, default=0.0)
+    verb.add_argument("--classes", type=_COUNT, default=1500, help="of the vocabulary (hashtags)")
+    verb.add_argument("--images", type=_within(number(1, 1e15)), default=1e9, help="of an epoch")
+    verb.add_argument("--price_per_chip_hour", type=_within(number(0, 1e9)), default=0.0)
     verb.add_argument(
         "--fit", action="store_true", help="search fsdp, remat and accumulate for what fits best"
     )
@@ -345,8 +445,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # It would import Keras, for a third of its time to start and 100 MB; so it looks for the old
     # one, which is not there.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    arguments, rest = _parser().parse_known_args(argv)
     try:
+        arguments, rest = _parser().parse_known_args(argv)
         return arguments.run(arguments, rest) or 0
     except UserError as error:
         code, said = 2, f"hashvision: {error}"

@@ -1,28 +1,44 @@
-"""A recipe and its overrides made into the config of a run, and what each of its keys means.
+"""A recipe and its overrides made into the config of a run, whole by the schema.
 
-A recipe is a Python file whose get_config returns an ml_collections.ConfigDict; it starts from the
-schema, `base.py` beside it, and may take a variant.
+A recipe is a Python file whose get_config returns an ml_collections.ConfigDict; it starts from
+that of `base.py` beside it, which is the schema's, and may take a variant.
 """
 
-import ast
 import contextlib
 import difflib
 import importlib.util
 import inspect
-import io
 import json
 import os
 import shlex
 import sys
-import tokenize
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from hashvision import schema
 from hashvision.errors import UserError
 
-_WANTED = {bool: "true or false", int: "an integer", float: "a number", tuple: "a tuple"}
 _KEYS, _VALUES = 25, 52  # widths of the columns up to the end of keys, and of values
+
+
+class Renamed(NamedTuple):
+    """A key that an earlier version had, and the one that took its place."""
+
+    old: str
+    new: str
+    value: Callable[[Mapping[str, Any]], Any]  # of the new key, from all old values by dotted key
+
+
+def _norm_photos(old: Mapping[str, Any]) -> int:
+    """Photos of a BatchNorm group, where `model.norm_groups` said how many groups a part has."""
+    part, groups = old["batch_size"] // old["accumulate"], old["model.norm_groups"]
+    return 0 if groups == old["accumulate"] == 1 else part // groups
+
+
+RENAMED = (Renamed("model.norm_groups", "model.norm_photos", _norm_photos),)
+# In the config.json of every version: one that lacks any of them is not whole.
+_ALWAYS = ("seed", "batch_size", "data.lanes", "data.sampling", "model.name", "objective.name")
 
 
 class Setting(NamedTuple):
@@ -31,13 +47,14 @@ class Setting(NamedTuple):
     key: str  # dotted
     value: Any
     source: str  # base, recipe or override
+    takes: str
     meaning: str
 
     def row(self) -> str:
         """The setting in columns; what stands behind a long value moves to the next line."""
         start = f"{self.key:<{_KEYS}} {typed(self.value)}"
         start = start.ljust(_VALUES) if len(start) < _VALUES else f"{start}\n{'':{_VALUES}}"
-        return f"{start}{self.source:<10}{self.meaning}".rstrip()
+        return f"{start}{self.source:<10}{self.meaning} ({self.takes})"
 
 
 class Explained(NamedTuple):
@@ -67,18 +84,16 @@ class Explained(NamedTuple):
     def as_json(self) -> str:
         """The same for machines; a tuple is a list."""
         settings = {
-            key: {"value": value, "source": source, "meaning": meaning}
-            for key, value, source, meaning in self.settings
+            setting.key: {name: x for name, x in setting._asdict().items() if name != "key"}
+            for setting in self.settings
         }
         return json.dumps({**self._asdict(), "settings": settings}, indent=1, ensure_ascii=False)
 
 
 class _Recipe(NamedTuple):
     name: str  # FILE.py:VARIANT
-    config: Any  # locked
     values: dict[str, Any]  # its own, before any override, by dotted key
-    schema: str  # path
-    defaults: dict[str, Any]  # the schema's
+    config: Any  # locked
 
 
 def load(file: str, overrides: Sequence[str]) -> Any:
@@ -110,57 +125,64 @@ def explain(file: str, overrides: Sequence[str]) -> Explained:
     """
     recipe = _read(file)
     changed = {_apply(recipe, override) for override in overrides}
-    values, comments = _flat(recipe.config), meanings(recipe.schema)
-    order = [key for key in comments if key in values]
-    settings = []
-    for key in order + [key for key in values if key not in comments]:
-        differs = recipe.values[key] != recipe.defaults[key]
+    values, settings = schema.flat(recipe.config), []
+    for key, (default, takes, meaning) in schema.KEYS.items():
+        differs = recipe.values[key] != default
         source = "override" if key in changed else "recipe" if differs else "base"
-        settings.append(Setting(key, values[key], source, comments.get(key, "")))
-    groups = {key: comment for key, comment in comments.items() if comment and key not in values}
-    return Explained(recipe.name, recipe.schema, list(overrides), groups, settings)
+        settings.append(Setting(key, values[key], source, takes.words, meaning))
+    base = _shown(schema.__file__)
+    return Explained(recipe.name, base, list(overrides), schema.GROUPS, settings)
+
+
+def upgrade(values: Any, where: str = "config.json") -> dict[str, Any]:
+    """The config of an earlier version as today's schema has it.
+
+    A key that is new gets its default, with which a run is what it was before there was the key; a
+    key that was renamed gets its new name and value.
+
+    Args:
+      values: nested dicts, as config.json holds them.
+      where: what holds them, for a sentence.
+
+    Returns:
+      Nested dicts of all keys of the schema; lists stay lists.
+
+    Raises:
+      UserError: it is not whole, a key is not known, or a value is not what its key takes.
+    """
+    old = schema.flat(values) if isinstance(values, Mapping) else {}
+    for key in _ALWAYS:
+        if key not in old:
+            raise UserError(f"{where} lacks {key}; copy it again from where `train` wrote it.")
+    return schema.nested(_upgraded(old, where))
+
+
+def _upgraded(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """All keys of the schema, in its order, from those of any version, by dotted key."""
+    old = {**_DEFAULTS, **values}
+    for name, new, value in RENAMED:
+        if name in values:
+            try:
+                old[new] = value(old)
+            except (ArithmeticError, TypeError, ValueError):
+                raise UserError(
+                    f"{where} sets {name}={values[name]!r}, from which no {new} follows, as that"
+                    " key is called now."
+                ) from None
+            del old[name]
+    for key in old:
+        if key not in schema.KEYS:
+            raise UserError(
+                f"{where} sets {key}, which this version of hashvision does not have;"
+                f" {_nearest(key)}."
+            )
+    schema.check(old, where)
+    return {key: old[key] for key in schema.KEYS}
 
 
 def typed(value: Any) -> str:
     """A value as it is typed behind --config.KEY= in a shell."""
     return shlex.quote(str(value))
-
-
-def meanings(schema: str) -> dict[str, str]:
-    """What the comments of a schema say of its keys and groups.
-
-    The comment of a key stands behind it, or, where nothing does, in the lines right above.
-
-    Args:
-      schema: a Python file whose get_config assigns keys one a line, and names groups as in
-        `config.data = data = ...`.
-
-    Returns:
-      Comments by dotted key, in the order of the file; "" where there is none.
-    """
-    with tokenize.open(schema) as file:
-        source = file.read()
-    behind, alone = {}, {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments = behind if token.line[: token.start[1]].strip() else alone
-            comments[token.start[0]] = token.string.strip("# ")
-    found: dict[str, str] = {}
-    groups: dict[str, str] = {}  # dotted names by the variables that stand for them
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Assign):
-            continue
-        targets = [ast.unparse(target).partition(".") for target in node.targets]
-        named = [(groups.get(holder), name) for holder, _, name in targets if name]
-        key = ".".join(filter(None, named[0])) if named else ""
-        groups.update({variable: key for variable, _, name in targets if not name})
-        first = node.lineno
-        while first - 1 in alone:
-            first -= 1
-        above = " ".join(alone[line] for line in range(first, node.lineno))
-        if key:
-            found.setdefault(key, behind.get(node.end_lineno, above))
-    return found
 
 
 def _read(file: str) -> _Recipe:
@@ -169,22 +191,14 @@ def _read(file: str) -> _Recipe:
         raise UserError(f"The config {path} does not exist; configs/ holds those of this project.")
     spec = importlib.util.spec_from_file_location("hashvision_config", path)
     if spec is None or spec.loader is None or os.path.isdir(path):
-        raise UserError(f"The config {path} is no Python file; configs/base.py shows the form.")
+        raise UserError(f"The config {path} is not a Python file; configs/demo.py shows the form.")
     module = importlib.util.module_from_spec(spec)
     with _imports_beside(path), _failures_named(path):
         spec.loader.exec_module(module)
         variant = _variant(path, module.get_config, variant)
-        config = module.get_config(variant) if variant else module.get_config()
-        config.lock()
-        base = sys.modules.get("base", module)
-        defaults, schema = _flat(base.get_config()), _shown(base.__file__ or path)
-    values = _flat(config)
-    for key in values:
-        if key not in defaults:
-            near = _nearest(key, defaults)
-            raise UserError(f"{path} sets {key}, which {schema} does not have; {near}.")
-    name = f"{path}:{variant}" if variant else path
-    return _Recipe(name, config, values, schema, defaults)
+        values = schema.flat(module.get_config(variant) if variant else module.get_config())
+    config = schema.get_config(_upgraded(values, path)).lock()
+    return _Recipe(f"{path}:{variant}" if variant else path, schema.flat(config), config)
 
 
 def _shown(path: str) -> str:
@@ -244,51 +258,28 @@ def _apply(recipe: _Recipe, override: str) -> str:
     key, equals, text = override.removeprefix("--config.").partition("=")
     if not (override.startswith("--config.") and equals):
         raise UserError(f"There is no option {override}; settings are --config.KEY=VALUE.")
-    if key not in recipe.values:
-        near = _nearest(key, recipe.values)
-        raise UserError(f"The config {recipe.name} has no key {key}; {near}.")
+    if key not in schema.KEYS:
+        raise UserError(f"There is no key {key} of a config; {_nearest(key)}.")
+    try:
+        value = schema.KEYS[key].takes.read(text)
+    except ValueError:
+        raise UserError(f"--config.{key}={text} does not fit: {schema.wanted(key)}.") from None
     *groups, name = key.split(".")
     holder = recipe.config
     for group in groups:
         holder = holder[group]
-    kind: type = holder.get_type(name)
-    optional = None in (recipe.values[key], recipe.defaults[key])
-    try:
-        holder[name] = None if optional and text == "None" else _value(text, kind)
-    except (KeyError, SyntaxError, TypeError, ValueError):
-        wanted = _WANTED.get(kind, kind.__name__) + " or None" * optional
-        meaning = meanings(recipe.schema).get(key)
-        raise UserError(
-            f"--config.{key}={text} does not fit: {key} wants {wanted}"
-            + (f" ({meaning})." if meaning else ".")
-        ) from None
+    holder[name] = value
     return key
 
 
-def _value(text: str, kind: type) -> Any:
-    """What is typed for a key of this type; raises where it does not fit."""
-    if kind is bool:
-        return {"true": True, "false": False}[text.lower()]
-    if kind in (str, int, float):
-        return kind(text)
-    value = ast.literal_eval(text)
-    value = tuple(value) if isinstance(value, list) else value
-    if not isinstance(value, kind):
-        raise TypeError
-    return value
-
-
-def _nearest(key: str, keys: Iterable[str]) -> str:
-    keys = list(keys)
-    same = [name for name in keys if name.split(".")[-1] == key.split(".")[-1]]
-    near = difflib.get_close_matches(key, keys, 1) or same
+def _nearest(key: str) -> str:
+    """Says which key an unknown one may stand for."""
+    renamed = [each.new for each in RENAMED if each.old == key]
+    if renamed:
+        return f"it is {renamed[0]} now"
+    same = [name for name in schema.KEYS if name.split(".")[-1] == key.split(".")[-1]]
+    near = difflib.get_close_matches(key, schema.KEYS, 1) or same
     return f"the nearest is {near[0]}" if near else "`python -m hashvision config` lists them all"
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A config's values by dotted key."""
-    flat = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if hasattr(value, "items") else {name: value})
-    return flat
+_DEFAULTS = {key: each.default for key, each in schema.KEYS.items()}

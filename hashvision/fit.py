@@ -48,7 +48,7 @@ def fit(config: Config, target: Target) -> Found:
     """Searches for the settings of the shortest estimated step that fits, and prints what it tries.
 
     Args:
-      config: the schema of configs/base.py; its batch and BatchNorm's groups are kept.
+      config: of hashvision/schema.py; its batch and BatchNorm's groups are kept.
       target: what it is planned for.
 
     Raises:

@@ -11,11 +11,11 @@ import jax
 from jax.experimental import topologies
 
 from hashvision import flops, hlo
+from hashvision.data import stream
 from hashvision.errors import UserError
 from hashvision.training import Config, presets
 from hashvision.training import program as programs
 
-CHIPS_A_HOST = 4
 # XLA's EffortLevel O1: most of a compilation goes into making each fusion fast. O0 takes half of
 # that again, and finds up to four times the cycles of a full compilation.
 _LITTLE_EFFORT = {"optimization_level": 19}
@@ -38,15 +38,15 @@ class Chip(NamedTuple):
     clock: float
     interconnect: int  # GB/s to the neighbours together, one way
     lanes: int  # width of its matrix units
-    host_cores: int  # virtual ones of the host of CHIPS_A_HOST chips
+    host_cores: dict[int, int]  # virtual ones of a host, by the chips that it has
 
 
 CHIPS = {
-    "v3": Chip(32, 123, 0.94, 400, 128, 96),
-    "v4": Chip(32, 275, 1.05, 300, 128, 240),
-    "v5e": Chip(16, 197, 1.5, 200, 128, 112),
-    "v5p": Chip(95, 459, 1.75, 600, 128, 208),
-    "v6e": Chip(32, 918, 1.75, 448, 256, 180),
+    "v3": Chip(32, 123, 0.94, 400, 128, {4: 96}),
+    "v4": Chip(32, 275, 1.05, 300, 128, {4: 240}),
+    "v5e": Chip(16, 197, 1.5, 200, 128, {1: 24, 4: 112, 8: 224}),
+    "v5p": Chip(95, 459, 1.75, 600, 128, {4: 208}),
+    "v6e": Chip(32, 918, 1.75, 448, 256, {1: 44, 4: 180, 8: 180}),
 }
 
 
@@ -77,6 +77,7 @@ class Plan:
     topology: str
     devices: int
     chips: int
+    hosts: int
     batch_size: int
     steps: int
     held: dict[str, int]  # by kind; temporary is the compiler's own figure
@@ -138,9 +139,9 @@ class Plan:
         return self.model_flops / self.lane_flops
 
     @property
-    def hosts(self) -> int:
-        """Of the topology."""
-        return max(1, self.chips // CHIPS_A_HOST)
+    def host_cores(self) -> int:
+        """Virtual cores of each host; 0 where that is not known."""
+        return self.chip.host_cores.get(self.chips // self.hosts, 0) if self.chip else 0
 
     @property
     def photos_per_second(self) -> float:
@@ -204,13 +205,30 @@ def devices_of(topology: str) -> list[Any]:
     parallel = f"{threads} --xla_tpu_impure_hlo_parallel_compile=true"
     os.environ.setdefault("LIBTPU_INIT_ARGS", parallel)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, chips_per_host_bounds=host_bounds(topology)
+        ).devices
     except Exception as error:  # libtpu answers with several kinds
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"The TPU compiler cannot plan for --topology={topology} ({reason}); install it with"
-            " `pip install libtpu`, or give a shape that exists."
+            " `pip install --require-hashes -r requirements-tpu.txt`, or give a shape that exists."
         ) from None
+
+
+def host_bounds(topology: str) -> tuple[int, int, int]:
+    """The shape of the chips that one host of KIND:SHAPE has, as Cloud TPU makes its machines.
+
+    2x2; but where that is all of the topology, or the eight chips of a v5e:2x4 or v6e:2x4, one
+    host has all (cloud.google.com/tpu/docs/v5e and v6e).
+    """
+    kind, _, shape = topology.partition(":")
+    sides = [int(side) for side in shape.split("x") if side.isdecimal()]
+    largest = max(CHIPS[kind].host_cores)
+    if 0 < math.prod(sides) <= largest and len(sides) <= 3:
+        x, y, z = [*sides, 1, 1][:3]
+        return x, y, z
+    return 2, 2, 1
 
 
 def chips_of(devices: list[Any]) -> int:
@@ -250,7 +268,7 @@ def plan(config: Config, target: Target) -> Plan:
     """Compiles the step that `train` would run, with its shardings, for a topology.
 
     Args:
-      config: the schema of configs/base.py.
+      config: of hashvision/schema.py.
       target: what it is planned for.
 
     Raises:
@@ -258,9 +276,11 @@ def plan(config: Config, target: Target) -> Plan:
     """
     topology, classes, photos, price_per_chip_hour, quick = target
     config = config.copy_and_resolve_references()
+    devices = devices_of(topology)
+    hosts = len({device.process_index for device in devices})
+    stream.check_lanes(config.batch_size, config.data.lanes, hosts)
     for line in presets.fill(config, photos):
         print(line, flush=True)
-    devices = devices_of(topology)
     program = programs.build(config, classes, photos, devices)
     start = time.monotonic()
     with jax.set_mesh(program.mesh):
@@ -302,6 +322,7 @@ def plan(config: Config, target: Target) -> Plan:
         topology=topology,
         devices=len(devices),
         chips=chips_of(devices),
+        hosts=hosts,
         batch_size=config.batch_size,
         steps=program.total_steps,
         held=held,

@@ -65,10 +65,9 @@ commit=$(git rev-parse HEAD) || fail "There is no commit in $PWD; workers get th
     fail "The code differs from commit ${commit:0:12}, which is what workers would get; commit or stash the changes."
 
 [ "$dry" ] || setup requirements.txt
-beam=$(sed -n 's/^apache-beam==\([^ ;]*\).*/\1/p' requirements.txt)
 if [ ! "$local" ] && ! .venv/bin/python -c "import google.cloud.dataflow_v1beta3, google.cloud.storage" 2>/dev/null; then
     run .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check \
-        --constraint=requirements.txt "apache-beam[gcp]==$beam"
+        --require-hashes -r requirements-gcp.txt
 fi
 
 wheels=$(mktemp -d)

@@ -25,6 +25,7 @@ setup() { # setup FILE: .venv holds what the requirements file pins
     echo "Installing $1 into .venv with $("$python" --version); this takes a minute or two."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     # Python compiles what it imports; pip would compile all of TensorFlow, of which little is used.
-    .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -r "$1"
+    .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check \
+        --require-hashes -r "$1"
     cp "$1" ".venv/$1"
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What launch/tpu_vm.sh has each worker of a pod do; there it is ~/hashvision/worker.sh, and beside it lie
-#   COMMIT/     the code           venv-HASH/  what its requirements.txt pins
+#   COMMIT/     the code           venv-HASH/  what its requirements pin
 #   command     what to run        log, code   what it said, and its exit code once it has ended
 #   lock        held while it runs, by it and by nothing that outlives it or a restart of the machine
 # Each verb answers in one line, `worker 1 of 4: ...`: gcloud does not always tell that a worker failed.
@@ -21,19 +21,19 @@ answer() {
     echo "worker $number of ${#hosts[@]}: $*"
 }
 
-venv() { # venv COMMIT: one for each requirements.txt, so that a running one is never touched
-    echo "venv-$(sha256sum <"$1/requirements.txt" | cut -c -12)"
+venv() { # venv COMMIT: one for all commits of the same pins, so that a running one is never touched
+    echo "venv-$(cat "$1"/requirements{,-tpu}.txt | sha256sum | cut -c -12)"
 }
 
 setup() { # setup COMMIT
-    local venv jax
+    local venv
     venv=$(venv "$1")
     if [ ! -e "$venv/complete" ]; then
-        jax=$(sed -n 's/^jax==\([^ ;]*\).*/\1/p' "$1/requirements.txt")
         # TPU images bring Python 3.10, which is too old; uv fetches one, and installs in a minute.
-        PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet uv==0.13.9
+        PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet --require-hashes -r "$1/requirements-uv.txt"
         python3 -m uv venv --quiet --clear --python ">=3.11,<3.14" "$venv"
-        python3 -m uv pip install --quiet --python "$venv/bin/python" -r "$1/requirements.txt" "jax[tpu]==$jax"
+        python3 -m uv pip install --quiet --python "$venv/bin/python" --require-hashes \
+            -r "$1/requirements.txt" -r "$1/requirements-tpu.txt"
         touch "$venv/complete"
     fi
     answer "ready with $1"

@@ -152,7 +152,8 @@ class Cloud:
         self._running = None
         self._servers = [_Metadata(number, workers) for number in range(workers)]
         self._make_repository(files)
-        pins = (self.repository / "requirements.txt").read_bytes()
+        names = ("requirements.txt", "requirements-tpu.txt")
+        pins = b"".join((self.repository / name).read_bytes() for name in names)
         venv = f"hashvision/venv-{hashlib.sha256(pins).hexdigest()[:12]}"
         (self.folder / "image" / venv / "bin").mkdir(parents=True)
         (self.folder / "image" / venv / "complete").touch()
@@ -191,7 +192,8 @@ class Cloud:
         shutil.copytree(REPO / "launch", self.repository / "launch")
         (self.repository / "configs").mkdir()
         (self.repository / "configs" / "demo.py").write_text("# a config\n")
-        shutil.copy(REPO / "requirements.txt", self.repository)
+        for path in REPO.glob("requirements*.txt"):
+            shutil.copy(path, self.repository)
         for source, name in files:
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, self.repository / name)

@@ -174,13 +174,12 @@ def add_lines(dump: Dump, good: bytes) -> None:
         *(b'{"id": "%s"}' % piece for piece in (b"\xe9", b"\xed\xa0\x80", b"\xc0\x80", b"\xf8")),
         *(b'{"id": %s}' % value for value in (b"NaN", b"-Infinity", b"1e999", b"true", b"{}", b"")),
         *(b'{"id": "%s"}' % name for name in (b"", b" ", b"a\\u0000b", b"\\n", b"\\ud800", b"\0")),
-        *(b'{"id": "x", "owner": "%s"}' % name for name in (b"\\u0000", b"\\r", b"x" * 10**6)),
         *(piece * 200_000 for piece in (b"[", b'{"a":', b"[{")),
         *(b"%s" % value for value in (b"3", b"null", b"[]", b'"x"', b"{}", b"{} {}", b"\0\0")),
         b'{"id": "%s"}' % (b"x" * 10**6),
         b'{"id": %s}' % (b"9" * 10_000),
-        b'{"id": "x", "visibility": "private", "visibility": "public"}',
         b'{"id": "x", "id": "y", "visibility": "public"}',
+        b'{"id": "twice", "visibility": "public", "more": [{"a": 1, "a": 2}]}',
         b'{"id": "x", "more": [%s0]}' % (b"0," * 1_100_000),
         whole.decode().encode("utf-16").replace(b"\n", b""),
         whole + b"\0",
@@ -188,6 +187,19 @@ def add_lines(dump: Dump, good: bytes) -> None:
     ]
     for line in broken:
         dump.add("broken line", "broken_line", line)
+    dump.add("private", "private", b'{"id": "x", "visibility": "private", "visibility": "public"}')
+    names = [
+        b'"\\u0000"',
+        b'"a\\rb"',
+        b'"\\ud800"',
+        b'"%s"' % (b"x" * 10**6),
+        b"[1]",
+        b"{}",
+        b"true",
+    ]
+    for number, name in enumerate([*names, b"1.5", b"NaN", b"1e999", b"1e300"]):
+        fields = b'{"id": "nobody\'s %d", "visibility": "public", "owner": %s}' % (number, name)
+        dump.add("broken owner", "broken_owner", fields)
     for number in range(20):  # odd, and yet JSON
         fields = {
             "id": f"odd {number}",

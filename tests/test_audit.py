@@ -444,7 +444,7 @@ def damaged(name, contents, words):
     [
         *damaged("config.json", [None], "not the workdir of a run"),
         *damaged("config.json", ANYTHING, "config.json"),
-        *damaged("config.json", ["{}", '{"batch_size": NaN, "data": {}}'], "not as `train` leaves"),
+        *damaged("config.json", ["{}"], "lacks seed; copy it again"),
         *damaged("dataset.json", [None], "not the workdir of a run"),
         *damaged("dataset.json", ANYTHING, "dataset.json"),
         *damaged("dataset.json", ["{}", '{"dataset": 5, "manifest": {}}'], "not as `train` leaves"),

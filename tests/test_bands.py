@@ -54,7 +54,7 @@ def small_bands(seed: int, size: int = 600) -> np.ndarray:
     random = np.random.default_rng(seed)
     rows = np.zeros(size, bands.ROW)
     rows["band"] = random.integers(0, 60, size) * (random.random(size) < 0.9)
-    rows["rank"] = random.random(size) < 0.7
+    rows["rank"] = np.where(random.random(size) < 0.7, POST, random.integers(0, POST, size))
     rows["order"] = random.integers(0, size // 2, size)  # some come twice
     rows["file"], rows["offset"] = np.arange(size), random.integers(0, 9, size)
     whole = rows["band"] % 4 == 1

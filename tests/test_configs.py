@@ -7,10 +7,10 @@ import sys
 import jax
 import pytest
 
-from hashvision import configs
+from hashvision import audit, configs, schema
 from hashvision.__main__ import main
 from hashvision.errors import UserError
-from hashvision.training import loop, presets, program
+from hashvision.training import presets, program, workdir
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 RECIPES = [
@@ -97,18 +97,18 @@ def test_the_last_override_of_a_key_counts():
         ("--config.learning_rate=1", "the nearest is optimizer.learning_rate"),
         ("--config.model=resnet50", "the nearest is model.name"),
         ("--config.lr=1", "`python -m hashvision config` lists them all"),
-        ("--config.batch_size=many", "batch_size wants an integer (photos a step"),
-        ("--config.batch_size=None", "batch_size wants an integer ("),
-        ("--config.batch_size=true", "batch_size wants an integer ("),
-        ("--config.steps=1.5", "steps wants an integer or None ("),
-        ("--config.optimizer.learning_rate=true", "optimizer.learning_rate wants a number ("),
-        ("--config.model.zero_scale=1", "model.zero_scale wants true or false ("),
-        ("--config.swav.head=512", "swav.head wants a tuple (widths of"),
-        ("--config.swav.head=(a,b)", "swav.head wants a tuple ("),
-        ("--config.swav.head={[]: 1}", "swav.head wants a tuple ("),
-        ("--config.profile=(1,", "profile wants a tuple ((first step, how many)"),
+        ("--config.batch_size=many", "batch_size takes an integer from 1 to 1,048,576 (photos a"),
+        ("--config.batch_size=None", "batch_size takes an integer from"),
+        ("--config.batch_size=true", "batch_size takes an integer from"),
+        ("--config.steps=1.5", "steps takes an integer from 1 to 2,147,483,647, or None ("),
+        ("--config.optimizer.learning_rate=true", "optimizer.learning_rate takes a number from"),
+        ("--config.model.zero_scale=1", "model.zero_scale takes true or false ("),
+        ("--config.swav.head=512", "swav.head takes a tuple of widths (of the projection"),
+        ("--config.swav.head=(a,b)", "swav.head takes a tuple of widths ("),
+        ("--config.swav.head={[]: 1}", "swav.head takes a tuple of widths ("),
+        ("--config.profile=(1,", "profile takes (first step, how many), or () ("),
         ("--config.batch_size", "no option --config.batch_size"),
-        ("--batch_size=3", "no option --batch_size"),
+        ("--batch_size=3", "no option --batch_size=3; the nearest is --config.batch_size"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(override, words, capsys):
@@ -132,14 +132,6 @@ def test_a_recipe_or_variant_that_is_not_there_is_one_sentence(recipe, words):
         load(recipe)
 
 
-BASE = """import ml_collections
-
-
-def get_config():
-    config = ml_collections.ConfigDict()
-    config.width = 3  # pixels
-    return config
-"""
 MINE = """import base
 
 
@@ -148,11 +140,23 @@ def get_config():
     {line}
     return config
 """
+# As configs/base.py was before the package had the schema: copies lie beside recipes.
+OLD_BASE = """import ml_collections
 
 
-def written(folder, line):
-    """A schema and a recipe of somebody's own."""
-    (folder / "base.py").write_text(BASE)
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.batch_size = 64  # photos a step
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "resnet50"
+    model.remat = (False, False, False, False)
+    return config
+"""
+
+
+def written(folder, line, base=None):
+    """A recipe of somebody's own, with a copy of the base beside it."""
+    (folder / "base.py").write_text(base or (CONFIGS / "base.py").read_text())
     (folder / "mine.py").write_text(MINE.format(line=line))
     return str(folder / "mine.py")
 
@@ -161,11 +165,13 @@ def written(folder, line):
     ("line", "words"),
     [
         (
-            "config.widht = 4",
-            "mine.py sets widht, .*base.py does not have; the nearest is width",
+            "config.epohcs = 4",
+            "mine.py sets epohcs, which this version of hashvision does not have; the nearest is",
         ),
-        ("config.width = 'wide'", r"fails at line 6 of .*mine.py \(TypeError: "),
-        ("config.width == (", r"mine.py fails \(SyntaxError: "),
+        ("config.epochs = 'long'", r"fails at line 6 of .*mine.py \(TypeError: "),
+        ("config.epochs == (", r"mine.py fails \(SyntaxError: "),
+        ("config.epochs = -1.0", "mine.py sets epochs=-1.0, but epochs takes a number above 0"),
+        ("config = None", r"mine.py fails \(AttributeError: "),
     ],
 )
 def test_a_recipe_that_fails_is_one_sentence(tmp_path, line, words):
@@ -174,47 +180,108 @@ def test_a_recipe_that_fails_is_one_sentence(tmp_path, line, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_goes_by_the_base_of_its_own_folder(tmp_path):
+def test_a_recipe_imports_its_neighbours_and_leaves_no_trace(tmp_path):
     before = list(sys.path)
-    assert "batch_size" in load("demo")
-    found = configs.explain(written(tmp_path, "config.width = 4"), [])
-    assert found.settings == [configs.Setting("width", 4, "recipe", "pixels")]
-    assert found.schema.endswith("/base.py") and (tmp_path / "base.py").samefile(found.schema)
-    assert "batch_size" in load("demo") and sys.path == before
+    assert load("demo").batch_size == 32
+    config = configs.load(written(tmp_path, "config.log_every = 4"), [])
+    assert config.log_every == 4 and config.batch_size == 256
+    assert load("demo").batch_size == 32 and sys.path == before and "base" not in sys.modules
 
 
-def test_every_key_has_a_meaning():
-    for setting in configs.explain(file("base"), []).settings:
-        assert setting.meaning, f"no comment in configs/base.py says what {setting.key} means"
+def test_a_recipe_with_an_old_copy_of_the_base_gets_the_keys_of_today(tmp_path):
+    file = written(tmp_path, "config.model.remat = (True, True, True, True)", OLD_BASE)
+    config = configs.load(file, ["--config.epochs=2"])
+    assert config.batch_size == 64 and config.model.remat == (True,) * 4 and config.epochs == 2
+    assert config.optimizer.learning_rate == 0.1 and set(config) == set(load("base"))
 
 
-def test_the_comment_behind_a_key_or_else_above_it_is_its_meaning(tmp_path):
-    (tmp_path / "schema.py").write_text(
-        """def get_config():
-    config = group()
-    config.a = 1  # behind
-
-    # Of both,
-    # in two lines.
-    config.b = b = group()
-    b.c = "# no comment"
-    # not this one
-    b.d = (
-        2,
-    )  # after the last line
-
-    # A heading.
-
-    config.e.f = 3
-"""
+@pytest.fixture
+def renamed(monkeypatch):
+    """A schema whose accumulate and log_every were called otherwise in an earlier version."""
+    monkeypatch.setattr(
+        configs,
+        "RENAMED",
+        (
+            configs.Renamed("part", "accumulate", lambda old: old["batch_size"] // old["part"]),
+            configs.Renamed("rate", "log_every", lambda old: 100 // old["rate"]),
+        ),
     )
-    assert configs.meanings(str(tmp_path / "schema.py")) == {
-        "a": "behind",
-        "b": "Of both, in two lines.",
-        "b.c": "",
-        "b.d": "after the last line",
-        "e.f": "",
-    }
+
+
+def old_workdir(**changes):
+    """What config.json of an earlier version may hold: fewer keys, and some of other names."""
+    values = json.loads(json.dumps(load("demo").to_dict()))
+    del values["accumulate"], values["log_every"], values["hosts"], values["swav"]["queue"]
+    return {**values, "part": 8, "rate": 5, **changes}
+
+
+def test_an_old_config_is_overlaid_on_the_defaults_and_keys_are_renamed(renamed):
+    found = configs.upgrade(old_workdir(batch_size=64))
+    assert found["accumulate"] == 8 and found["log_every"] == 20 and "part" not in found
+    assert found["hosts"] == {"join": 300.0, "lost": 30.0} and found["swav"]["queue"] is None
+    assert found["data"]["crops"] == [[1, 96, 0.2, 1.0]]  # lists stay lists
+    assert set(schema.flat(found)) == set(schema.KEYS)
+    again = json.loads(json.dumps(load("demo").to_dict()))
+    assert schema.flat(configs.upgrade(again)) == schema.flat(again)  # today's stays as it is
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (None, "run/config.json lacks seed; copy it again from where `train` wrote it"),
+        ([], "run/config.json lacks seed"),
+        ({"seed": 0}, "run/config.json lacks batch_size"),
+        (old_workdir(resolution=224), "sets resolution, which this version of hashvision does not"),
+        (old_workdir(rate=0), "sets rate=0, from which no log_every follows, as that key is"),
+        (old_workdir(rate="x"), "sets rate='x', from which no log_every follows"),
+        (old_workdir(part=-1), "sets accumulate=-32, but accumulate takes an integer"),
+        (old_workdir(seed=None), "sets seed=None, but seed takes an integer"),
+        (old_workdir(augment="none"), "sets augment, which this version"),
+    ],
+)
+def test_a_config_that_cannot_be_read_today_is_one_sentence(renamed, values, words):
+    with pytest.raises(UserError, match=words) as caught:
+        configs.upgrade(values, "run/config.json")
+    assert "run/config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_that_was_renamed_is_named_by_its_new_name(renamed, tmp_path):
+    with pytest.raises(UserError, match="no key part of a config; it is accumulate now"):
+        load("demo", "--config.part=3")
+    file = written(tmp_path, "config.part = 16")  # a recipe of before still works
+    assert configs.load(file, []).accumulate == 16
+
+
+@pytest.mark.parametrize(
+    ("groups", "accumulate", "photos"), [(1, 1, 0), (8, 1, 4), (1, 4, 8), (2, 4, 4)]
+)
+def test_groups_of_batchnorm_were_counted_within_a_part(groups, accumulate, photos):
+    values = load("demo").to_dict()
+    del values["model"]["norm_photos"]
+    values["model"]["norm_groups"], values["accumulate"] = groups, accumulate
+    assert configs.upgrade(values)["model"]["norm_photos"] == photos
+
+
+@pytest.mark.parametrize("reader", ["read", "claim", "audit"])
+def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
+    config = load("demo", f"--config.dataset={tmp_path}", "--config.accumulate=4")
+    vocabulary = {"classes": []}
+    workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    del values["accumulate"], values["optimizer"]["average"]
+    path.write_text(json.dumps({**values, "part": 8}))
+    if reader == "claim":
+        workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+        with pytest.raises(UserError, match="was trained with accumulate=4, not 8"):
+            config.accumulate = 8
+            workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+    elif reader == "read":
+        found, _ = workdir.read(str(tmp_path / "run"))
+        assert found.accumulate == 4 and found.optimizer.average == 0.0
+        assert found.data.crops == ((1, 96, 0.2, 1.0),)
+    else:
+        assert audit.run(str(tmp_path / "run"), []).checkpoints == []
 
 
 def printed(capsys, recipe, *overrides):
@@ -284,26 +351,13 @@ sys.exit(main({arguments!r}))
     ("override", "words"),
     [
         ("--config.model.name=resnet51", "model.name='resnet51'"),
-        ("--config.model.dtype=float16", "model.dtype='float16'"),
-        ("--config.model.group_conv=fast", "model.group_conv='fast'"),
-        ("--config.objective.name=swap", "objective.name='swap'"),
         ("--config.batch_size=60", "batch_size=60 does not divide over 8 devices"),
-        ("--config.batch_size=-8", "batch_size=-8 does not divide over 8 devices"),
         ("--config.model.norm_photos=5", "set --config.model.norm_photos=4"),
         ("--config.model.norm_photos=64", "set --config.model.norm_photos=32"),
-        ("--config.model.norm_photos=-1", "model.norm_photos=-1 does not divide"),
         ("--config.accumulate=4", "set --config.model.norm_photos=8, or a divisor of that, or"),
-        ("--config.model.remat=(True,)", "four stages"),
-        ("--config.model.remat=(1,1,0,0)", "four stages"),
         ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
-        ("--config.mesh.fsdp=0", "mesh.fsdp=0"),
         ("--config.accumulate=3", "accumulate=3"),
-        ("--config.accumulate=0", "accumulate=0"),
         ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than the one crop"),
-        ("--config.data.crops=(1, 96)", "is no tuple of"),
-        ("--config.data.crops=((1, 96, 0.2, 1.5),)", "is no tuple of"),
-        ("--config.augment.distortion=-0.1", "is no strength of at least 0"),
-        ("--config.augment.grey=1.5", "two probabilities"),
     ],
 )
 def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
@@ -312,23 +366,43 @@ def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
         program.build(load("demo", override), 10, 100.0)
 
 
-def test_a_head_without_widths_is_one_sentence():
-    config = load("demo_swav", "--config.swav.head=('wide',128)", "--config.swav.queue=0")
-    presets.fill(config, 1000.0)
-    with pytest.raises(UserError, match="swav.head=.*is no tuple of widths"):
-        program.build(config, 10, 1000.0)
+def peak(config, photos=1e9):
+    """The learning rate after the warm-up, and the steps of that."""
+    presets.fill(config, photos)
+    rate = config.optimizer.learning_rate * config.batch_size / 256
+    return rate, config.optimizer.warmup_epochs * photos / config.batch_size
 
 
-@pytest.mark.parametrize("key", loop._COUNTS)
-def test_counts_begin_at_one(key, tmp_path):
-    with pytest.raises(UserError, match=f"{key} must be at least 1"):
-        loop.train(load("demo", f"--config.{key}=0"), str(tmp_path))
+@pytest.mark.parametrize(
+    ("recipe", "batch", "rate", "warmup", "start", "schedule"),
+    [
+        ("swav_resnet50:4096", 4096, 4.8, None, 0.3, "cosine"),
+        ("seer_regnety:32gf", 4096, 4.8, 8000, 0.15, "cosine"),
+        ("seer_regnety:64gf", 8192, 9.6, 8000, 0.15, "cosine"),
+        ("seer_regnety:128gf", 4096, 4.8, 8000, 0.15, "constant"),
+        ("seer_regnety:256gf", 8192, 9.6, 8000, 0.15, "cosine"),
+        ("seer_regnety:10b", 7936, 9.3, None, 0.15, "cosine"),
+    ],
+)
+def test_recipes_are_those_of_the_released_configs(recipe, batch, rate, warmup, start, schedule):
+    config = load(recipe)
+    assert config.batch_size == batch and config.optimizer.schedule == schedule
+    found, steps = peak(config)
+    assert found == pytest.approx(rate, rel=1e-3) and config.optimizer.warmup_start == start
+    if warmup:
+        assert steps == pytest.approx(warmup)
+
+
+def test_other_recipes_warm_up_from_nothing():
+    for recipe in RECIPES:
+        if not recipe.startswith(("swav_", "seer_")):
+            assert load(recipe).optimizer.warmup_start == 0.0
 
 
 def test_steps_follow_from_epochs():
     config = load("demo", "--config.epochs=3", "--config.batch_size=64")
-    assert program.total_steps(config, 1000.0) == 47
-    assert program.total_steps(load("demo", "--config.steps=5"), 1000.0) == 5
+    assert presets.total_steps(config, 1000.0) == 47
+    assert presets.total_steps(load("demo", "--config.steps=5"), 1000.0) == 5
 
 
 def test_each_part_of_an_accumulated_batch_holds_whole_groups_of_batchnorm():

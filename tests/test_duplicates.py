@@ -331,18 +331,31 @@ def test_the_overlap_is_that_of_the_photos_laid_upon_each_other():
     np.testing.assert_array_equal(found[clear], np.array(overlaps)[clear] > 0.4)
 
 
-def test_evaluation_photos_are_all_images_below_the_folders(tmp_path):
-    for name in ("a/x/1.JPG", "a/2.png", "b/3.webp", "b/labels.jsonl"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    found = list(duplicates.evaluation_photos([str(tmp_path / "a"), str(tmp_path / "b")]))
-    assert [name for name, _ in found] == ["a/2.png", "a/x/1.JPG", "b/3.webp"]
-    assert [path for _, path in found] == [str(tmp_path / name) for name, _ in found]
-    (tmp_path / "c").mkdir()
-    for missing in ("c", "d"):
-        with pytest.raises(UserError, match=str(tmp_path / missing)):
-            list(duplicates.evaluation_photos([str(tmp_path / missing)]))
+def test_evaluation_photos_are_all_files_below_the_folders(tmp_path, photos):
+    """Whatever their names: `evaluate` reads what a labels.jsonl names, and the decoder decides."""
+    names = ["a/x/1.JPG", "a/2.tiff", "a/3", "a/4.gif", "a/5.txt", "b/6.jpe", "c/7.webp", "7.bmp"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(photos[0][0])
+    (tmp_path / "a" / "0.png").write_bytes(b"no photo")
+    lines = [{"image": name} for name in ("3", "../7.bmp", str(tmp_path / "c/7.webp"), 3)]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "a" / "labels.jsonl").write_text(f"{text}\n[]\nbroken\n")
+    sets = [str(tmp_path / "a" / "labels.jsonl"), str(tmp_path / "b")]
+    found = list(duplicates.evaluation_photos(sets))
+    assert all(pathlib.Path(path).is_file() for _, path in found)
+    within = ["0.png", "2.tiff", "3", "4.gif", "5.txt", "labels.jsonl", "x/1.JPG"]
+    expected = [*(f"a/{name}" for name in within), "7.bmp", "c/7.webp", "b/6.jpe"]
+    assert [name for name, _ in found] == expected
+
+
+@pytest.mark.parametrize(("name", "why"), [("d", "exist"), ("e", "no photo"), ("f", "dataset")])
+def test_evaluation_sets_without_photos_are_named(tmp_path, name: str, why: str):
+    for made in ("e/1.jpg", "f/manifest.json", "f/duplicates.png"):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).write_bytes(b"{}")
+    with pytest.raises(UserError, match=f"{tmp_path / name} .*{why}"):
+        list(duplicates.evaluation_photos([str(tmp_path / name)]))
 
 
 def test_fingerprints_of_evaluation_files_of_any_kind_and_size(tmp_path, photos):

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 SHORT_SIDE = 48
 MEGABYTES = 650  # that any photo may take, whatever it claims to be
 # Reasons for which posts are dropped that come through as far as this file looks at each alone.
-LATER = {"duplicate_id", "duplicate_photo", "no_tag"}
+LATER = {"duplicate_id", "removed_copy", "duplicate_photo", "no_tag"}
 
 
 class Fuzzed(typing.NamedTuple):
@@ -41,6 +41,7 @@ class Fuzzed(typing.NamedTuple):
 def outcome(line: bytes, images: str) -> tuple[str, bytes | None]:
     try:
         post = posts.parse(line)
+        posts.check(post)
         return "kept", pictures.normalise_photo(posts.read_photo(post, images), SHORT_SIDE)
     except Dropped as dropped:
         return dropped.reason, None

@@ -20,7 +20,7 @@ from hashvision import __main__, storage
 from hashvision.data import dataset, keys, reader, stream
 from hashvision.models import regnet
 from hashvision.prepare import folder
-from hashvision.training import hosts, metrics, workdir
+from hashvision.training import metrics, pulse, workdir
 
 PHOTOS = 72
 
@@ -173,12 +173,15 @@ def test_a_checkpoint_counts_when_its_last_file_is_there(cloud):
 
 
 def test_hosts_hear_each_other(cloud):
-    one, other = (hosts._Pulse("gs://bucket/hosts", hosts.Place("x:1", 2, n)) for n in (0, 1))
+    places = (pulse.Place("localhost:1", 2, host) for host in (0, 1))
+    one, other = (pulse.start(place, "gs://bucket/heard") for place in places)
     one.beat(None)
     other.beat(None)
-    assert one.lost(9, 9) is None and other.lost(9, 9) is None
+    assert one.lost(9, 9) is None and other.known().keys() == {0, 1}
     other.beat(2)
     assert "host 1 of 2" in one.lost(9, 9)[0]
+    one.end(0)
+    assert [*cloud.below("heard")] == ["hosts.json"]
 
 
 def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkeypatch):

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hashvision.errors import UserError
 from hashvision.objectives import hashtag
 
 B, K, T = 6, 9, 4
@@ -79,8 +78,3 @@ def test_the_sigmoid_head_starts_at_the_prior():
     params, extra = jax.jit(objective.init)(jax.random.key(0), batch)
     _, scores = jax.jit(objective.predict)(params, extra, batch["crops0"][:, 0])
     np.testing.assert_allclose(np.exp(scores), 1 / 50, rtol=0.3)
-
-
-def test_an_unknown_loss_is_named():
-    with pytest.raises(UserError, match="objective.loss='hinge'"):
-        hashtag.objective(None, 3, "hinge")

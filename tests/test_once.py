@@ -2,35 +2,23 @@
 
 import csv
 import hashlib
-import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
+from dumps import SIZE, dropped, encoded, prepare, scene
 from PIL import Image, ImageEnhance, ImageOps
 
-from hashvision.data import dataset
+from hashvision.data import dataset, records
 from hashvision.errors import UserError
 from hashvision.prepare import pipeline
 
-SIZE = 96
-PHOTOS = 24
+PHOTOS = 30
 
 
-def scene(seed):
-    """A picture with as much in it as a photo has: blurred noise of several scales."""
-    rng = np.random.default_rng(seed)
-    pixels = np.zeros((SIZE, SIZE, 3))
-    for cells in (4, 8, 16, 32):
-        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        pixels += np.asarray(noise.resize((SIZE, SIZE), Image.Resampling.BICUBIC), float)
-    return Image.fromarray((pixels / 4).astype(np.uint8))
-
-
-def encoded(image, quality=90):
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return file.getvalue()
+def edited(seed):
+    return encoded(ImageOps.mirror(scene(seed)), 60)
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +26,45 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("once")
     lines = []
 
-    def add(post_id, photo, created_at="2020-01-01", owner="u0"):
+    def add(post_id, photo, created_at: object = "2020-01-01", owner: object = "u0", **fields):
         (folder / f"{len(lines)}.jpg").write_bytes(photo)
-        fields = {"id": post_id, "image": f"{len(lines)}.jpg", "text": "#dog", "owner": owner}
-        lines.append({**fields, "visibility": "public", "created_at": created_at})
+        post = {"id": post_id, "image": f"{len(lines)}.jpg", "text": "#dog", "owner": owner}
+        lines.append({**post, "visibility": "public", "created_at": created_at, **fields})
 
     for number in range(PHOTOS):
         add(f"p{number}", encoded(scene(number)), owner=f"u{number}")
     # Of one photo the oldest is kept, wherever it stands in the dump.
-    add("older", encoded(ImageOps.mirror(scene(0)), 60), created_at="2019-01-01")
-    add("younger", encoded(scene(1).resize((64, 64))), created_at="2021-01-01")
+    add("older", edited(0), created_at="2019-01-01", text="#cat and #dog")
+    add("younger", encoded(scene(1).resize((64, 64))), created_at="2020-01-01T01:00:00+00:30")
     add("undated", encoded(scene(2)), created_at="")
+    # It takes over the tags of the others.
+    add("untagged", edited(7), created_at=1546300800, text="no tag")  # 2019
     add("leak", encoded(ImageEnhance.Brightness(scene(100)).enhance(1.2)))
-    add("p3", encoded(scene(101)))  # an id again, with another photo
+    # What shows a removed photo goes too, older or younger, edited or not.
+    for number in (4, 5, 6):
+        add(f"again{number}", edited(number), created_at=f"20{number + 16}")
+        add(f"same{number}", encoded(scene(number)), owner="u8")
+    # An id again, with another photo: the latest state counts, private wins.
+    add("p3", encoded(scene(101)))
+    add("p9", encoded(scene(109)), visibility="private")
+    add("p10", encoded(scene(110)), created_at="2019")
+    # A private post on the list, and a public one that shows its photo.
+    add("secret", encoded(scene(102)), owner="u9", visibility="private")
+    add("shown", edited(102))
+    # Owners on the list, in other spellings than there, or in none that can be read.
+    add("float", encoded(scene(103)), owner=12345.0)
+    add("text", encoded(scene(104)), owner="12345.0")
+    add("int", encoded(scene(105)), owner=12345)
+    add("decomposed", encoded(scene(106)), owner=unicodedata.normalize("NFD", "José"))
+    for number, owner in enumerate((["12345"], {"id": 12345}, True, 12345.5)):
+        add(f"nobody{number}", encoded(scene(120 + number)), owner=owner)
+    add("nobody", encoded(scene(130)), owner=None)
     (folder / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     taken_down = hashlib.sha256(encoded(scene(6))).hexdigest()
     (folder / "removals.csv").write_text(
         "kind,value,reason,received_at\n"
         f"id,p4,deleted,2020\nowner,u5,left,2020\nsha256,{taken_down},court,2020\nid,gone,,\n"
+        "id,secret,,\nowner,12345,,\nowner,José,,\n"
     )
     (folder / "test" / "dogs").mkdir(parents=True)
     (folder / "test" / "dogs" / "1.PNG").write_bytes(b"")  # does not decode: passed over
@@ -65,8 +74,11 @@ def made(tmp_path_factory):
         "evaluation_sets": [str(folder / "test")],
         "minimum_count": 1,
     }
-    manifest = pipeline.prepare(str(folder / "posts.jsonl"), str(folder / "set"), **options)
-    return folder, manifest, options
+    return folder, *prepare(folder / "posts.jsonl", folder / "set", **options), options
+
+
+KEPT = {f"p{number}" for number in range(PHOTOS)} - {"p0", "p4", "p5", "p6", "p7", "p9"}
+KEPT |= {"older", "untagged", "nobody"}
 
 
 def ids(folder):
@@ -75,53 +87,84 @@ def ids(folder):
 
 
 def test_each_is_left_out_under_its_reason(made):
-    folder, manifest, _ = made
-    dropped = {
-        reason: entry["examples"]
-        for reason, entry in manifest["posts"]["dropped"].items()
-        if entry["count"]
+    folder, manifest, written, _ = made
+    assert dropped(manifest) == {
+        "private": 3,  # p9 twice, secret
+        "removed": 8,  # p4, p5, p6, same6, which has its bytes, and four of owners on the list
+        "broken_owner": 4,
+        "duplicate_id": 2,  # p3 as it was, p10 as it was
+        "removed_copy": 6,
+        "evaluation_photo": 1,
+        "duplicate_photo": 4,  # p0, younger, undated, p7
     }
-    assert dropped == {
-        "removed": ["p4", "p5", "p6"],
-        "duplicate_id": ["p3"],
-        "evaluation_photo": ["leak"],
-        "duplicate_photo": ["p0", "undated", "younger"],
-    }
-    kept = {f"p{number}" for number in range(PHOTOS)} - {"p0", "p4", "p5", "p6"} | {"older"}
+    assert written.keys() == KEPT
     found, key = ids(folder / "set")
-    assert found == {key.hash("id", name) for name in kept}
-    assert manifest["options"]["removals"] == {"file": "removals.csv", "lines": 4}
+    assert found == {key.hash("id", name) for name in KEPT}
+    assert written["p3"].sha256 == hashlib.sha256(encoded(scene(101))).digest()
+    assert written["p10"].sha256 == hashlib.sha256(encoded(scene(10))).digest()
+    assert manifest["options"]["removals"] == {"file": "removals.csv", "lines": 7}
     assert manifest["options"]["evaluation_sets"] == ["test"]
 
 
+def test_what_is_kept_names_its_copies_and_takes_over_their_tags(made):
+    folder, _, written, _ = made
+    copies = {name: [copy.id for copy in row.copies] for name, row in written.items() if row.copies}
+    assert copies == {"older": ["p0"], "untagged": ["p7"], "p1": ["younger"], "p2": ["undated"]}
+    digest = hashlib.sha256(encoded(scene(7))).digest()
+    assert written["untagged"].copies == (records.Copy("p7", "u7", digest),)
+    classes = json.loads((folder / "set" / "vocabulary.json").read_text())["classes"]
+    assert [(each["name"], each["count"]) for each in classes] == [("dog", len(KEPT)), ("cat", 1)]
+    assert written["older"].labels == (0, 1) and written["untagged"].labels == (0,)
+
+
 def test_the_report_names_each_pair_and_shows_it(made):
-    folder, _, _ = made
+    folder, *_ = made
     (file,) = (folder / "set").glob("duplicates-*.csv")
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert {(row["post"], row["kind"], row["of"]) for row in rows} == {
         ("p0", "duplicate_photo", "older"),
         ("younger", "duplicate_photo", "p1"),
         ("undated", "duplicate_photo", "p2"),
+        ("p7", "duplicate_photo", "untagged"),
         ("leak", "evaluation_photo", "test/dogs/2.png"),
     }
     assert all(0.95 <= float(row["similarity"]) <= 1 for row in rows)
     with Image.open(folder / "set" / "duplicates.png") as sheet:
         assert np.asarray(sheet.convert("RGB")).std() > 10
+        assert 2 * 112 < sheet.height < 3 * 112  # five pairs, four in a row: nothing removed
     assert not (folder / "set" / "spool").exists()
 
 
-def test_duplicates_are_kept_where_asked_but_no_leak(made, tmp_path):
-    folder, _, options = made
-    manifest = pipeline.prepare(
-        str(folder / "posts.jsonl"), str(tmp_path / "set"), keep_duplicates=True, **options
-    )
-    dropped = manifest["posts"]["dropped"]
-    assert dropped["duplicate_photo"]["count"] == 0
-    assert dropped["evaluation_photo"]["count"] == 1
+def test_others_may_show_what_an_owner_removed_where_asked(made, tmp_path):
+    folder, _, before, options = made
+    options = {**options, "keep_copies_of_removed": True}
+    manifest, written = prepare(folder / "posts.jsonl", tmp_path / "set", **options)
+    assert written.keys() == {*before, "same5"}
+    assert [copy.id for copy in written["same5"].copies] == ["again5"]
+    assert manifest["options"]["keep_copies_of_removed"] is True
+    reasons = dropped(manifest)
+    assert (reasons["removed"], reasons["removed_copy"], reasons["duplicate_photo"]) == (8, 4, 5)
+
+
+def test_duplicates_are_kept_where_asked_but_no_leak_and_nothing_removed(made, tmp_path):
+    folder, _, _, options = made
+    options = {**options, "keep_duplicates": True}
+    manifest, written = prepare(folder / "posts.jsonl", tmp_path / "set", **options)
+    # Each has its own tags alone.
+    assert written.keys() == KEPT - {"untagged"} | {"p0", "p7", "younger", "undated"}
+    reasons = dropped(manifest)
+    assert "duplicate_photo" not in reasons and reasons["no_tag"] == 1
+    assert (reasons["removed_copy"], reasons["evaluation_photo"]) == (6, 1)
+    copies = {name: [copy.id for copy in row.copies] for name, row in written.items() if row.copies}
+    pairs = {"older": "p0", "p1": "younger", "p2": "undated"}
+    both = {one: [other] for pair in pairs.items() for one, other in (pair, pair[::-1])}
+    assert copies == {**both, "p7": ["untagged"]}
+    (file,) = (tmp_path / "set").glob("duplicates-*.csv")
+    assert file.read_text().count("\n") == 2 and "evaluation_photo" in file.read_text()
 
 
 def test_lists_that_are_not_there_are_named_before_anything_is_done(made, tmp_path):
-    folder, _, _ = made
+    folder, *_ = made
     for options in ({"removals": "none.csv"}, {"evaluation_sets": ["none"]}):
         with pytest.raises(UserError, match="none"):
             pipeline.prepare(str(folder / "posts.jsonl"), str(tmp_path / "set"), **options)

@@ -31,9 +31,8 @@ def digest(path):
 
 
 def named(paths):
-    return removals.RemovalList(
-        [removals.Removal("sha256", digest(path), "", "") for path in paths]
-    )
+    lines = [removals.Removal("sha256", digest(path), "", "") for path in paths]
+    return removals.RemovalList(lines)
 
 
 def shown(check):
@@ -83,5 +82,5 @@ def test_train_gives_the_list_on(labelled, tmp_path, monkeypatch):
         ]
     )
     assert code == 0
-    ((_, _, check, listed),) = found
-    assert shown(check) == 13 and [line.value for line in listed.lines] == [digest(removed)]
+    ((_, _, check, names),) = found
+    assert shown(check) == 13 and [line.value for line in names.lines] == [digest(removed)]

@@ -1,15 +1,20 @@
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import types
 
+import datasets
 import jax
 import jax.numpy as jnp
 import pytest
 
 from hashvision import configs, flops, hlo, plan
+from hashvision.data import dataset, stream
 from hashvision.errors import UserError
 from hashvision.models import layers
 from hashvision.training import presets, program
@@ -50,6 +55,7 @@ MADE_UP = plan.Plan(
     topology="v5e:2x2",
     devices=4,
     chips=4,
+    hosts=1,
     batch_size=64,
     steps=1000,
     held={"parameters": 20 * 2**30},
@@ -180,3 +186,86 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setattr(plan.topologies, "get_topology_desc", absent)
     with pytest.raises(UserError, match=r"\(Unable to find libtpu\); install it with"):
         plan.devices_of("v5e:2x2")
+
+
+README = (CONFIGS.parent / "README.md").read_text()
+# (recipe, its batch, KIND:SHAPE, fsdp) of each row of README's table that names a TPU.
+ROWS = [
+    (recipe, int(batch.replace(",", "")), topology, int(fsdp))
+    for recipe, batch, topology, fsdp in re.findall(
+        r"^\|.*\| `(\w+\.py:\w+)` \|.*\| ([\d,]+) \| (v\w+:[\dx]+), [^|]*\| (\d+) \|", README, re.M
+    )
+]
+TOPOLOGIES = sorted({row[2] for row in ROWS})
+
+
+def size_of(topology):
+    """Devices of a topology, and how many hosts it may have."""
+    kind, _, shape = topology.partition(":")
+    chips = math.prod(map(int, shape.split("x")))
+    hosts = {chips // math.prod(plan.host_bounds(topology)), max(1, chips // 4)}
+    return chips * (2 if kind in ("v3", "v4") else 1), hosts
+
+
+def test_readmes_table_has_every_recipe_for_tpus():
+    files = {row[0].partition(".")[0] for row in ROWS}
+    assert files == {path.stem for path in CONFIGS.glob("*.py")} - {"base", "demo", "demo_swav"}
+    assert len(ROWS) == 14 and "v5e:8x16" in TOPOLOGIES and "v4:8x8x8" in TOPOLOGIES
+
+
+@pytest.mark.parametrize(("recipe", "batch", "own", "fsdp"), ROWS, ids=[row[0] for row in ROWS])
+def test_a_recipe_starts_on_its_topology_and_on_all_that_its_batch_divides_over(
+    recipe, batch, own, fsdp
+):
+    config = configs.load(str(CONFIGS / recipe), [])
+    assert config.batch_size == batch
+    for topology in TOPOLOGIES:
+        devices, hosts = size_of(topology)
+        if topology == own:
+            assert batch % (devices * config.accumulate) == 0 and devices % fsdp == 0
+        elif batch % devices:
+            continue
+        for count in hosts:
+            stream.check_lanes(batch, config.data.lanes, count)
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x4", "v6e:2x4", "v5e:4x4", *TOPOLOGIES])
+def test_hosts_are_those_of_the_topology(topology):
+    pytest.importorskip("libtpu")
+    devices = plan.devices_of(topology)
+    count, hosts = size_of(topology)
+    assert len(devices) == count
+    assert len({device.process_index for device in devices}) in hosts
+    if topology in ("v5e:1x1", "v5e:2x4", "v6e:2x4"):
+        assert len({device.process_index for device in devices}) == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "lanes", "remedy"),
+    [
+        (8064, 336, "set --config.data.lanes=288."),
+        (8064, 5, "set --config.data.lanes=32."),
+        (8070, 10, "set --config.batch_size to a multiple of 32."),
+    ],
+)
+def test_plan_refuses_lanes_as_train_does(batch, lanes, remedy, monkeypatch, tmp_path):
+    devices = [types.SimpleNamespace(process_index=number // 4) for number in range(128)]
+    monkeypatch.setattr(plan, "devices_of", lambda topology: devices)
+    overrides = [f"--config.batch_size={batch}", f"--config.data.lanes={lanes}"]
+    config = configs.load(str(CONFIGS / "wsl_resnext101.py"), overrides)
+    with pytest.raises(UserError) as planned:
+        plan.plan(config, plan.Target("v5e:8x16", 1500, 1e9))
+    source = dataset.load(str(datasets.write(tmp_path / "set", size=6)))
+    with pytest.raises(UserError) as trained:
+        stream.Stream(
+            source, batch_size=batch, lanes=lanes, seed=0, method="natural", hosts=32, host=0
+        )
+    assert str(planned.value) == str(trained.value)
+    assert str(planned.value).endswith(remedy)
+
+
+def test_a_host_of_eight_chips_has_its_own_cores():
+    eight = dataclasses.replace(MADE_UP, topology="v5e:2x4", devices=8, chips=8, hosts=1)
+    assert eight.host_cores == 224 and dataclasses.replace(eight, hosts=2).host_cores == 112
+    assert "from each of 1 hosts" in plan.table(eight)
+    assert json.loads(eight.as_json())["hosts"] == 1

@@ -41,7 +41,7 @@ def test_the_authors_two_recipes_come_out(batch, peak, queue, frozen):
 def test_a_small_pile_of_photos_gets_few_prototypes():
     config, why = filled(64, photos=5000)
     assert config.swav.prototypes == 60 and config.swav.queue == 0
-    assert "5 to 129 prototypes; there are 60" in why[-1]
+    assert "5 to 250 prototypes; there are 60" in why[-1]
 
 
 def test_what_is_set_stays_and_nothing_is_left_open():
@@ -53,7 +53,7 @@ def test_what_is_set_stays_and_nothing_is_left_open():
 
 
 def test_a_batch_too_small_for_its_prototypes_is_refused_with_the_remedy():
-    with pytest.raises(UserError, match=r"queue=3840 or --config.swav.prototypes=516 at most"):
+    with pytest.raises(UserError, match=r"queue=3840 or --config.swav.prototypes=1000 at most"):
         filled(256, "--config.swav.queue=0", "--config.swav.prototypes=3000")
     with pytest.raises(
         UserError, match="no multiple of batch_size=256; set --config.swav.queue=512"
@@ -66,3 +66,27 @@ def test_hashtags_leave_nothing_open_but_how_long_an_epoch_is():
     assert presets.fill(config, 5000.0) == [] and config.epoch_length == 5000.0
     before = config.to_json()
     assert presets.fill(config, 5000.0) == [] and config.to_json() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "photos", "patience"),
+    [
+        ([], IMAGENET, 4 * 313),  # four epochs of 30
+        (["--config.epochs=8"], IMAGENET, 626),  # a quarter of 2,503 steps
+        (["--config.epochs=4"], IMAGENET, 500),
+        (["--config.steps=300"], IMAGENET, 300),
+        (["--config.epochs=1"], 1e9, 61_035),  # SEER's one epoch of 244,141 steps
+        (["--config.epochs=1", "--config.swav.patience=9"], 1e9, 9),
+    ],
+)
+def test_a_run_without_learning_is_stopped_before_its_end(overrides, photos, patience):
+    config, why = filled(4096, *overrides, photos=photos)
+    assert config.swav.patience == patience <= presets.total_steps(config, photos)
+    assert any("swav.patience=" in line for line in why) == (patience != 9)
+
+
+@pytest.mark.parametrize("variant", ["32gf", "64gf", "128gf", "256gf", "10b"])
+def test_seers_patience_is_shorter_than_its_run(variant):
+    config = configs.load(str(CONFIGS / f"seer_regnety.py:{variant}"), [])
+    presets.fill(config, 1e9)
+    assert config.swav.patience <= 0.26 * presets.total_steps(config, 1e9)

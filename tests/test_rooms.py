@@ -11,6 +11,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "hashvision"
 ROOMS = (
     "errors",
     "storage",
+    "ranges",
+    "schema",
     "configs",
     "flops",
     "hlo",

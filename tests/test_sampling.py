@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from hashvision.data import sampling
-from hashvision.errors import UserError
 
 
 def plain_factor(tags, frequency, threshold, method):
@@ -44,8 +43,3 @@ def test_epoch_summary_orders_the_methods():
 
 def test_default_threshold_is_the_mean_frequency():
     assert sampling.default_threshold(np.array([60, 30, 30]), 100) == pytest.approx(0.4)
-
-
-def test_an_unknown_method_is_named():
-    with pytest.raises(UserError, match="data.sampling='sqrt'"):
-        sampling.repeat_factors(np.array([1]), 1, 0.1, "sqrt")

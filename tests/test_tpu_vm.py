@@ -342,16 +342,12 @@ def test_setup_installs_what_the_commit_pins_and_the_wheel_of_the_tpu(cloud):
     cloud.launch("create")
     for _ in range(2):  # the second time there is nothing to do
         assert cloud.launch("setup")[0] == 0
-    pins = dict(
-        line.split(" ;")[0].split("==")
-        for line in (REPO / "requirements.txt").read_text().splitlines()
-        if "==" in line and not line.lstrip().startswith("#")
-    )
     for home in cloud.homes():
         uv, made, installed = (home / "said").read_text().splitlines()
-        assert uv.startswith("-m pip install --user --quiet uv==")
+        pins = f"--require-hashes -r {cloud.commit}/requirements"
+        assert uv == f"-m pip install --user --quiet {pins}-uv.txt"
         assert made == f"-m uv venv --quiet --clear --python >=3.11,<3.14 {venv.name}"
-        assert installed.endswith(f"-r {cloud.commit}/requirements.txt jax[tpu]=={pins['jax']}")
+        assert installed.endswith(f"{pins}.txt -r {cloud.commit}/requirements-tpu.txt")
 
 
 def test_the_example_of_settings_is_one(cloud):

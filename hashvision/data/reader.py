@@ -51,15 +51,7 @@ class Faults:
           workdir: of the run; nothing is written where there is none.
           host: which host this is.
           share: of a host's records, how many may be broken before the run is to stop.
-
-        Raises:
-          UserError: the share is none.
         """
-        if not 0 <= share <= 1:
-            raise UserError(
-                f"data.broken={share} is no share of the records; set --config.data.broken to a"
-                " number from 0 (stop at the first) to 1."
-            )
         self.share = share
         self._known: dict[tuple[int, int], list[Fault]] = {}  # of the same records, by step
         self._path = os.path.join(workdir, f"broken-{host:05d}.jsonl") if workdir else None

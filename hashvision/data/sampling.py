@@ -8,8 +8,6 @@ repeats nothing. The threshold t sets how far the tail is lifted, and so the len
 
 import numpy as np
 
-from hashvision.errors import UserError
-
 METHODS = ("natural", "square_root", "uniform")
 
 
@@ -45,7 +43,7 @@ def repeat_factors(rarest: np.ndarray, posts: int, threshold: float, method: str
     if method == "square_root":
         ratio = np.sqrt(ratio)
     elif method != "uniform":
-        raise UserError(f"data.sampling={method!r} is none of {', '.join(METHODS)}")
+        raise ValueError(method)
     return np.maximum(1.0, ratio)
 
 

@@ -181,6 +181,30 @@ def lane_bounds(size: int, lanes: int) -> np.ndarray:
     return np.arange(lanes + 1) * size // lanes
 
 
+def check_lanes(batch_size: int, lanes: int, hosts: int) -> None:
+    """Refuses lanes that a batch does not divide into, or that do not divide over the hosts.
+
+    Args:
+      batch_size: photos of a global batch.
+      lanes: into how many runs of records the dataset is cut.
+      hosts: how many there are.
+
+    Raises:
+      UserError: names the nearest number of lanes that fits, where there is any.
+    """
+    if batch_size % lanes == 0 and lanes % hosts == 0:
+        return
+    fitting = [each for each in range(hosts, batch_size + 1, hosts) if batch_size % each == 0]
+    remedy = f"--config.batch_size to a multiple of {hosts}"
+    if fitting:
+        nearest = min(fitting, key=lambda each: abs(each - lanes))
+        remedy = f"--config.data.lanes={nearest}"
+    raise UserError(
+        f"batch_size={batch_size} must be a multiple of data.lanes={lanes}, and that of the number"
+        f" of hosts, {hosts}; set {remedy}."
+    )
+
+
 class Stream:
     """What one host reads: its share of the lanes.
 
@@ -223,11 +247,7 @@ class Stream:
           UserError: the numbers do not divide, or there are more lanes than records, or a lane
             without a photo to show.
         """
-        if batch_size % lanes or lanes % hosts:
-            raise UserError(
-                f"batch_size={batch_size} must be a multiple of data.lanes={lanes}, and that of the"
-                f" {hosts} hosts; set --config.data.lanes to a divisor of the batch."
-            )
+        check_lanes(batch_size, lanes, hosts)
         size = len(dataset)
         if size < lanes:
             raise UserError(

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 
-from hashvision.errors import UserError
 from hashvision.evaluation.features import Encoder
 from hashvision.training import program as programs
 from hashvision.training import state as states
@@ -21,21 +20,14 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
       untrained: take the same network as it was before its first step.
 
     Raises:
-      UserError: `workdir` holds no run, or no checkpoint that fits its config, or its
-        config lacks a key of today's.
+      UserError: `workdir` holds no run, or no checkpoint that fits its config.
     """
     config, vocabulary = workdirs.read(workdir)
     # One device is enough, and leaves the checkpoint's mesh out of it. A loop compiles faster.
     config.mesh.fsdp = config.model.unroll = 1
     workdirs.keep_compiled(workdir)
     classes = len(vocabulary["classes"])
-    try:
-        program = programs.build(config, classes, 1.0, devices=jax.local_devices()[:1])
-    except AttributeError as error:  # ml_collections' for a key that is not there
-        raise UserError(
-            f"{workdir}/config.json was written by another version of hashvision ({error});"
-            " evaluate the run with the version that trained it."
-        ) from error
+    program = programs.build(config, classes, 1.0, devices=jax.local_devices()[:1])
     if untrained:
         state = programs.initial_state(program, config.seed)
     else:

@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from hashvision import augment
-from hashvision.errors import UserError
 from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
-
-LOSSES = ("softmax", "sigmoid")
 
 # A class no photo of the batch carries; label vectors are padded with it.
 NO_LABEL = -1
@@ -81,16 +78,11 @@ def objective(
     Args:
       model: a module of (images, train) that returns features float32 (B, D).
       classes: K.
-      loss: one of LOSSES.
+      loss: softmax or sigmoid.
       smoothing: label smoothing.
       augmentation: of the photos while training; flips alone are WSL's.
-
-    Raises:
-      UserError: `loss` is none of LOSSES.
     """
-    if loss not in LOSSES:
-        raise UserError(f"objective.loss={loss!r} is none of {', '.join(LOSSES)}")
-    loss_of = softmax_loss if loss == "softmax" else sigmoid_loss
+    loss_of = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[loss]
 
     def init(rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         trunk_rng, head_rng = jax.random.split(rng)

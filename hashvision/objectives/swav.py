@@ -17,7 +17,7 @@ DEAD = 0.1
 
 
 class Settings(NamedTuple):
-    """SwAV's own numbers; configs/base.py says what each means."""
+    """SwAV's own numbers; hashvision/schema.py says what each means."""
 
     batch_size: int
     prototypes: int

@@ -47,6 +47,8 @@ def similarity(one: Fingerprint, other: Fingerprint) -> float:
     """
     if one.digest == other.digest:
         return 1.0
+    if one.digest > other.digest:  # whether two are copies does not depend on who is asked
+        one, other = other, one
     maps = _maps(one, other)
     if not len(maps):
         return 0.0

@@ -22,7 +22,7 @@ CELL = 256
 PASSES = 8
 NEAREST = 4  # posts before it that a row of a large band may meet, and photos of lower rank
 
-POST = 1  # the rank of a post; photos that no post may show have a lower one
+REMOVED, EVALUATION, POST = range(3)  # ranks: what no post may show comes before the posts
 ORDER = 8  # bytes of an order that a row holds
 _WHERE = [("file", "<u8"), ("offset", "<u4")]  # of a photo's fingerprint in the spool
 _STANDING = [("rank", "u1"), ("order", "<u8")]

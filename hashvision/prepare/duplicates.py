@@ -10,6 +10,7 @@ work for, and what travels is where the arrays lie.
 
 import collections
 import io
+import json
 import os
 import struct
 import typing
@@ -28,13 +29,17 @@ from hashvision.prepare import bands, spool
 from hashvision.prepare.alignment import DUPLICATE, similarity
 from hashvision.prepare.fingerprints import SPECTRUM, THUMBNAIL, Fingerprint, fingerprint
 from hashvision.sources import files, pictures
+from hashvision.sources.reasons import Dropped
 
 ORDER = 40  # bytes of an order
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)
 _TOGETHER = 4000  # photos whose bands are written at once: 22 MB
 _LARGEST_OFFSET = 2**31  # of a fingerprint in its file; rows have four bytes for it
 _FIRST_READ = 6000  # bytes, of a fingerprint whose name is not long
+_LABELS_FILE = "labels.jsonl"
 _KNOWN = 4096  # fingerprints that a comparison keeps
+_KINDS = ("removed", "leak", "duplicate")  # of matches, by the partner's rank
+_FURTHER = 8  # posts that a post is compared with once it has a match
 
 
 class Match(typing.NamedTuple):
@@ -42,20 +47,24 @@ class Match(typing.NamedTuple):
 
     order: bytes
     name: str
-    kind: str  # "leak" of an evaluation photo, or "duplicate" of a post that comes before
+    # "removed" where it shows a removed photo, "leak" of an evaluation photo, or "duplicate" of a
+    # post that comes before
+    kind: str
     partner: str  # the name of that photo or post
     similarity: float  # from DUPLICATE to 1
+    also: tuple[str, ...] = ()  # names of other posts before it that it shows, some at least
 
 
 class FindDuplicates(beam.PTransform):
-    """Posts and evaluation photos, each (order, name, Fingerprint), to a Match per post to drop.
+    """Posts and photos they may not show, (order, name, Fingerprint), to a Match per post to drop.
 
     A post that shows an evaluation photo is dropped as a leak of the one it resembles most. Any
     other is dropped if it shows the same photo as a post before it in `order`, with the first such
     as the partner, whether or not that one is dropped in its turn: so of a chain of copies, each
-    near to the next alone, the first is kept. Orders are ORDER bytes, compared as bytes, each once
-    among the posts and once among the evaluation photos; posts whose orders share the first
-    `bands.ORDER` bytes cost more. What comes out depends on no bundling and no worker's order.
+    near to the next alone, the first is kept. A removed photo counts before all others: no Match
+    names it. Orders are ORDER bytes, compared as bytes, each once among the photos of a rank; posts
+    whose orders share the first `bands.ORDER` bytes cost more. What comes out depends on no
+    bundling and no worker's order.
 
     All this is so where photos meet (`bands.meetings`). Two that share a band of at most
     `bands.CELL` rows do; of larger bands a post finds those before it that are nearest. So the
@@ -74,12 +83,13 @@ class FindDuplicates(beam.PTransform):
         self.folder, self.parts = folder, parts
 
     def expand(self, input_or_inputs: typing.Any) -> pvalue.PCollection:
-        """Takes {"posts": PCollection, "evaluation": PCollection}."""
+        """Takes {"posts": PCollection}, and others of "evaluation" and "removed" photos."""
         return (
             [
                 input_or_inputs[name]
                 | f"Write{name.title()}" >> beam.ParDo(WriteBands(self.folder, self.parts, rank))
-                for rank, name in ((0, "evaluation"), (bands.POST, "posts"))
+                for rank, name in enumerate(("removed", "evaluation", "posts"))
+                if name in input_or_inputs
             ]
             | "Bands" >> beam.Flatten()
             | "ByBand" >> beam.GroupByKey()
@@ -197,28 +207,29 @@ class Compare(beam.DoFn):
 
     def _match(self, post: _Seen, partners: np.ndarray) -> Match | None:
         """The Match of a post with the photos it met, by rank and the beginning of their order."""
-        leaks, copies, beginning = [], [], None
-        for each in partners:
-            if each["rank"] == bands.POST and leaks:
+        match, also, tried = None, [], 0
+        for rank, other in self._in_order(partners):
+            if rank == bands.POST and (other.order >= post.order or tried == _FURTHER):
                 break
-            if copies and each["order"] != beginning:
-                break  # only those whose orders begin alike may come before the one found
-            other = self._photo(each)
-            if each["rank"] == bands.POST and other.order >= post.order:
+            if match and rank == bands.POST:
+                tried += 1
+            elif match and match.kind == "removed":
                 continue
             alike = similarity(post.print_, other.print_)
-            if alike >= DUPLICATE and each["rank"] == bands.POST:
-                copies.append((other.order, alike, other.name))
-                beginning = each["order"]
-            elif alike >= DUPLICATE:
-                leaks.append((-alike, other.order, other.name))
-        if leaks:
-            unlike, _, name = min(leaks)
-            return Match(post.order, post.name, "leak", name, -unlike)
-        if copies:
-            _, alike, name = min(copies)
-            return Match(post.order, post.name, "duplicate", name, alike)
-        return None
+            if alike < DUPLICATE:
+                continue
+            if match is None or (rank == bands.EVALUATION and alike > match.similarity):
+                match = Match(post.order, post.name, _KINDS[rank], other.name, alike)
+            elif rank == bands.POST:
+                also.append(other.name)
+        return match and match._replace(also=tuple(also))
+
+    def _in_order(self, partners: np.ndarray) -> Iterator[tuple[int, _Seen]]:
+        """(rank, photo) by rank and order; photos are read as late as may be."""
+        for start, size in zip(*bands.runs(*_columns(partners, "rank", "order")), strict=True):
+            same = partners[start : start + size]
+            for photo in sorted(map(self._photo, same), key=lambda photo: photo.order):
+                yield int(same["rank"][0]), photo
 
     def _photo(self, where: typing.Any) -> _Seen:
         """The photo whose fingerprint lies there, as rows of bands have it."""
@@ -259,35 +270,74 @@ def _unpack(packed: bytes) -> _Seen:
 
 
 def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The photos of evaluation sets: all image files below their folders.
+    """The files that may be photos of evaluation sets, whatever their names.
+
+    What they are shows when they are decoded. So all that `evaluate` would read is among them:
+    every file below the folders, and what a labels.jsonl there names outside of them.
 
     Args:
-      folders: a set's layout does not matter.
+      folders: of photos, in any layout; a labels.jsonl stands for its folder.
 
     Yields:
       (name, path), in an order of their own; the name is the path from the folder's own name on.
 
     Raises:
-      UserError: a folder does not exist or has no image in it.
+      UserError: a folder does not exist, is a dataset folder or has no photo in it.
     """
     for folder in folders:
-        if not storage.is_folder(folder):
+        root = storage.absolute(folder).removesuffix(f"/{_LABELS_FILE}")
+        if not storage.is_folder(root):
             raise UserError(
                 f"the evaluation set {folder} does not exist; give --evaluation_sets folders of "
                 "photos"
             )
-        root, found = storage.absolute(folder), False
-        for parent, _, names in storage.walk(root):
-            for file in names:
-                if file.lower().endswith(pictures.SUFFIXES):
-                    path, found = os.path.join(parent, file), True
-                    name = path.removeprefix(os.path.dirname(root)).lstrip("/")
-                    yield files.shown(name), path
+        if storage.is_file(f"{root}/manifest.json"):
+            raise UserError(
+                f"the evaluation set {folder} is a dataset folder, in which photos are not files; "
+                "give --evaluation_sets folders of photos"
+            )
+        found = False
+        for path in _files_below(root):
+            found = found or _is_photo(path)
+            name = path.removeprefix(os.path.dirname(root)).lstrip("/")
+            yield files.shown(name), path
         if not found:
             raise UserError(
-                f"the evaluation set {folder} has no photo in it"
-                f" ({', '.join(pictures.SUFFIXES)}); give --evaluation_sets folders of photos"
+                f"the evaluation set {folder} has no photo in it that can be decoded; give "
+                "--evaluation_sets folders of photos"
             )
+
+
+def _files_below(root: str) -> Iterator[str]:
+    outside: dict[str, None] = {}
+    for parent, _, names in storage.walk(root):
+        for name in names:
+            yield f"{parent}/{name}"
+            if name == _LABELS_FILE:
+                outside |= dict.fromkeys(_labelled(parent))
+    yield from (path for path in outside if not path.startswith(f"{root}/"))
+
+
+def _labelled(folder: str) -> Iterator[str]:
+    """The paths that a labels.jsonl names, as far as it can be read."""
+    try:
+        lines = files.read(f"{folder}/{_LABELS_FILE}").split(b"\n")
+    except Dropped:
+        return
+    for line in lines:
+        try:
+            path = os.path.join(folder, json.loads(line)["image"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        yield path if storage.is_remote(path) else os.path.normpath(path)
+
+
+def _is_photo(path: str) -> bool:
+    try:
+        fingerprint_file(path, THUMBNAIL)
+    except Dropped:
+        return False
+    return True
 
 
 def fingerprint_file(path: str, short_side: int) -> Fingerprint:

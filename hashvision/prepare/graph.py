@@ -5,8 +5,8 @@ beside the dataset, and what the vocabulary needs of it is bounded: the MAXIMUM_
 with a count each, MAXIMUM_TERMS terms, and for each frequent tag one vector of co-occurrence
 counts, reduced to three numbers where it lies.
 
-    ranges > lines > posts > once > photos > labelled > shards
-                                    '> tags > counts, spreads > vocabulary '^
+    ranges > chunks > posts > once > photos > labelled > shards
+       '> states '^                    '> tags > counts, spreads > vocabulary '^
 """
 
 import typing
@@ -19,7 +19,16 @@ from apache_beam import pvalue
 from hashvision.data import records
 from hashvision.data.keys import Key
 from hashvision.data.removals import Names
-from hashvision.prepare import folder, once, reading, spool, spread, vocabulary
+from hashvision.prepare import (
+    copies,
+    folder,
+    once,
+    reading,
+    spool,
+    spread,
+    states,
+    vocabulary,
+)
 from hashvision.prepare.reading import Photo
 from hashvision.prepare.wordnet import Lexicon
 
@@ -75,15 +84,22 @@ class WriteShard(beam.DoFn):
         shard, labelled = element
         unpacked = ((Photo.unpack(photo), labels) for photo, labels in labelled)
         ordered = sorted(unpacked, key=lambda pair: pair[0].order)
-        photos = spool.Reader(f"{self.output}/{spool.FOLDER}")
+        spooled = spool.Reader(f"{self.output}/{spool.FOLDER}")
         rows = (
-            records.Record(photo.id, photo.owner, photos.read(photo.spot), labels, photo.sha256)
+            records.Record(
+                id=photo.id,
+                owner=photo.owner,
+                image=spooled.read(photo.spot),
+                labels=labels,
+                sha256=photo.sha256,
+                copies=copies.read(spooled, photo),
+            )
             for photo, labels in ordered
         )
         yield folder.write_shard(
             self.output, shard, shards, rows, np.array(counts, np.int64), self.key
         )
-        photos.close()
+        spooled.close()
 
 
 class DropCounts(beam.CombineFn):
@@ -122,6 +138,7 @@ class Options(typing.NamedTuple):
     shard_bytes: int
     keep_untagged: bool
     keep_duplicates: bool
+    keep_copies_of_removed: bool
 
 
 def build(
@@ -147,22 +164,36 @@ def build(
       options: the rest.
     """
     minimum_count, shard_bytes = options.minimum_count, options.shard_bytes
-    lines = (
+    parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_A_PART
+    read = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
         | "SpreadRanges" >> beam.Reshuffle()
-        | "ReadLines" >> beam.ParDo(reading.ReadLines())
+        | "ReadLines" >> beam.ParDo(reading.ReadLines()).with_outputs("states", main="chunks")
     )
-    fingerprints = not options.keep_duplicates or bool(evaluation)
+    superseded = (
+        read.states
+        | "StatesById"
+        >> beam.Map(
+            lambda state, n: (copies.bucket(state.key, n), state.pack()), parts * once.BUCKETS
+        )
+        | "SameId" >> beam.GroupByKey()
+        | "Superseded" >> beam.FlatMapTuple(lambda _, packed: states.superseded(packed))
+    )
+    # A range is quick to read, its photos are slow: so chunks are spread among all workers.
     posts = (
-        lines
-        | "SpreadLines" >> beam.Reshuffle()  # a range is quick to read, its photos are slow
+        {
+            "chunk": read.chunks | "ByStart" >> beam.Map(lambda chunk: (chunk.start, chunk)),
+            "superseded": superseded,
+        }
+        | "SpreadChunks" >> beam.CoGroupByKey()
         | "ReadPosts"
         >> beam.ParDo(
-            reading.ReadPosts(images, output, options.short_side, removed, fingerprints)
-        ).with_outputs("dropped", "fingerprints", main="photos")
+            reading.ReadPosts(
+                images, output, options.short_side, removed, options.keep_copies_of_removed
+            )
+        ).with_outputs("dropped", "fingerprints", "removed", main="photos")
     )
-    parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_A_PART
     leaks = (
         pipeline
         | "Evaluation" >> beam.Create(evaluation)
@@ -172,6 +203,7 @@ def build(
     single = {
         "photos": posts.photos,
         "fingerprints": posts.fingerprints,
+        "removed": posts.removed,
         "evaluation": leaks,
     } | "Once" >> once.Once(output, parts, options.keep_duplicates)
     photos = single["photos"]
@@ -284,7 +316,9 @@ def build(
         pvalue.AsList(written),
         shards,
         pvalue.AsSingleton(
-            lines | "LinesOf" >> beam.Map(len) | "CountLines" >> beam.CombineGlobally(sum)
+            read.chunks
+            | "LinesOf" >> beam.Map(lambda chunk: chunk.lines)
+            | "CountLines" >> beam.CombineGlobally(sum)
         ),
         pvalue.AsSingleton(pairs),
     )

@@ -1,23 +1,27 @@
-"""Each photo once: the steps of the graph that leave out ids that come twice, copies and leaks."""
+"""Each photo once: the steps of the graph that leave out copies, leaks and what was removed."""
 
+import collections
 import hashlib
-import itertools
 import json
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 
-from hashvision.prepare import duplicates, spool
+from hashvision.prepare import copies, dates, duplicates, spool
+from hashvision.prepare.copies import Link
 from hashvision.prepare.fingerprints import Fingerprint
 from hashvision.prepare.reading import Photo, dropped
 from hashvision.sources.reasons import Dropped
 
-REASON = {"leak": "evaluation_photo", "duplicate": "duplicate_photo"}
+REASON = {
+    "removed": "removed_copy",
+    "leak": "evaluation_photo",
+    "duplicate": "duplicate_photo",
+}
 FIELDS = ("post", "kind", "of", "similarity")
 SHOWN = 48  # pairs on the contact sheet
-_BUCKETS = 64  # groups of ids a part
-_NO_DATE = "~"  # sorts behind all dates
+BUCKETS = 64  # groups of posts a part of the join
 
 
 class FingerprintFiles(beam.DoFn):
@@ -44,84 +48,123 @@ class FingerprintFiles(beam.DoFn):
 def place(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
     """A post's place in the join: of copies the oldest is kept, undated ones last."""
     photo, print_ = element
-    date = (photo.created_at or _NO_DATE).encode()[: duplicates.ORDER - 16]
-    order = date.ljust(duplicates.ORDER - 16, b"\0") + _key(photo)
-    return order, json.dumps([photo.id, *photo.spot]), print_
+    # The first 8 bytes tell posts of one date apart, too.
+    spare = 64 - dates.BITS
+    start = photo.when << spare | photo.order[0] >> 64 - spare
+    order = start.to_bytes(8, "big") + photo.key.rjust(duplicates.ORDER - 8, b"\0")
+    return order, photo.pack().decode(), print_
 
 
-def _key(photo: Photo) -> bytes:
-    """16 bytes: the hash of the id, and the place in the dump."""
-    return b"".join(number.to_bytes(8, "big") for number in photo.order)
+def place_removed(element: tuple[int, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
+    """A removed photo's place in the join, which has no name for it."""
+    offset, print_ = element
+    return offset.to_bytes(8, "big").ljust(duplicates.ORDER, b"\0"), "", print_
 
 
-def _bucket(key: bytes, buckets: int) -> int:
-    """Ids are grouped some hundred together: each group costs a runner memory of its own."""
-    return int.from_bytes(key[:8], "big") * buckets >> 64
+def _reasons(link: Link, keep_duplicates: bool) -> Iterator[tuple[typing.Any, str]]:
+    """Yields a link and the reason to drop its post; a copy of a copy of a removed photo is one."""
+    kind = "removed" if link.fate == "removed" else link.match.kind
+    if kind != "duplicate" or not keep_duplicates:
+        yield link, REASON[kind]
 
 
 def _choose(_: int, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.Any]:
-    """Of the posts of each id the first, if it is no copy; the others and a copy as "dropped"."""
-    matches = {match.order[-16:]: match for match in joined["matches"]}
-    photos = sorted(map(Photo.unpack, joined["photos"]), key=lambda photo: photo.order)
-    for _, same in itertools.groupby(photos, key=lambda photo: photo.order[0]):
-        chosen, *others = same
-        for photo in others:
-            yield dropped("duplicate_id", photo.id)
-        match = matches.get(_key(chosen))
-        if match:
-            yield dropped(REASON[match.kind], chosen.id)
-        else:
-            yield chosen
+    """Yields the photos that are kept, with their copies, and the others as "dropped"."""
+    reasons, groups = dict(joined["reasons"]), collections.defaultdict(list)
+    for key, group in joined["groups"]:
+        groups[key].append(group)
+    for key, packed in joined["photos"]:
+        photo = Photo.unpack(packed)
+        if key in reasons:
+            yield dropped(reasons[key], photo.id)
+            continue
+        yield photo._replace(
+            tags=tuple(sorted({*photo.tags}.union(*(group.tags for group in groups[key])))),
+            words=tuple(sorted({*photo.words}.union(*(group.words for group in groups[key])))),
+            copies=tuple(group.copies for group in groups[key]),
+        )
 
 
 class Once(beam.PTransform):
-    """{"photos", "fingerprints", "evaluation"} to "photos", "dropped" and "matches"."""
+    """Keeps each photo once: "photos" to "photos", "dropped", and "matches" to be reported."""
 
     def __init__(self, staging: str, parts: int, keep_duplicates: bool):
-        """Takes what the join needs, and what is to be done with what it finds.
+        """Takes where the join may write, and which copies are kept.
 
         Args:
           staging: folder in which the spool lies.
           parts: into how many parts the join is cut.
-          keep_duplicates: whether copies among the posts are kept; leaks never are.
+          keep_duplicates: whether copies among the posts are kept; leaks and copies of removed
+            photos never are.
         """
         super().__init__()
         self.folder, self.parts = f"{staging}/{spool.FOLDER}", parts
         self.keep_duplicates = keep_duplicates
 
     def expand(self, input_or_inputs: typing.Any) -> typing.Any:
-        """Takes Photos, (Photo, Fingerprint), and what FingerprintFiles makes."""
-        found = input_or_inputs
-        matches = {
-            "posts": found["fingerprints"] | "Place" >> beam.Map(place),
-            "evaluation": found["evaluation"],
-        } | "FindDuplicates" >> duplicates.FindDuplicates(self.folder, self.parts)
-        if self.keep_duplicates:
-            matches = matches | "Leaks" >> beam.Filter(lambda match: match.kind == "leak")
-        ids = self.parts * _BUCKETS
+        """Takes a dictionary and returns one.
+
+        In: "photos", Photo; "fingerprints", (Photo, Fingerprint); "removed", (offset, Fingerprint)
+        of removed photos; "evaluation", as FingerprintFiles yields.
+        Out: "photos", Photo with its copies; "dropped", (reason, example); "matches", Match for
+        each post that is dropped, less those that show a removed photo.
+        """
+        found, buckets = input_or_inputs, self.parts * BUCKETS
+        links = (
+            {
+                "posts": found["fingerprints"] | "Place" >> beam.Map(place),
+                "evaluation": found["evaluation"],
+                "removed": found["removed"] | "PlaceRemoved" >> beam.Map(place_removed),
+            }
+            | "FindDuplicates" >> duplicates.FindDuplicates(self.folder, self.parts)
+            | "FollowChains" >> copies.FollowChains(buckets)
+        )
+        reasons = links | "Reason" >> beam.FlatMap(_reasons, self.keep_duplicates)
+        told = {
+            "photos": found["photos"] | "Pack" >> beam.Map(lambda photo: (photo.key, photo.pack())),
+            "reasons": reasons | "ReasonOf" >> beam.MapTuple(lambda link, why: (link.key, why)),
+            "groups": links
+            | "GroupCopies" >> copies.GroupCopies(self.folder, buckets, self.keep_duplicates)
+            | "GroupOf" >> beam.Map(lambda group: (group.key, group)),
+        }
         chosen = (
             {
-                "photos": found["photos"]
-                | "ById" >> beam.Map(lambda photo, n: (_bucket(_key(photo), n), photo.pack()), ids),
-                "matches": matches
-                | "MatchById"
-                >> beam.Map(lambda match, n: (_bucket(match.order[-16:], n), match), ids),
+                name: each
+                | f"Bucket{name.title()}"
+                >> beam.Map(lambda pair, n: (copies.bucket(pair[0], n), pair), buckets)
+                for name, each in told.items()
             }
-            | "SameId" >> beam.CoGroupByKey()
+            | "SamePost" >> beam.CoGroupByKey()
             | "Choose" >> beam.FlatMapTuple(_choose).with_outputs("dropped", main="photos")
+        )
+        matches = (
+            reasons
+            | "Named" >> beam.Filter(lambda pair: pair[1] != REASON["removed"])
+            | "Matches" >> beam.MapTuple(lambda link, _: link.match)
         )
         return {"photos": chosen.photos, "dropped": chosen.dropped, "matches": matches}
 
 
+def _shown(match: duplicates.Match) -> tuple[str, str]:
+    """The post and the photo it shows as [name, place] in JSON, of a file or in the spool."""
+    names = []
+    for name, is_post in ((match.name, True), (match.partner, match.kind == "duplicate")):
+        if is_post:
+            photo = Photo.unpack(name)
+            name = json.dumps([photo.id, *photo.spot])
+        names.append(name)
+    return names[0], names[1]
+
+
 def row(match: duplicates.Match) -> tuple[str, str, str, str]:
     """What stands of a match in duplicates-*.csv: FIELDS."""
-    post, partner = json.loads(match.name)[0], json.loads(match.partner)[0]
+    post, partner = (json.loads(name)[0] for name in _shown(match))
     return post, REASON[match.kind], partner, f"{match.similarity:.4f}"
 
 
 def pair(match: duplicates.Match) -> tuple[float, str, str, str]:
     """What the contact sheet needs of a match, the least alike first."""
-    return -match.similarity, match.kind, match.name, match.partner
+    return -match.similarity, match.kind, *_shown(match)
 
 
 def contact_sheet(path: str, staging: str, pairs: Sequence[Sequence[typing.Any]]) -> None:

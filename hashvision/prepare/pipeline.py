@@ -1,6 +1,9 @@
 """Runs the graph: from a dump of posts to a dataset folder, whole or not at all."""
 
+import argparse
 import contextlib
+import difflib
+import inspect
 import logging
 import os
 import typing
@@ -23,6 +26,7 @@ from hashvision.prepare import duplicates, folder, graph
 from hashvision.prepare.wordnet import load_wordnet
 
 RANGE_BYTES = 16 * 2**20  # of the dump, to one worker at a time
+_HERE = ("directrunner", "fnapirunner")  # what Beam calls its runner within this process
 
 
 def prepare(
@@ -37,6 +41,7 @@ def prepare(
     keep_duplicates: bool = False,
     removals: str | None = None,
     key: str | None = None,
+    keep_copies_of_removed: bool = False,
     evaluation_sets: Sequence[str] = (),
     beam_options: Sequence[str] = (),
 ) -> dict[str, typing.Any]:
@@ -57,8 +62,11 @@ def prepare(
       shard_bytes: approximate size of a shard.
       keep_untagged: keeps photos of no class, to learn from without tags (SwAV).
       keep_duplicates: keeps photos that show what another post's does.
-      removals: CSV of posts that may not be used (hashvision/data/removals.py).
+      removals: CSV of posts that may not be used (hashvision/data/removals.py), nor what shows
+        their photos.
       key: file of the dataset's key, made where there is none; OUTPUT.key if None.
+      keep_copies_of_removed: keeps what others posted of a removed owner's photos; not of those
+        that are removed by post or by file.
       evaluation_sets: folders of photos that no post may show.
       beam_options: Beam's own flags (--runner=..., --direct_num_workers=...).
 
@@ -109,7 +117,12 @@ def prepare(
                 removal_list.names(removed, secret),
                 evaluation,
                 graph.Options(
-                    minimum_count, short_side, shard_bytes, keep_untagged, keep_duplicates
+                    minimum_count=minimum_count,
+                    short_side=short_side,
+                    shard_bytes=shard_bytes,
+                    keep_untagged=keep_untagged,
+                    keep_duplicates=keep_duplicates,
+                    keep_copies_of_removed=keep_copies_of_removed,
                 ),
             )
         del lexicon
@@ -125,6 +138,7 @@ def prepare(
             "removals": {"file": os.path.basename(removals), "lines": len(removed)}
             if removals
             else None,
+            "keep_copies_of_removed": keep_copies_of_removed,
             "evaluation_sets": [
                 os.path.basename(storage.absolute(each)) for each in evaluation_sets
             ],
@@ -150,25 +164,49 @@ def _ranges(posts: str) -> list[tuple[str, int, int]]:
 
 def _beam_options(flags: Sequence[str]) -> PipelineOptions:
     options = PipelineOptions(list(flags))
-    known = options.get_all_options()
-    if _runs_here(options):  # other runners have flags of their own that Beam does not list
-        unknown = set(options.get_all_options(retain_unknown_options=True)) - set(known)
-        if unknown:
-            raise UserError(
-                f"prepare has no option --{sorted(unknown)[0]}, and neither has Beam's DirectRunner"
-            )
-        # Seen once in some forty runs: three of 903 posts never reached the records.
-        if options.view_as(DirectOptions).direct_running_mode == "multi_threading":
-            raise UserError(
-                "--direct_running_mode=multi_threading has lost posts inside Beam's DirectRunner; "
-                "use --direct_running_mode=multi_processing"
-            )
+    options.get_all_options(
+        retain_unknown_options=True,
+        add_extra_args_fn=lambda parser: _refuse_unknown(parser, flags, options),
+    )
+    # Seen once in some forty runs: three of 903 posts never reached the records.
+    mode = options.view_as(DirectOptions).direct_running_mode
+    if _runs_here(options) and mode == "multi_threading":
+        raise UserError(
+            "--direct_running_mode=multi_threading has lost posts inside Beam's DirectRunner; "
+            "use --direct_running_mode=multi_processing"
+        )
     return options
 
 
+def _refuse_unknown(
+    parser: argparse.ArgumentParser, flags: Sequence[str], options: PipelineOptions
+) -> None:
+    """Refuses what neither `prepare` nor Beam knows: it may be meant to name a removal list.
+
+    Flink, Spark and others take options that Beam learns from their job server only when the job
+    starts. For these an option is refused if it is spelled like one of `prepare`.
+
+    Args:
+      parser: knows Beam's options.
+      flags: those that are not of `prepare` itself.
+      options: the same, parsed.
+    """
+    own = [f"--{name}" for name in inspect.signature(prepare).parameters]
+    all_known = _runner_name(options) in (*_HERE, "dataflowrunner")
+    for word in parser.parse_known_args(list(flags))[1]:
+        name = word.lstrip("-").partition("=")[0]
+        near = difflib.get_close_matches(f"--{name}", own, 1)
+        if near or all_known or not name or not word.startswith("--"):
+            told = f"the nearest is {near[0]}" if near else "`prepare --help` lists its own"
+            raise UserError(f"Neither `prepare` nor Apache Beam has an option {word}; {told}.")
+
+
+def _runner_name(options: PipelineOptions) -> str:
+    return (options.view_as(StandardOptions).runner or _HERE[0]).rpartition(".")[2].lower()
+
+
 def _runs_here(options: PipelineOptions) -> bool:
-    name = options.view_as(StandardOptions).runner
-    return name is None or name.rpartition(".")[2].lower() in ("directrunner", "fnapirunner")
+    return _runner_name(options) in _HERE
 
 
 def _runner(options: PipelineOptions) -> typing.Any:

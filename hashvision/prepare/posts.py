@@ -4,29 +4,31 @@ import base64
 import binascii
 import json
 import typing
-import unicodedata
 from collections.abc import Iterator
 
+from hashvision.data import names
 from hashvision.prepare import hashtags
 from hashvision.sources import archives, files
 from hashvision.sources.reasons import Dropped
 
 LONGEST_TEXT = 100_000  # characters; platforms allow some thousands
 MOST_TAGS = 200  # of a post; Instagram allows 30
-LONGEST_NAME = 1000  # characters of an id or an owner
+LONGEST_WORD = 1000  # characters of a visibility or a date
 LONGEST_LINE = 32 * 2**20  # bytes; a longer line is no post
 MOST_PARTS = 1_000_000  # of a line: each value of a list takes far more memory than its bytes
+_AMBIGUOUS = object()  # the value of a key that a line gives twice, with two values
 
 
 class Post(typing.NamedTuple):
     """One line of a dump."""
 
-    id: str
+    id: str  # canonical, as the owner is
     image: str | bytes | None  # a path relative to the images' folder, or the file's bytes
     text: str  # its first LONGEST_TEXT + 1 characters
-    owner: str
+    owner: str  # "" where the dump names none
     visibility: str
     created_at: str
+    fault: str = ""  # the reason to drop it where some other field cannot be read
 
 
 def _text(value: object, longest: int) -> str:
@@ -38,47 +40,53 @@ def _text(value: object, longest: int) -> str:
     return value[:longest].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _name(value: object) -> str:
-    """An id or owner, as it stands: cut or mended, two of them could become one.
+def _fields(line: bytes) -> tuple[dict[str, typing.Any], bool]:
+    """The fields of a line of JSON, and whether each key comes once, as deep as they go.
 
-    Raises:
-      ValueError: it is too long, or holds what no list of ids can: control characters, surrogates.
+    No reader may choose between two values of one key: such a value is of no type.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        return ""
-    if len(value) > LONGEST_NAME or any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-        raise ValueError("no name")
-    return value.strip()
+    whole = True
 
+    def once(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+        nonlocal whole
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            whole = False
+            fields = {}
+            for key, value in pairs:
+                fields[key] = value if fields.get(key, value) == value else _AMBIGUOUS
+        return fields
 
-def _once(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
-    """An object of JSON; of a post that is both private and public no reader may choose one."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a key comes twice")
-    return fields
+    if sum(map(line.count, (b",", b"[", b"{"))) > MOST_PARTS:
+        raise ValueError("too many parts")
+    fields = json.loads(line.decode("utf-8-sig"), object_pairs_hook=once)
+    if not isinstance(fields, dict):
+        raise ValueError("not an object")
+    return fields, whole
 
 
 def parse(line: bytes) -> Post:
     """The post in one line of JSON; a field of the wrong type counts as absent.
 
+    Where the id can be read but the owner cannot, or a key comes twice, the post has a `fault`:
+    what such a line says of the post's visibility still counts.
+
     Raises:
-      Dropped: "broken_line" where the line is no JSON object in UTF-8, has a key twice, has no id,
-        or an id or owner that is too long or holds control characters.
+      Dropped: "broken_line" where the line is not a JSON object in UTF-8, or has no id that
+        `names.canonical` reads.
     """
     try:
-        if sum(map(line.count, (b",", b"[", b"{"))) > MOST_PARTS:
-            raise ValueError("too many parts")
-        fields = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
-        if not isinstance(fields, dict):
-            raise ValueError("no object")
-        post_id, owner = _name(fields.get("id")), _name(fields.get("owner"))
+        fields, whole = _fields(line)
+        post_id = names.canonical(fields.get("id"))
     except (ValueError, RecursionError):
         raise Dropped("broken_line") from None
     if not post_id:
         raise Dropped("broken_line")
+    fault = "" if whole else "broken_line"
+    try:
+        owner = names.canonical(fields.get("owner"))
+    except ValueError:
+        owner, fault = "", fault or "broken_owner"
     image: str | bytes | None = None
     if isinstance(fields.get("image_bytes"), str):
         try:
@@ -92,8 +100,9 @@ def parse(line: bytes) -> Post:
         image=image,
         text=_text(fields.get("text"), LONGEST_TEXT + 1),
         owner=owner,
-        visibility=_text(fields.get("visibility"), LONGEST_NAME),
-        created_at=_text(fields.get("created_at"), LONGEST_NAME),
+        visibility=_text(fields.get("visibility"), LONGEST_WORD),
+        created_at=_text(fields.get("created_at"), LONGEST_WORD),
+        fault=fault,
     )
 
 
@@ -143,10 +152,12 @@ def check(post: Post) -> None:
     its last, and the cut could make a tag that nobody wrote.
 
     Raises:
-      Dropped: "private" or "overlong_text".
+      Dropped: "private", the post's fault, or "overlong_text".
     """
     if post.visibility != "public":
         raise Dropped("private")
+    if post.fault:
+        raise Dropped(post.fault)
     signs = sum(map(post.text.count, hashtags.HASH_SIGNS))
     if len(post.text) > LONGEST_TEXT or (
         signs > MOST_TAGS and len(hashtags.extract(post.text)) > MOST_TAGS
@@ -155,18 +166,16 @@ def check(post: Post) -> None:
 
 
 def read_photo(post: Post, images: str) -> bytes:
-    """The bytes of a public post's image file.
+    """The bytes of a post's image file.
 
     Args:
-      post: the post.
+      post: the post, which `check` has let through; or a removed one, to find its copies.
       images: the folder that image paths are relative to; no path or link leads out of it, but one
         may lead into a tar that lies in it.
 
     Raises:
-      Dropped: as `check` does, before any photo is opened; "path_outside", "missing_file",
-        "broken_archive" or "too_large".
+      Dropped: "path_outside", "missing_file", "broken_archive" or "too_large".
     """
-    check(post)
     if isinstance(post.image, bytes):
         return post.image
     file, member = files.locate(images, post.image or "")

@@ -1,9 +1,9 @@
-"""The first steps of the graph: lines of the dump to photos that are whole, public and allowed."""
+"""The first steps of the graph: a dump to photos that are whole, public and allowed."""
 
 import hashlib
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -11,8 +11,8 @@ from apache_beam import pvalue
 from hashvision import storage
 from hashvision.data import records
 from hashvision.data.removals import Names
-from hashvision.prepare import hashtags, posts, spool
-from hashvision.prepare.fingerprints import Fingerprint, fingerprint
+from hashvision.prepare import dates, hashtags, posts, spool, states
+from hashvision.prepare.fingerprints import fingerprint
 from hashvision.sources import pictures
 from hashvision.sources.reasons import Dropped
 
@@ -20,7 +20,14 @@ LONGEST_EXAMPLE = 200  # characters of an id in the manifest
 # Neighbouring lines go to one worker: their photos often lie in one tar.
 LINES = 200
 
-Line = tuple[int, bytes | None]  # its byte offset; None if it is too long
+
+class Chunk(typing.NamedTuple):
+    """Where neighbouring lines of a dump lie: lines may hold photos, and do not travel."""
+
+    path: str
+    start: int  # byte offset of the first line
+    end: int  # behind the first byte of the last line
+    lines: int  # that are not blank
 
 
 class Photo(typing.NamedTuple):
@@ -29,11 +36,17 @@ class Photo(typing.NamedTuple):
     order: tuple[int, int]  # hash of the id, place in the dump: the records' order
     id: str
     owner: str
-    created_at: str
+    when: int  # as `dates.sortable` has it
     tags: tuple[str, ...]  # folded, sorted, each once
     words: tuple[str, ...]  # the same of the rest of the text
     sha256: bytes  # of the file as it was posted
     spot: spool.Spot
+    copies: tuple[spool.Spot, ...] = ()  # where the posts lie that show it too
+
+    @property
+    def key(self) -> bytes:
+        """The order as 16 bytes; no other post has them."""
+        return b"".join(number.to_bytes(8, "big") for number in self.order)
 
     def pack(self) -> bytes:
         """The photo in a fifth of the memory: a runner in one process keeps what it groups."""
@@ -41,18 +54,19 @@ class Photo(typing.NamedTuple):
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @classmethod
-    def unpack(cls, packed: bytes) -> "Photo":
+    def unpack(cls, packed: bytes | str) -> "Photo":
         """The photo that was packed."""
-        order, name, owner, created_at, tags, words, sha256, spot = json.loads(packed)
+        order, name, owner, when, tags, words, sha256, spot, copies = json.loads(packed)
         return cls(
             (order[0], order[1]),
             name,
             owner,
-            created_at,
+            when,
             tuple(tags),
             tuple(words),
             bytes.fromhex(sha256),
             spool.Spot(*spot),
+            tuple(spool.Spot(*each) for each in copies),
         )
 
 
@@ -62,27 +76,32 @@ def dropped(reason: str, example: str) -> pvalue.TaggedOutput:
 
 
 class ReadLines(beam.DoFn):
-    """(path, start, end) of the dump to its lines, LINES neighbours together."""
+    """Cuts a range (path, start, end) of the dump into Chunks, and finds the State of each line."""
 
-    def process(self, element: tuple[str, int, int]) -> Iterable[list[Line]]:
-        """Yields lists of (byte offset, line or None)."""
+    def process(self, element: tuple[str, int, int]) -> Iterable[typing.Any]:
+        """Yields Chunks of LINES lines, and States under "states"."""
         path, start, end = element
-        lines = []
+        first, last, lines = start, start, 0
         with storage.open(path) as file:
-            for line in posts.read_lines(file, start, end):
-                lines.append(line)
-                if len(lines) == LINES:
-                    yield lines
-                    lines = []
+            for offset, line in posts.read_lines(file, start, end):
+                if lines == LINES:
+                    yield Chunk(path, first, last + 1, lines)
+                    lines = 0
+                first, last, lines = offset if not lines else first, offset, lines + 1
+                try:
+                    state = states.of(posts.parse(line or b""), offset, first)
+                except Dropped:
+                    continue
+                yield pvalue.TaggedOutput("states", state)
         if lines:
-            yield lines
+            yield Chunk(path, first, last + 1, lines)
 
 
 class ReadPosts(beam.DoFn):
-    """Lines to photos, their fingerprints under "fingerprints", and reasons under "dropped"."""
+    """Reads the lines of chunks again, and the photos of their posts."""
 
     def __init__(
-        self, images: str, staging: str, short_side: int, removed: Names, fingerprints: bool
+        self, images: str, staging: str, short_side: int, removed: Names, keep_copies: bool
     ):
         """Takes what the steps need.
 
@@ -91,10 +110,10 @@ class ReadPosts(beam.DoFn):
           staging: folder in which the spool lies.
           short_side: pixels to which photos are reduced.
           removed: what may not be used.
-          fingerprints: whether to make them.
+          keep_copies: whether other posts may show what a removed owner posted.
         """
         self.images, self.short_side, self.removed = images, short_side, removed
-        self.folder, self.fingerprints = f"{staging}/{spool.FOLDER}", fingerprints
+        self.folder, self.keep_copies = f"{staging}/{spool.FOLDER}", keep_copies
 
     def start_bundle(self) -> None:
         """Begins a file for the bundle's photos."""
@@ -104,41 +123,81 @@ class ReadPosts(beam.DoFn):
         """Ends it: what reads the photos waits for the bundle."""
         self.writer.close()
 
-    def process(self, element: list[Line]) -> Iterable[typing.Any]:
-        """Yields Photos, "fingerprints" (Photo, Fingerprint) and "dropped" (reason, example)."""
-        for offset, line in element:
-            example = f"byte {offset}"
-            try:
-                if line is None:
-                    raise Dropped("broken_line")
-                post = posts.parse(line)
-                example = post.id
-                photo, print_ = self._read(offset, post)
-            except Dropped as why:
-                yield dropped(why.reason, example)
-                continue
-            yield photo
-            if print_:
-                yield pvalue.TaggedOutput("fingerprints", (photo, print_))
+    def process(self, element: tuple[int, Mapping[str, typing.Any]]) -> Iterable[typing.Any]:
+        """Yields what becomes of each line of a chunk.
 
-    def _read(self, offset: int, post: posts.Post) -> tuple[Photo, Fingerprint | None]:
-        posts.check(post)
-        if self.removed.holds("id", post.id) or self.removed.holds("owner", post.owner):
-            raise Dropped("removed")
-        encoded = posts.read_photo(post, self.images)
-        digest = hashlib.sha256(encoded).digest()
-        if self.removed.holds("sha256", digest):
-            raise Dropped("removed")
-        image = pictures.normalise_photo(encoded, self.short_side)
+        Args:
+          element: where the chunk starts; the "chunk" itself, and its "superseded" lines as
+            `states.superseded` yields them.
+
+        Yields:
+          Photos; under "fingerprints" (Photo, Fingerprint); under "removed" (offset, Fingerprint)
+          of photos that no post may show; and under "dropped" (reason, example).
+        """
+        superseded = dict(element[1]["superseded"])
+        for path, start, end, _ in element[1]["chunk"]:
+            with storage.open(path) as file:
+                for offset, line in posts.read_lines(file, start, end):
+                    example = f"byte {offset}"
+                    try:
+                        post = posts.parse(line or b"")
+                        example = post.id
+                        yield from self._read(offset, post, superseded.get(offset))
+                    except Dropped as why:
+                        yield dropped(why.reason, example)
+
+    def _read(self, offset: int, post: posts.Post, reason: str | None) -> Iterator[typing.Any]:
+        """Yields the post's Photo and fingerprint, or the fingerprint alone to find its copies by.
+
+        Args:
+          offset: of its line.
+          post: the post.
+          reason: for which another line with its id has it dropped, if one has.
+
+        Raises:
+          Dropped: the post is not kept.
+        """
+        by_id = self.removed.holds("id", post.id)
+        by_owner = self.removed.holds("owner", post.owner)
+        followed = by_id or (by_owner and not self.keep_copies)
+        reason = self._reason(post, reason)
+        if reason == "private" and not followed:
+            raise Dropped(reason)  # its photo is never opened
+        if reason != "private" and (by_id or by_owner):
+            reason = "removed"
+        try:
+            encoded = posts.read_photo(post, self.images)
+            digest = hashlib.sha256(encoded).digest()
+            if reason != "private" and self.removed.holds("sha256", digest):
+                followed, reason = True, "removed"
+            if reason and not followed:
+                raise Dropped(reason)
+            image = pictures.normalise_photo(encoded, self.short_side)
+        except Dropped as why:
+            raise Dropped(reason or why.reason) from None
+        if reason:
+            yield pvalue.TaggedOutput("removed", (offset, fingerprint(image)))
+            raise Dropped(reason)
         tags = {hashtags.fold(tag) for tag in hashtags.extract(post.text)} - {""}
         photo = Photo(
             order=(records.id_hash(post.id), offset),
             id=post.id,
             owner=post.owner,
-            created_at=post.created_at,
+            when=dates.sortable(post.created_at),
             tags=tuple(sorted(tags)),
             words=tuple(sorted(set(hashtags.words(post.text)))),
             sha256=digest,
             spot=self.writer.write(image),
         )
-        return photo, fingerprint(image) if self.fingerprints else None
+        yield photo
+        yield pvalue.TaggedOutput("fingerprints", (photo, fingerprint(image)))
+
+    def _reason(self, post: posts.Post, superseded: str | None) -> str | None:
+        """Why a post is dropped, as far as its lines tell."""
+        if superseded == "private":
+            return superseded
+        try:
+            posts.check(post)
+        except Dropped as why:
+            return why.reason
+        return superseded

@@ -2,6 +2,6 @@
 
 from typing import Any
 
-# A locked ml_collections.ConfigDict with the schema of configs/base.py. Its keys are attributes
+# A locked ml_collections.ConfigDict with the keys of hashvision/schema.py. Its keys are attributes
 # that no type checker can see.
 Config = Any

@@ -29,17 +29,6 @@ from hashvision.training.state import State, averaged, evaluated
 # Scalars of an objective that stand in the line to watch.
 HEALTH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
 
-# What nothing can be divided by, or kept in, if it is 0.
-_COUNTS = (
-    "log_every",
-    "knn.every",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "data.lanes",
-    "data.max_labels",
-    "data.photo_size",
-)
-
 Predict = Callable[[np.ndarray], tuple[Any, Any]]
 # What is measured now and then on the network as it is: (predict, resolution, step) -> scalars,
 # where predict maps uint8 (B, R, R, 3) to features and scores.
@@ -64,7 +53,7 @@ def train(
     in WORKDIR/metrics.jsonl.
 
     Args:
-      config: the schema of configs/base.py.
+      config: of hashvision/schema.py.
       workdir: made if absent.
       check: called every config.knn.every steps, before the first and after the last.
       removed: photos that are not shown.
@@ -76,16 +65,6 @@ def train(
       UserError: something does not fit, the loss is no longer finite, nothing is learnt, too much
         of the dataset is broken, or a checkpoint cannot be written.
     """
-    steps = config.profile
-    if steps and (len(steps) != 2 or not all(isinstance(n, int) and n > 0 for n in steps)):
-        raise UserError(
-            f"profile={steps!r} is no step and number of steps; set --config.profile=100,5 to trace"
-            " the five from step 100."
-        )
-    for key in _COUNTS:
-        group, _, name = key.rpartition(".")
-        if (config[group] if group else config)[name] < 1:
-            raise UserError(f"{key} must be at least 1; set --config.{key}.")
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)

@@ -24,7 +24,7 @@ def make_mesh(fsdp: int = 1, devices: Any = None) -> Mesh:
       UserError: the number of devices is no multiple of fsdp.
     """
     devices = np.array(jax.devices() if devices is None else devices)
-    if fsdp < 1 or devices.size % fsdp:
+    if devices.size % fsdp:
         raise UserError(
             f"mesh.fsdp={fsdp} does not divide the {devices.size} devices of this run;"
             " set --config.mesh.fsdp to a divisor."

@@ -7,10 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hashvision.errors import UserError
-
-SCHEDULES = ("cosine", "halving", "constant", "plateau")
-
 Schedule = Callable[[Any], jax.Array]
 
 
@@ -21,26 +17,27 @@ def schedule(
     warmup_steps: int,
     final: float = 0.0,
     halvings: int = 10,
+    warmup_start: float = 0.0,
 ) -> Schedule:
-    """Learning rate of each step: linear warm-up to `peak`, then one of SCHEDULES.
+    """Learning rate of each step: linear warm-up to `peak`, then what `kind` says.
 
     cosine falls to final * peak along half a cosine (SwAV, SWAG); halving halves `halvings` times
     at even distances (WSL: 10 to 20 halvings); constant stays, and so does plateau, which the
     optimiser halves by what the loss does (SEER, for data without end).
 
     Args:
-      kind: one of SCHEDULES.
+      kind: cosine, halving, constant or plateau.
       peak: the learning rate after warm-up, already scaled by the batch.
       total_steps: steps of the whole run.
-      warmup_steps: steps of the warm-up; step 0 takes peak / warmup_steps.
+      warmup_steps: steps W of the warm-up, from a rate r that no step takes: step s of them takes
+        r + (peak - r) (s + 1) / W.
       final: the last learning rate as a share of the peak.
       halvings: for halving only.
+      warmup_start: r, or the peak if that is lower.
 
     Returns:
       step -> float32 scalar.
     """
-    if kind not in SCHEDULES:
-        raise UserError(f"optimizer.schedule={kind!r} is none of {', '.join(SCHEDULES)}")
 
     def rate(step: Any) -> jax.Array:
         # Floats: a plan of a billion photos may have more steps than an int32 counts.
@@ -54,8 +51,9 @@ def schedule(
             decay = 0.5 ** jnp.floor(done * (halvings + 1)).clip(0, halvings)
         else:
             decay = jnp.ones(())
-        warmup = jnp.minimum((step + 1) / max(float(warmup_steps), 1), 1.0)
-        return jnp.asarray(peak * warmup * decay, jnp.float32)
+        risen = jnp.minimum((step + 1) / max(float(warmup_steps), 1), 1.0)
+        start = min(warmup_start, peak)
+        return jnp.asarray((start + (peak - start) * risen) * decay, jnp.float32)
 
     return rate
 
@@ -134,7 +132,7 @@ def build(
         adamw = optax.adamw(rate, momentum, weight_decay=weight_decay, mask=kernels_only)
         steps.append(adamw)
     else:
-        raise UserError(f"optimizer.name={name!r} is none of sgd, larc, adamw.")
+        raise ValueError(name)
     if name != "adamw":
         steps.append(optax.sgd(rate, momentum, nesterov=nesterov))
     if plateau_steps:

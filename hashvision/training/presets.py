@@ -9,10 +9,13 @@ from hashvision.training import Config
 
 _IMAGENET = 1_281_167  # photos
 
-# Prototypes for each photo that codes are computed over: SEER's 16,000 at batch 7936 is the most,
+# Prototypes for each photo that codes are computed over: SEER's 16,000 at batch 4096 is the most,
 # SwAV's 300 at batch 4096 the least that was published; 3000 at 4096 is the rule.
-_MOST, _LEAST, _USUAL = 16_000 / 7936, 300 / 4096, 3000 / 4096
+_MOST, _LEAST, _USUAL = 16_000 / 4096, 300 / 4096, 3000 / 4096
+_QUEUED = 16_000 / 7936  # from which a queue is added unless the config says otherwise
 
+# Steps without learning that stop a run: at least so many, and of a long run no more than a share.
+_LEAST_PATIENCE, _MOST_PATIENCE = 500, 1 / 4
 
 # Keys that `fill` sets where a config leaves them open.
 OPEN = (
@@ -26,14 +29,21 @@ OPEN = (
 )
 
 
+def total_steps(config: Config, epoch_length: float) -> int:
+    """Steps of the whole run: config.steps, or as many as config.epochs take."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil(config.epochs * epoch_length / config.batch_size))
+
+
 def fill(config: Config, epoch_length: float, began: Mapping[str, Any] | None = None) -> list[str]:
     """Fills in what a config leaves open, in place: how long an epoch is, and SwAV's settings.
 
     A run that resumes keeps what it began with. Else a setting depends on the batch and the dataset
-    alone, and so is the same on other machines and for a longer run.
+    alone (the patience on the run's length too), and so is the same on other machines.
 
     Args:
-      config: the schema of configs/base.py.
+      config: of hashvision/schema.py.
       epoch_length: photos of an epoch of the dataset.
       began: the frozen config of the run that resumes, by dotted key.
 
@@ -96,7 +106,7 @@ def _fill_swav(config: Config, epoch_length: float) -> list[str]:
         )
     if swav.queue is None:
         missing = swav.prototypes / _USUAL - batch
-        small = swav.prototypes > _MOST * batch
+        small = swav.prototypes > _QUEUED * batch
         swav.queue = math.ceil(missing / batch) * batch if small else 0
         say(
             "swav.queue",
@@ -121,11 +131,14 @@ def _fill_swav(config: Config, epoch_length: float) -> list[str]:
                 "after 15 epochs, as at the authors' batch 256",
             )
     if swav.patience is None:
-        swav.patience = max(500, 4 * steps_an_epoch)
+        total = total_steps(config, epoch_length)
+        share = round(total * _MOST_PATIENCE)
+        swav.patience = min(max(_LEAST_PATIENCE, min(4 * steps_an_epoch, share)), total)
         say(
             "swav.patience",
             swav.patience,
-            "4 epochs, at least 500 steps, without learning stop a run",
+            f"4 epochs, or a quarter of the run's {total:,} steps if that is less, but at least"
+            f" {_LEAST_PATIENCE}, without learning stop a run",
         )
 
     if swav.queue % batch:

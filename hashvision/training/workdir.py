@@ -9,10 +9,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
 import numpy as np
 
-from hashvision import storage
+from hashvision import configs, schema, storage
 from hashvision.data import classes, dataset, documents, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
@@ -53,19 +52,16 @@ def _missing(workdir: str) -> str:
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
+def _config(workdir: str) -> dict[str, Any]:
+    """The frozen config as today's schema has it."""
+    return configs.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
 
 
 def began(workdir: str) -> dict[str, Any] | None:
     """The frozen config of the run in `workdir`, by dotted key; None where none has begun."""
     if not storage.exists(os.path.join(workdir, "config.json")):
         return None
-    return _flat(_load(workdir, "config.json"))
+    return schema.flat(_config(workdir))
 
 
 def claim(
@@ -100,7 +96,7 @@ def claim(
     if config.objective.name == "hashtag":
         numbers = classes.match(known, vocabulary, config.dataset)
     if before is not None:
-        text, now = json.dumps(known, ensure_ascii=False), _flat(frozen)
+        text, now = json.dumps(known, ensure_ascii=False), schema.flat(frozen)
         for key in sorted(before.keys() | now.keys()):
             free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
             if before.get(key) != now.get(key) and not free:
@@ -248,5 +244,5 @@ def read(workdir: str) -> tuple[Config, dict[str, Any]]:
     Raises:
       UserError: `workdir` is none, or one of its files is damaged.
     """
-    config = ml_collections.ConfigDict(_load(workdir, "config.json"))
+    config = schema.get_config(schema.flat(_config(workdir)))
     return config, _vocabulary(workdir)

@@ -3,7 +3,6 @@
 A worker is a process that does its work once for every line it reads and answers with the seconds
 it took. Ours and the peer's do so in turn, so that a machine that changes its speed changes both;
 while one works the others are stopped, for they would fill their buffers meanwhile.
-A figure is the median over the rounds, a ratio the median of the rounds' ratios.
 """
 
 import contextlib
@@ -16,28 +15,38 @@ import platform
 import signal
 import statistics
 import subprocess
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+RUN = "HASHVISION_BENCHMARK"  # environment variable: the day of the run that a figure belongs to
 HEAD = """# Benchmarks
 
-Made by `bash launch/bench.sh`, which says how; the same figures lie in benchmarks.json.
+Made from benchmarks.json by `bash launch/bench.sh`, in one run: {run}.
 
-| name | unit | ours | peer | ratio | peer is | machine, versions, date |
-|---|---|---|---|---|---|---|
+A figure is the median over rounds in which ours and the peer work in turn. The ratio is that of
+the two figures: ours to the peer's of a speed (something a second), the peer's to ours of what
+something takes (s, Mcycles). Above 1 it is in our favour.
+
+| name | unit | ours | peer | ratio | peer is |
+|---|---|---|---|---|---|
 """
 
 
 class Figure(NamedTuple):
-    """A row of benchmarks.json; a ratio above 1 is in our favour."""
+    """A row of benchmarks.json."""
 
     name: str
     unit: str
     ours: float
     peer: float
     peer_name: str
-    ratio: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the two figures; above 1 is in our favour."""
+        return self.ours / self.peer if self.unit.endswith("/s") else self.peer / self.ours
 
 
 class Worker:
@@ -112,49 +121,44 @@ def compare(
             worker.stop()
     ours, *peers = seconds
     speed = {peer: amount / statistics.median(times) for peer, times in seconds.items()}
-    return [
-        Figure(
-            name,
-            unit,
-            speed[ours],
-            speed[peer],
-            peer,
-            statistics.median(b / a for a, b in zip(seconds[ours], seconds[peer], strict=True)),
-        )
-        for peer in peers
-    ]
+    return [Figure(name, unit, speed[ours], speed[peer], peer) for peer in peers]
 
 
-def machine() -> str:
-    """What the figures depend on, without the machine's name."""
+def run() -> str:
+    """What the figures depend on: machine, without its name, versions, and the run's day."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax")]
     cores = f"{os.cpu_count()} cores of {platform.machine()}"
-    return ", ".join([cores, *versions, datetime.date.today().isoformat()])
+    day = os.environ.get(RUN) or datetime.date.today().isoformat()
+    return ", ".join([cores, *versions, day])
 
 
-def write(figures: list[Figure], note: str, folder: pathlib.Path = ROOT) -> None:
-    """Prints the figures and puts them into both files, for those of the same name and peer.
+def write(figures: list[Figure], run: str, folder: pathlib.Path = ROOT) -> None:
+    """Prints the figures and adds them to both files, if those are of the same run or absent.
 
     Args:
-      figures: to write.
-      note: on what machine, with which versions and when they were taken.
+      figures: to write; one takes the place of another of the same name and peer.
+      run: that they belong to.
       folder: of benchmarks.json and benchmarks.md.
     """
     for figure in figures:
-        print(json.dumps(figure._asdict()), flush=True)
-    path, page = folder / "benchmarks.json", folder / "benchmarks.md"
-    old = [Figure(**row) for row in json.loads(path.read_text())] if path.exists() else []
-    rows = {(each.name, each.peer_name): each for each in [*old, *figures]}
-    ordered = [rows[key] for key in sorted(rows)]
-    path.write_text(json.dumps([each._asdict() for each in ordered], indent=1) + "\n")
+        print(json.dumps({**figure._asdict(), "ratio": figure.ratio}), flush=True)
+    path = folder / "benchmarks.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"run": run, "figures": []}
+    if kept["run"] != run:
+        print(f"{path} is of another run ({kept['run']}); nothing is added to it.", flush=True)
+        return
+    every = [*(Figure(**row) for row in kept["figures"]), *figures]
+    rows = {(each.name, each.peer_name): each for each in every}
+    kept["figures"] = [rows[key]._asdict() for key in sorted(rows)]
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    (folder / "benchmarks.md").write_text(page(kept))
 
-    lines = page.read_text().splitlines() if page.exists() else []
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    notes = {(each[0], each[5]): each[6] for each in cells if len(each) == 7}
-    notes |= {(each.name, each.peer_name): note for each in figures}
+
+def page(kept: Mapping[str, Any]) -> str:
+    """benchmarks.md, of what benchmarks.json holds."""
     table = [
         f"| {each.name} | {each.unit} | {each.ours:.2f} | {each.peer:.2f} | {each.ratio:.2f}"
-        f" | {each.peer_name} | {notes[each.name, each.peer_name]} |"
-        for each in ordered
+        f" | {each.peer_name} |\n"
+        for each in (Figure(**row) for row in kept["figures"])
     ]
-    page.write_text(HEAD + "\n".join(table) + "\n")
+    return HEAD.format(run=kept["run"]) + "".join(table)

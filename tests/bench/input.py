@@ -49,7 +49,7 @@ def need(plan: str, rate: float) -> str:
     if not found["chip"]:
         return f"{plan} is of no TPU: nothing says how fast its steps are."
     wanted = found["photos_per_second"] / found["hosts"]
-    have, a_core = found["chip"]["host_cores"], rate / (os.cpu_count() or 1)
+    have, a_core = found["host_cores"], rate / (os.cpu_count() or 1)
     needed = wanted / a_core
     verdict = "enough" if needed <= have else "too few"
     return (
@@ -96,7 +96,7 @@ def main() -> None:
                 64 * arguments.batches,
                 arguments.rounds,
             )
-            figures.write(found, figures.machine())
+            figures.write(found, figures.run())
             rates.append(found[0].ours)
     for plan in arguments.plan:
         print(need(plan, min(rates)))

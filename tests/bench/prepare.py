@@ -46,12 +46,10 @@ def main() -> None:
     peer = f"{sizes[0]} posts, {workers[0]} worker"
     base = speed[runs[0]]
     found = [
-        figures.Figure(
-            f"prepare/{size}posts/{count}workers", "posts/s", rate, base, peer, rate / base
-        )
+        figures.Figure(f"prepare/{size}posts/{count}workers", "posts/s", rate, base, peer)
         for (size, count), rate in speed.items()
     ]
-    figures.write(found, figures.machine())
+    figures.write(found, figures.run())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Of every published network, one block of its longest stage, forward and backward in bfloat16; how
 long its loop and its blocks one by one take to compile is measured with --depth. Some twenty
-minutes on two cores (pip install libtpu).
+minutes on two cores (pip install --require-hashes -r requirements-tpu.txt).
 """
 
 import argparse
@@ -91,14 +91,13 @@ def main() -> None:
                 )
                 peer = f"the same {depth} blocks unrolled"
                 found = [
-                    figures.Figure(f"compile/{title}", "s", short, long, peer, long / short),
+                    figures.Figure(f"compile/{title}", "s", short, long, peer),
                     figures.Figure(
                         f"cycles/loop/{title}",
                         "Mcycles",
                         loop / 1e6,
                         whole / 1e6,
                         peer,
-                        whole / loop,
                     ),
                 ]
             else:
@@ -107,10 +106,8 @@ def main() -> None:
                     for form in ("packed", "native")
                 )
                 peer = "XLA's grouped form"
-                found = [
-                    figures.Figure(f"cycles/{title}", "Mcycles", ours, native, peer, native / ours)
-                ]
-            figures.write(found, figures.machine())
+                found = [figures.Figure(f"cycles/{title}", "Mcycles", ours, native, peer)]
+            figures.write(found, figures.run())
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> None:
                     workers["XLA's grouped form"] = [*ours, "native"]
                 name = f"{prefix}/{model}/{arguments.size}px/b{batch}/{arguments.device}"
                 found = figures.compare(name, "images/s", workers, int(batch), arguments.rounds)
-                figures.write(found, figures.machine())
+                figures.write(found, figures.run())
 
 
 if __name__ == "__main__":
