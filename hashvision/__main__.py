@@ -1,12 +1,15 @@
 """The verbs: `python -m hashvision VERB`; each imports its room only when called."""
 
 import argparse
+import contextlib
 import difflib
 import errno
+import io
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hashvision import __version__, storage
@@ -14,8 +17,25 @@ from hashvision.errors import UserError
 from hashvision.ranges import NAME, SEED, SIDE, Range, number, whole
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNNAMED = {errno.ENOENT: "The current folder, or one for temporary files,"}
+_UNFORESEEN = 70  # exit code, EX_SOFTWARE of sysexits.h
+_STOPPED = 130  # what shells give for Ctrl-C
 
 
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Lets SIGTERM stop a verb as Ctrl-C does, so that it clears away what is half done."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("hashvision: stopped, and what was half done is removed.", file=sys.stderr)
+        raise SystemExit(_STOPPED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_stoppable()
 def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse_stray(arguments, rest)
     from hashvision.prepare import drawn
@@ -26,6 +46,7 @@ def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"{arguments.posts:,} drawn posts lie in {arguments.output}; {sheet} shows them.")
 
 
+@_stoppable()
 def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
     from hashvision.prepare import pipeline
 
@@ -57,10 +78,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
     from hashvision import configs
 
     found = configs.explain(arguments.config, rest)
-    try:
-        print(found.table(), flush=True)
-    except BrokenPipeError:  # `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(found.table(), flush=True)
     _write_json(arguments.json, found.as_json, "the config")
 
 
@@ -293,7 +311,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--wordnet", help="WordNet as WN-LMF (.xml, .xml.xz), to merge synonyms")
     verb.add_argument("--minimum_count", type=_COUNT, default=10, help="posts a class needs")
     verb.add_argument(
-        "--short_side", type=_SIDE, default=256, help="pixels; photos are only shrunk"
+        "--short_side",
+        type=_SIDE,
+        default=384,
+        help="pixels of the shorter side to which larger photos are shrunk, 384 by default: SwAV's"
+        " and SEER's least crops are 14%% of a photo, which leaves 166 pixels of 512 x 384 to be"
+        " enlarged to 224, and 110 with 256; a photo takes twice the bytes that it takes with 256",
     )
     verb.add_argument(
         "--keep_untagged",
@@ -417,27 +440,93 @@ def _add_takedown(verb: argparse.ArgumentParser) -> None:
 
 def _judged(error: Exception) -> tuple[int, str]:
     """The exit code for what no verb foresaw, and what to say: storage may fail anywhere."""
-    if isinstance(error, OSError):
-        where, why = error.filename or "what this command writes", error.strerror
-        if error.errno in _NO_SPACE:
-            told = f"There is no room for {where} ({why}); make some, and the same command goes on."
-            return 2, f"hashvision: {told}"
-        if storage.is_remote(str(where)):
-            from hashvision.training import hosts
+    cause = _os_error(error)
+    if cause is None:
+        return _UNFORESEEN, "".join(traceback.format_exception(error)).rstrip()
+    unnamed = _UNNAMED.get(cause.errno or 0, "what this command writes")
+    where, why = str(cause.filename or unnamed), cause.strerror
+    code = 2
+    if cause.errno in _NO_SPACE:
+        told = f"There is no room for {where} ({why}); make some, and the same command goes on."
+    elif not storage.is_remote(where):
+        told = (
+            f"{where} cannot be used ({why}); give another path, or see that it is there and may be"
+            " read and written."
+        )
+    elif cause.errno == errno.EIO:  # it may be there again in a moment
+        from hashvision.training import hosts
 
-            if error.errno == errno.EIO:  # it may be there again in a moment
-                told = f"{where} cannot be reached ({why}); the same command goes on."
-                return hosts.AGAIN, f"hashvision: {told}"
-            told = f"{where} cannot be reached ({why}); see that it is there and allowed."
-            return 2, f"hashvision: {told}"
-    return 1, traceback.format_exc().rstrip()
+        told, code = f"{where} cannot be reached ({why}); the same command goes on.", hosts.AGAIN
+    else:
+        told = f"{where} cannot be reached ({why}); see that it is there and allowed."
+    return code, f"hashvision: {told}"
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """What the system refused, of a path or for want of room, if that is at the bottom of it."""
+    known = (*_NO_SPACE, *_UNNAMED)
+    while error is not None:
+        if isinstance(error, OSError) and (error.filename or error.errno in known):
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+class _Unheard(io.RawIOBase):
+    """A stream that lets a command go on when nobody reads it any more, as `head` does."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        with contextlib.suppress(BrokenPipeError):
+            while left:
+                left = left[self._stream.write(left) or 0 :]
+        return len(content)
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Lets stdout and stderr take every character, and lose their reader."""
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in before.items():
+        bytes_ = getattr(stream, "buffer", None)
+        raw = getattr(bytes_, "raw", bytes_)  # with PYTHONUNBUFFERED there is no other
+        if isinstance(raw, io.FileIO):  # and not what a caller has put there
+            stream.flush()
+            buffer: Any = _Unheard(raw)
+            text = io.TextIOWrapper(
+                buffer if raw is bytes_ else io.BufferedWriter(buffer),
+                stream.encoding,
+                "backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, text)
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            getattr(sys, name).flush()
+            setattr(sys, name, stream)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code.
 
-    0; 1 where `audit` found something; 2 after one sentence on what the user can mend; or 75 where
-    a run was stopped, or a host lost, and the same command goes on.
+    0; 1 where `audit` found something; 2 after one sentence on what the user can mend; 75 where a
+    run was stopped, or a host lost, and the same command goes on; 130 where `prepare` or `drawn`
+    was stopped; or 70 after the traceback of an error that nobody foresaw.
     """
     # TensorFlow only decodes here; its start-up notes tell nothing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -445,6 +534,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # It would import Keras, for a third of its time to start and 100 MB; so it looks for the old
     # one, which is not there.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    if not os.path.isabs(os.path.expanduser("~")):  # a user without one, as in some containers
+        os.environ["HOME"] = os.devnull  # some packages will not be imported without
+    with _streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments, rest = _parser().parse_known_args(argv)
         return arguments.run(arguments, rest) or 0
@@ -456,6 +552,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hashvision.training import hosts
 
     if hosts.watched():
+        sys.stdout.flush()
         os._exit(code)  # JAX would first wait for hosts that wait for this one
     return code
 

@@ -18,9 +18,9 @@ STD = (0.229, 0.224, 0.225)
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision turn RGB to grey
 
-# Of products of pixels and weights. TPUs compute a float32 product from bfloat16 products. One, the
-# default, is off by up to a grey level (15% of a crop's pixels differed); three, as here, are off
-# by a hundredth of a level at most. HIGHEST's six gain nothing: crops are rounded to levels.
+# Of products of pixels and weights. A TPU computes one of float32 as products of bfloat16. One, the
+# default, is off by up to a grey level (15% of a crop's pixels came out different); three, as here,
+# by less than a hundredth of one. Six (HIGHEST) would add nothing: crops are rounded to levels.
 PRECISION = jax.lax.Precision.HIGH
 
 # What a draw is for; keeps the draws of one key independent of each other.

@@ -86,6 +86,8 @@ KEYS: dict[str, Key] = {
         None, optional(_SHARE_ABOVE_0), "t; the mean class frequency if unset"
     ),
     "data.max_labels": Key(16, whole(1, 1024), "tags kept of a photo"),
+    # At a short side of 384, as prepare keeps photos, one of 4:3 stays whole; one of 3:2 is shrunk
+    # by an eighth. More would cost the host's link and the devices' memory for all.
     "data.photo_size": Key(512, SIDE, "pixels to which a photo's longer side is shrunk first"),
     "data.crops": Key(((1, 224, 0.08, 1.0),), _CROPS, "what is cut out of each photo"),
     "data.broken": Key(

@@ -18,6 +18,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
+from hashvision.errors import UserError
+
 # TensorFlow's client reads these once, when TensorFlow is imported. It would fetch 64 MB for each
 # record that is read by its offset, and remember for 5 s a size that another host has changed.
 os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**16))
@@ -25,6 +27,7 @@ os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")
 
 _BUFFER = 2**19  # bytes of a request where a file is read through, as the client has it
 _AT_ONCE = 32  # requests: each takes long, and little work
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # some network file systems say so of their folders
 
 In = typing.TypeVar("In")
 Out = typing.TypeVar("Out")
@@ -36,7 +39,15 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The path as it is from everywhere, without a slash at its end."""
+    """The path as it is from everywhere, without a slash at its end.
+
+    Raises:
+      UserError: it is a file:// URL, or empty, which would be the current folder.
+    """
+    if path.startswith("file://"):
+        raise UserError(f"{path} is a URL of a local file; give its path, {path[7:] or '/'}.")
+    if not path:
+        raise UserError("A path is empty; give the path of a file or a folder.")
     return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 
@@ -58,7 +69,7 @@ def _files() -> typing.Any:
 def as_os_errors(path: str) -> Iterator[None]:
     """Raises what TensorFlow raises inside, which loses its way at `path`, as OSErrors.
 
-    EIO is what may go away by itself.
+    EIO is what may go away by itself. TensorFlow ends its errors of a disk with the system's words.
     """
     import tensorflow as tf
 
@@ -75,9 +86,24 @@ def as_os_errors(path: str) -> Iterator[None]:
     except tf.errors.OpError as error:
         number = numbers.get(type(error), errno.EIO)
         told = str(error.message).split("\n")[0][:300]
+        if not is_remote(path):
+            words = told.rpartition("; ")[2]
+            number = next((n for n in errno.errorcode if os.strerror(n) == words), number)
+            told = os.strerror(number)
         if number in (errno.ENOENT, errno.EACCES):
             told = os.strerror(number)
         raise OSError(number, told, path) from None
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Gives the OSErrors raised inside this path where they have none: a write knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = path
+        raise
 
 
 class _Object(io.RawIOBase):
@@ -159,16 +185,41 @@ def read(path: str) -> bytes:
 
 
 def write(path: str, content: str | bytes) -> None:
-    """Writes a file so that nobody ever sees half of it, and makes the folders it lies in."""
+    """Writes a file so that nobody ever sees half of it, and makes the folders it lies in.
+
+    The file is on the disk when this returns: a power cut leaves the old content or the new.
+    """
     content = content.encode() if isinstance(content, str) else content
-    partial = path
-    if not is_remote(path):
-        make_folder(os.path.dirname(path))
-        partial = f"{path}.{uuid.uuid4().hex}.partial"  # another process may write the same
-    with open(partial, "wb") as file:
-        file.write(content)
-    if partial != path:
-        os.replace(partial, path)
+    if is_remote(path):
+        with open(path, "wb") as file:
+            file.write(content)
+        return
+    make_folder(os.path.dirname(path))
+    partial = f"{path}.{uuid.uuid4().hex}.partial"  # another process may write the same
+    try:
+        with naming(path), open(partial, "wb") as file:
+            file.write(content)
+        sync(partial)
+        move(partial, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+        raise
+
+
+def sync(path: str) -> None:
+    """Returns when a file, or the names in a folder, are on the disk; remote storage needs none."""
+    if is_remote(path):
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(file)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(file)
 
 
 def create(path: str, content: str) -> None:
@@ -233,9 +284,12 @@ def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Folders from the uppermost on: (path, names of folders, names of files), sorted.
 
     Nothing comes of a folder that is not there.
+
+    Raises:
+      OSError: one of them cannot be read.
     """
     if not is_remote(folder):
-        for path, folders, files in os.walk(folder):
+        for path, folders, files in os.walk(folder, onerror=_unless_absent):
             folders.sort()
             yield path, folders, sorted(files)
         return
@@ -248,6 +302,11 @@ def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
     yield folder, folders, [name for name in found if not name.endswith("/")]
     for name in folders:
         yield from walk(f"{folder}/{name}")
+
+
+def _unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def names(folder: str, pattern: str = "*") -> list[str]:
@@ -286,9 +345,10 @@ def remove_folder(path: str) -> None:
 def move(path: str, target: str) -> None:
     """Moves a file or a folder: in one step on a disk, object by object elsewhere.
 
-    A file that lies at the target is replaced.
+    A file that lies at the target is replaced. On a disk the new name is there after a power cut.
     """
     if not is_remote(path):
-        return os.replace(path, target)
+        os.replace(path, target)
+        return sync(os.path.dirname(target) or ".")
     with as_os_errors(path):
         _files().rename(path, target, overwrite=True)

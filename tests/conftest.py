@@ -30,6 +30,14 @@ def shared_data() -> pathlib.Path:
     return path
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled programs of the tests, and of what they start, are not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_compiled_is_kept() -> Iterator[None]:
     """Forgets a test's folder of compiled programs, which may lie in a bucket that is gone."""

@@ -54,10 +54,32 @@ def test_estimate_leaves_out_resamples_that_define_no_value():
     assert estimate == (1.0, 1.0, 1.0)
 
 
-def test_interval_covers_the_truth_about_95_times_in_100():
-    covered = 0
-    for seed in range(100):
-        right = np.random.default_rng(seed).random(200) < 0.3
-        estimate = bootstrap.estimate(bootstrap.mean_of(right), 200, number=200, seed=seed)
-        covered += estimate.low <= 0.3 <= estimate.high
-    assert 88 <= covered <= 100
+def test_the_ends_of_a_biased_statistic_come_from_both_of_its_forms():
+    right = np.arange(500) < 200
+    mean = bootstrap.mean_of(right)
+    plain = bootstrap.estimate(mean, 500)
+    biased = bootstrap.estimate(lambda counts: np.stack([mean(counts) + 0.1, mean(counts)]), 500)
+    assert biased == pytest.approx((plain.value + 0.1, plain.low, plain.high + 0.1))
+
+
+# Top-1 and precision at 1 are means of 0 and 1, recall of shares; some over a part of the photos.
+MEANS = {
+    "top-1": ((0, 1), (0.7, 0.3), 1.0),
+    "precision at 1": ((0, 1), (0.1, 0.9), 0.7),
+    "recall at 5": ((0, 0.5, 1), (0.2, 0.5, 0.3), 0.7),
+}
+
+
+@pytest.mark.parametrize("kind", MEANS)
+def test_intervals_of_means_cover_the_truth_about_95_times_in_100(kind, monkeypatch):
+    values, chances, eligible = MEANS[kind]
+    counts = list(bootstrap.resamples(150, 300))
+    monkeypatch.setattr(bootstrap, "resamples", lambda *_: counts)  # the same for all, once drawn
+    truth, covered = float(np.dot(values, chances)), 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        right = rng.choice(values, 150, p=chances)
+        statistic = bootstrap.mean_of(right, rng.random(150) < eligible)
+        estimate = bootstrap.estimate(statistic, 150)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.90 <= covered / 400 <= 0.99

@@ -211,13 +211,19 @@ def order_of(numbers: tuple[int, ...]) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in numbers).ljust(duplicates.ORDER, b"\0")
 
 
-def find(folder: pathlib.Path, posts: list[Row], evaluation: Sequence[Row] = ()) -> list[Match]:
+def find(
+    folder: pathlib.Path,
+    posts: list[Row],
+    evaluation: Sequence[Row] = (),
+    removed: Sequence[Fingerprint] = (),
+) -> list[Match]:
     """Runs the join; every element is a bundle of its own order's making."""
     path = folder / "matches.json"
 
     def write(matches):
         path.write_text(json.dumps([[list(match[0]), *match[1:]] for match in matches]))
 
+    barred = [(order_of((number,)), "", each) for number, each in enumerate(removed)]
     posts = [(order_of(order), *rest) for order, *rest in posts]
     evaluation = [(order_of(order), *rest) for order, *rest in evaluation]
 
@@ -226,9 +232,13 @@ def find(folder: pathlib.Path, posts: list[Row], evaluation: Sequence[Row] = ())
         matches = {
             "posts": once | "Posts" >> beam.FlatMap(lambda _: posts) | beam.Reshuffle(),
             "evaluation": once | "Evaluation" >> beam.FlatMap(lambda _: list(evaluation)),
+            "removed": once | "Removed" >> beam.FlatMap(lambda _: barred),
         } | FindDuplicates(str(folder / "spool"), parts=3)
         _ = matches | beam.combiners.ToList() | beam.Map(write)
-    found = [Match(bytes(order), *rest) for order, *rest in json.loads(path.read_text())]
+    found = [
+        Match(bytes(order), *rest, tuple(also))
+        for order, *rest, also in json.loads(path.read_text())
+    ]
     shutil.rmtree(folder / "spool")
     return sorted(found)
 
@@ -259,6 +269,34 @@ def test_the_first_copy_stays_and_leaks_go(tmp_path, photos):
         random.Random(seed).shuffle(posts)
         random.Random(seed).shuffle(evaluation)
         assert find(tmp_path, posts, evaluation) == found
+
+
+def test_a_removed_photo_counts_before_all_others_and_is_not_named(tmp_path, photos):
+    rng = np.random.default_rng(7)
+    image, print_ = photos[0]
+    mirrored = fingerprint(edits.EDITS["mirrored"](edits.decode(image), rng))
+    compressed = fingerprint(edits.EDITS["compressed"](edits.decode(image), rng))
+    posts = [((1,), "first", mirrored), ((2,), "second", print_), ((3,), "other", photos[1][1])]
+    evaluation = [((0,), "eval/a.jpg", print_), ((1,), "eval/b.jpg", mirrored)]
+    found = find(tmp_path, posts, evaluation, [photos[2][1], compressed, compressed, print_])
+    assert [(match.name, match.kind, match.partner, match.also) for match in found] == [
+        ("first", "removed", "", ()),
+        ("second", "removed", "", ("first",)),
+    ]
+
+
+def test_a_match_names_other_posts_before_it_that_it_shows(tmp_path, photos):
+    """Two parts of a photo, which share too little to be alike, and then the whole."""
+    image = edits.decode(photos[4][0])
+    left = image.crop((0, 0, 84, image.height))
+    right = image.crop((image.width - 84, 0, image.width, image.height))
+    parts = [fingerprint(edits.encode(each)) for each in (left, right)]
+    assert similarity(*parts) < DUPLICATE
+    rows = [((1,), "left", parts[0]), ((2,), "right", parts[1]), ((3,), "whole", photos[4][1])]
+    (match,) = find(tmp_path, [*rows, ((4,), "another", photos[5][1])])
+    assert match[1:4] == ("whole", "duplicate", "left") and match.also == ("right",)
+    (match,) = find(tmp_path, rows, [((0,), "eval/a.jpg", photos[4][1])])[-1:]
+    assert match[1:4] == ("whole", "leak", "eval/a.jpg") and match.also == ("left", "right")
 
 
 def test_a_leak_names_the_evaluation_photo_it_resembles_most(tmp_path, photos):

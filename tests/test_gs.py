@@ -185,15 +185,20 @@ def test_hosts_hear_each_other(cloud):
 
 
 def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkeypatch):
-    def stage(text):
-        staging = folder.make_staging("gs://bucket/out")
-        for name in ("a", "manifest.json", "z"):
-            storage.write(f"{staging}/{name}", text)
-        storage.remove(f"{staging}/{folder.SUMMARY}")
-        return staging
+    names = ("duplicates.png", "manifest.json", "vocabulary.json")
+    manifest = '{"hashvision": "0.1.0", "options": {}, "shards": []}'
 
-    folder.replace(stage("first"), "gs://bucket/out")
-    assert cloud.below("out") == dict.fromkeys(("a", "manifest.json", "z"), b"first")
+    def replace(text):
+        with folder.make_staging("gs://bucket/out") as staging:
+            for name in names:
+                storage.write(f"{staging}/{name}", manifest if name == folder.MANIFEST else text)
+            folder.replace(staging, "gs://bucket/out")
+
+    def whole(text):
+        return {name: manifest.encode() if name == folder.MANIFEST else text for name in names}
+
+    replace("first")
+    assert cloud.below("out") == whole(b"first")
     move, moved = storage.move, []
 
     def stop_at_second(path, target):
@@ -204,10 +209,33 @@ def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkey
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(storage, "move", stop_at_second)
-        folder.replace(stage("second"), "gs://bucket/out")
+        replace("second")
     assert "manifest.json" not in cloud.below("out")
-    folder.replace(stage("third"), "gs://bucket/out")
-    assert cloud.below("out") == dict.fromkeys(("a", "manifest.json", "z"), b"third")
+    assert not [name for name in cloud.objects if name.startswith("out.")]
+    replace("third")
+    assert cloud.below("out") == whole(b"third")
+
+
+def test_an_output_in_a_bucket_that_is_no_dataset_or_in_use_is_refused(cloud, capsys):
+    cloud.put("app/manifest.json", b'{"name": "a web app"}')
+    cloud.put("app/.git/config", b"[core]")
+    cloud.put("dump2/posts.jsonl", b"")
+    before = dict(cloud.objects)
+    prepare = ("prepare", "--posts=gs://bucket/dump2/posts.jsonl")
+    assert "not a hashvision dataset: it holds .git/" in one_sentence(
+        capsys, *prepare, "--output=gs://bucket/app"
+    )
+    assert "holds gs://bucket/dump2/posts.jsonl" in one_sentence(
+        capsys, *prepare, "--output=gs://bucket/dump2"
+    )
+    assert cloud.objects == before
+    with folder.make_staging("gs://bucket/busy"):
+        assert "in use by process" in one_sentence(capsys, *prepare, "--output=gs://bucket/busy")
+    dead = "busy.preparing-0a1b2c3d"
+    cloud.put(f"{dead}/spool/{'0' * 32}", b"photos")
+    cloud.put(f"{dead}/notes.txt", b"mine")
+    with folder.make_staging("gs://bucket/busy"):
+        assert cloud.below(dead) == {"notes.txt": b"mine"}
 
 
 # The way from posts to numbers

@@ -94,14 +94,30 @@ def test_what_one_host_cannot_mend_ends_all(place):
     assert any("nowhere" in err for _, _, err in ended)
 
 
+def test_what_the_machine_of_one_host_refuses_ends_all(place):
+    (place / "occupied" / "metrics.jsonl").mkdir(parents=True)
+    ended = all_finish(start_hosts(place, "occupied", 2, *QUICK))
+    assert [code for code, _, _ in ended] == [2, 2]
+    assert "metrics.jsonl cannot be used (Is a directory)" in ended[0][2]
+
+
+UNFORESEEN = """
+import os, sys
+from hashvision import __main__
+from hashvision.training import metrics
+if os.environ["JAX_PROCESS_ID"] == "0":
+    metrics._until = None
+sys.exit(__main__.main())
+"""
+
+
 def test_an_error_of_one_host_that_nobody_foresaw_ends_all(place):
     """JAX would have it wait for the others, which wait for it, for minutes."""
-    (place / "unforeseen" / "metrics.jsonl").mkdir(parents=True)
     started = time.monotonic()
-    ended = all_finish(start_hosts(place, "unforeseen", 2, *QUICK))
+    ended = all_finish(start_hosts(place, "unforeseen", 2, *QUICK, program=("-c", UNFORESEEN)))
     assert time.monotonic() - started < 150
-    assert [code for code, _, _ in ended] == [1, hosts.AGAIN]
-    assert "IsADirectoryError" in ended[0][2] and "host 0 of 2" in ended[1][2]
+    assert [code for code, _, _ in ended] == [70, hosts.AGAIN]
+    assert "TypeError" in ended[0][2] and "host 0 of 2" in ended[1][2]
 
 
 @pytest.mark.parametrize(

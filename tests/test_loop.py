@@ -56,6 +56,22 @@ def test_sigterm_saves_and_says_again(place, whole):
     same(place, "stopped", whole)
 
 
+def test_a_second_run_on_one_workdir_is_refused_and_the_first_goes_on(place, whole):
+    first = start(place, "shared", "--config.steps=100000")
+    until(first, place / "shared" / "metrics.jsonl", 3)
+    noted = [(place / "shared" / name).read_bytes() for name in ("removed.jsonl", "dataset.json")]
+    (place / "list.csv").write_text("kind,value,reason,received_at\nowner,u2,left,2018-06-01\n")
+    listed = f"--removals={place / 'list.csv'}"
+    assert f"by process {first.pid} on " in refused(place, "shared", listed)
+    noted_then = [
+        (place / "shared" / name).read_bytes() for name in ("removed.jsonl", "dataset.json")
+    ]
+    assert noted_then == noted
+    first.send_signal(signal.SIGTERM)
+    assert finish(first)[0] == hosts.AGAIN
+    assert not (place / "shared" / "lock").exists()
+
+
 def test_metrics_lines_have_the_promised_keys(place, whole):
     for line in (place / whole / "metrics.jsonl").read_text().splitlines():
         scalars = json.loads(line)

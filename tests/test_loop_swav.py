@@ -94,7 +94,9 @@ def test_hashtags_start_from_a_swav_trunk(place, whole_swav):
     swav, hashtags = arrays(place, whole_swav), arrays(place, "on-top")
     # At a learning rate of 0 the trunk stays what it was; the average of SwAV's run came over.
     jax.tree.map(
-        np.testing.assert_array_equal, swav["average"]["trunk"], hashtags["params"]["trunk"]
+        np.testing.assert_array_equal,
+        swav["average"]["params"]["trunk"],
+        hashtags["params"]["trunk"],
     )
     assert "head" in hashtags["params"] and "prototypes" not in hashtags["params"]
     sentence = refused(place, "too-wide", *overrides, "--config.model.name=regnety_200mf")

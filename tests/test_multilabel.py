@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.metrics import average_precision_score
 
 from hashvision.evaluation import bootstrap, multilabel
@@ -30,18 +31,18 @@ def test_average_precision_is_scikit_learns(decimals):
     )
 
 
-def naive_weighted(scores, positives, counts):
+def naive_weighted(scores, positives, counts, itself=True):
     """The docstring's equation for one class, photo by photo."""
     total, weight = 0.0, 0
     for i in range(len(scores)):
         if not positives[i] or not counts[i]:
             continue
-        found, seen = 1, 1  # photo i itself, once
+        found, seen = int(itself), int(itself)  # photo i itself, once
         for j in range(len(scores)):
             if j != i and scores[j] >= scores[i]:
                 found += counts[j] * positives[j]
                 seen += counts[j]
-        total += counts[i] * found / seen
+        total += counts[i] * (found / seen if seen else 1)
         weight += counts[i]
     return total / weight if weight else np.nan
 
@@ -56,6 +57,13 @@ def test_average_precision_of_resamples_against_the_equation(decimals):
     ]
     found = multilabel.average_precision(scores, positives, counts)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+    without = [
+        [naive_weighted(scores[:, c], positives[:, c], row.astype(int), False) for c in range(5)]
+        for row in counts
+    ]
+    found = multilabel.mean_average_precision(scores, positives)(counts)
+    np.testing.assert_allclose(found[0], np.nanmean(expected, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(found[1], np.nanmean(without, axis=1), rtol=1e-6)
 
 
 def test_average_precision_without_positives_is_undefined():
@@ -63,8 +71,8 @@ def test_average_precision_without_positives_is_undefined():
     positives[:, 2] = False
     precision = multilabel.average_precision(scores, positives)[0]
     assert np.isnan(precision[2]) and np.isnan(precision).sum() == 1
-    mean = multilabel.mean_average_precision(scores, positives)(np.ones((1, len(scores)), int))[0]
-    assert mean == pytest.approx(np.nanmean(precision))
+    mean = multilabel.mean_average_precision(scores, positives)(np.ones((1, len(scores)), int))
+    assert mean.shape == (2, 1) and mean[0, 0] == pytest.approx(np.nanmean(precision))
 
 
 def test_interval_of_map_holds_its_value_where_classes_are_rare():
@@ -75,6 +83,44 @@ def test_interval_of_map_holds_its_value_where_classes_are_rare():
     scores = (rng.normal(size=positives.shape) + positives).astype(np.float32)
     estimate = multilabel.estimates(scores, positives)["mAP"]
     assert estimate.low < estimate.value < estimate.high
+
+
+def average_precision_on_endless_photos(share, shift):
+    """Of scores N(0, 1), and N(shift, 1) where positive: precision as it falls, over the recall."""
+    thresholds = np.linspace(-8, 8 + shift, 20_001)
+    recall = scipy.stats.norm.sf(thresholds, shift)
+    precision = share * recall / (share * recall + (1 - share) * scipy.stats.norm.sf(thresholds))
+    return -np.trapezoid(precision, recall)
+
+
+# Shares of the classes, what their scores know, and how many photos there are.
+TEST_SETS = {
+    "five classes": (np.array([0.1, 0.2, 0.3, 0.2, 0.25]), np.array([1, 1.5, 0.5, 2, 1]), 200),
+    "good scores": (np.geomspace(0.02, 0.2, 12), np.full(12, 3.0), 150),
+    "few positives": (np.geomspace(0.015, 0.2, 12), np.linspace(0.3, 2, 12), 250),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TEST_SETS)
+def test_intervals_cover_the_truth_about_95_times_in_100(kind, monkeypatch):
+    """Both truths: of endless photos, and the mean of test sets of this size, which is higher."""
+    shares, shifts, photos = TEST_SETS[kind]
+    endless = np.mean(list(map(average_precision_on_endless_photos, shares, shifts)))
+    counts = list(bootstrap.resamples(photos, 150))
+    monkeypatch.setattr(bootstrap, "resamples", lambda *_: counts)  # the same for all, once drawn
+    found = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        positives = rng.random((photos, len(shares))) < shares
+        scores = rng.normal(size=positives.shape) + positives * shifts
+        statistic = multilabel.mean_average_precision(scores, positives)
+        found.append(bootstrap.estimate(statistic, photos))
+    values, lows, highs = map(np.array, zip(*found, strict=True))
+    assert np.mean(values) > endless + 0.2 * np.std(values)
+    for truth in (endless, np.mean(values)):
+        assert 0.90 <= np.mean((lows <= truth) & (truth <= highs)) <= 0.99
+    assert np.all((lows < values) & (values < highs))
 
 
 def test_precision_and_recall_against_plain_loops():

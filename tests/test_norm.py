@@ -189,6 +189,20 @@ def test_parts_of_a_batch_have_the_groups_of_the_whole(parts):
         np.testing.assert_allclose(after[name], np.mean([s[name] for s in stats], 0), rtol=1e-5)
 
 
+def test_groups_do_not_depend_on_which_device_holds_which_photos():
+    """Blocks of photos in another order, each of a device, of whose photos each group has some."""
+    x, variables, order = (
+        drawn("x", 32, 3, 3, 6),
+        norm_variables(6),
+        np.array([5, 2, 0, 7, 1, 6, 3, 4]),
+    )
+    x += np.arange(32, dtype=np.float32)[:, None, None, None]
+    blocks = (4 * order[:, None] + np.arange(4)).ravel()
+    whole, _ = normalise(x, variables, groups=norm.Groups(8, 4))
+    moved, _ = normalise(x[blocks], variables, groups=norm.Groups(8, 4))
+    np.testing.assert_allclose(moved, whole[blocks], atol=1e-5)
+
+
 @pytest.mark.parametrize("deviations", [0, 1, 16, 256])
 def test_one_pass_over_bfloat16_costs_less_than_rounding_to_it_did(deviations):
     exact = drawn("x", 64, 16, 16, 4).astype(np.float64) * np.sqrt(3) + deviations

@@ -68,7 +68,8 @@ def made(tmp_path_factory):
     )
     (folder / "test" / "dogs").mkdir(parents=True)
     (folder / "test" / "dogs" / "1.PNG").write_bytes(b"")  # does not decode: passed over
-    scene(100).crop((4, 4, SIZE, SIZE)).save(folder / "test" / "dogs" / "2.png")
+    latin_1 = folder / "test" / "dogs" / "2\udce9.png"
+    scene(100).crop((4, 4, SIZE, SIZE)).save(latin_1)
     options = {
         "removals": str(folder / "removals.csv"),
         "evaluation_sets": [str(folder / "test")],
@@ -126,7 +127,7 @@ def test_the_report_names_each_pair_and_shows_it(made):
         ("younger", "duplicate_photo", "p1"),
         ("undated", "duplicate_photo", "p2"),
         ("p7", "duplicate_photo", "untagged"),
-        ("leak", "evaluation_photo", "test/dogs/2.png"),
+        ("leak", "evaluation_photo", r"test/dogs/2\udce9.png"),
     }
     assert all(0.95 <= float(row["similarity"]) <= 1 for row in rows)
     with Image.open(folder / "set" / "duplicates.png") as sheet:

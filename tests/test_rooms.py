@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "hashvision"
 ROOMS = (
     "errors",
     "storage",
+    "locks",
     "ranges",
     "schema",
     "configs",

@@ -134,9 +134,10 @@ def test_an_override_is_refused_as_it_was_typed():
 
 @pytest.mark.parametrize("key", TABLE)
 def test_a_workdir_takes_the_same(key):
+    values = {key: each.default for key, each in schema.KEYS.items()}
     for value in outside(key):
         with pytest.raises(UserError, match=f"^run/config.json sets {key}="):
-            configs.upgrade(schema.nested({key: value}), "run/config.json")
+            configs.upgrade(schema.nested({**values, key: value}), "run/config.json")
 
 
 def test_a_value_that_python_does_not_print_is_refused():

@@ -1,8 +1,12 @@
 """Tests of the WordNet reader and of the choice of senses."""
 
+import errno
 import gzip
 import lzma
+import os
 import pathlib
+import resource
+import tempfile
 
 import pytest
 
@@ -73,6 +77,7 @@ def test_reads_plain_and_packed_files(tmp_path: pathlib.Path, pack):
         (lzma.compress(SMALL)[:-100], "damaged"),
         (gzip.compress(SMALL)[:-100], "damaged"),
         (lzma.compress(SMALL)[:-20] + b"x" * 20, "damaged"),
+        (gzip.compress(SMALL)[:40] + b"\xff" * 99, "damaged"),
         ((HEADER + "</Lexicon></LexicalResource>").encode(), "no WordNet in WN-LMF"),
     ],
 )
@@ -83,6 +88,21 @@ def test_what_is_no_wordnet_is_told(tmp_path: pathlib.Path, content, message: st
     with pytest.raises(UserError, match=message) as caught:
         wordnet.load_wordnet(str(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("pack", [bytes, lzma.compress, gzip.compress])
+def test_a_temporary_folder_that_is_full_is_not_a_damaged_file(tmp_path: pathlib.Path, pack):
+    path = tmp_path / "wordnet.xml"
+    path.write_bytes(pack(SMALL))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            wordnet.load_wordnet(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert os.path.dirname(str(caught.value.filename)) == tempfile.gettempdir()
 
 
 @pytest.mark.parametrize(

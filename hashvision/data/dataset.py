@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,32 @@ MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 
 _AGAIN = "copy it again from where the dataset was made, or prepare the dataset again"
+_OF_SHARD = r"\d{5,}-of-\d{5,}"
+# All files that a dataset folder holds; the last three are TFDS's.
+_FILES = re.compile(
+    rf"{records.DATASET}-{records.SPLIT}\.tfrecord-{_OF_SHARD}|index-{_OF_SHARD}\.npy"
+    rf"|copies-{_OF_SHARD}\.npy|duplicates-{_OF_SHARD}\.csv|duplicates\.png"
+    r"|vocabulary\.json|manifest\.json|dataset_info\.json|features\.json|labels\.labels\.txt"
+)
+
+
+def is_file_of(name: str) -> bool:
+    """Whether a file of this name in a dataset folder is one that `prepare` writes there."""
+    return _FILES.fullmatch(name) is not None
+
+
+def is_manifest(content: bytes) -> bool:
+    """Whether this is a manifest.json that `prepare` wrote, in this version or an earlier one."""
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(manifest, dict):
+        return False
+    form = manifest.get("format")
+    if form is None:  # version 1 did not say
+        return {"hashvision", "options", "shards"} <= manifest.keys()
+    return isinstance(form, dict) and form.get("name") == FORMAT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,11 @@
 A statistic takes photo counts, int (B, N): how often each of the N test photos lies in each of B
 resamples. Counts of one give its value; Efron's percentile interval (Efron & Tibshirani 1993,
 chapter 13) comes from resamples drawn with replacement.
+
+Such an interval covers where the metric is not biased. One that is gives two numbers a resample:
+itself, and itself with the bias taken out. Then the lower end comes from the second, the upper end
+from the first, so that the interval covers both what test sets of this size give on average and
+what an endless one would give.
 """
 
 import typing
@@ -58,15 +63,19 @@ def estimate(
     """A statistic's value and its 95% percentile interval.
 
     Args:
-      statistic: maps counts int (b, N) to float (b,); NaN where a resample defines no value.
+      statistic: maps counts int (b, N) to float (b,), or to float (2, b) where it is biased upward:
+        the metric, and the metric without its bias. NaN where a resample defines no value.
       photos: N, the number of test photos.
       number: how many resamples to draw.
       seed: key of the draws.
     """
-    value = float(statistic(np.ones((1, photos), np.uint16))[0])
-    values = np.concatenate([statistic(counts) for counts in resamples(photos, number, seed)])
-    values = values[~np.isnan(values)]
-    low, high = np.percentile(values, [2.5, 97.5]) if values.size else (np.nan, np.nan)
+    value = float(np.atleast_2d(statistic(np.ones((1, photos), np.uint16)))[0, 0])
+    drawn = (statistic(counts) for counts in resamples(photos, number, seed))
+    values = np.concatenate([np.atleast_2d(each) for each in drawn], axis=1)
+    values = values[:, ~np.isnan(values[0])]
+    if not values.size:
+        return Estimate(value, np.nan, np.nan)
+    low, high = np.percentile(values[-1], 2.5), np.percentile(values[0], 97.5)
     return Estimate(value, float(low), float(high))
 
 

@@ -25,7 +25,7 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
     config, vocabulary = workdirs.read(workdir)
     # One device is enough, and leaves the checkpoint's mesh out of it. A loop compiles faster.
     config.mesh.fsdp = config.model.unroll = 1
-    workdirs.keep_compiled(workdir)
+    workdirs.keep_compiled()
     classes = len(vocabulary["classes"])
     program = programs.build(config, classes, 1.0, devices=jax.local_devices()[:1])
     if untrained:

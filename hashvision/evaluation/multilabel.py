@@ -29,11 +29,25 @@ def average_precision(
     Returns:
       float64 (B, C), NaN where a resample has no positive of a class.
     """
+    if counts is None:
+        counts = np.ones((1, len(scores)))
+    return _average_precisions(scores, positives, counts)[0]
+
+
+def _average_precisions(
+    scores: np.ndarray, positives: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Average precision as it is reported, and without its bias: float64 (2, B, C).
+
+    A positive photo counts in its own precision, which is why even chance finds something where
+    photos are few (`random_average_precision`), and less where they are many. Without itself P_ic
+    is the share of positives among the other photos that score as high: its expectation is the
+    precision at that score on endless photos. Where there are none, it is 1, as with itself.
+    """
     photos, classes = scores.shape
     # Photos in rows: a class's ranking then reorders whole rows, and sums run along memory.
-    counts_NB = np.ones((photos, 1)) if counts is None else counts.T
-    counts_NB = np.ascontiguousarray(counts_NB, np.float32)
-    precision = np.full((counts_NB.shape[1], classes), np.nan)
+    counts_NB = np.ascontiguousarray(counts.T, np.float32)
+    precision = np.full((2, counts_NB.shape[1], classes), np.nan)
     for c in range(classes):
         order = np.argsort(-scores[:, c], kind="stable")
         ranks = np.flatnonzero(positives[order, c])
@@ -48,22 +62,28 @@ def average_precision(
         drawn = counts_NB[order[ranks]]
         first = np.flatnonzero(np.diff(group, prepend=-1))
         found = np.add.reduceat(drawn, first, axis=0).cumsum(axis=0)
-        others = 1 - drawn
-        at_photo = (found[group] + others) / np.maximum(seen[group] + others, 1)
+        found_others, seen_others = found[group] - drawn, seen[group] - drawn
+        with_itself = (found_others + 1) / (seen_others + 1)
+        alone = seen_others == 0
+        without = np.where(alone, 1, found_others / np.maximum(seen_others, 1))
         total = found[-1]
-        summed = (drawn * at_photo).sum(axis=0)
-        precision[:, c] = np.where(total > 0, summed / np.maximum(total, 1), np.nan)
+        for kind, at_photo in enumerate((with_itself, without)):
+            summed = (drawn * at_photo).sum(axis=0)
+            precision[kind, :, c] = np.where(total > 0, summed / np.maximum(total, 1), np.nan)
     return precision
 
 
 def mean_average_precision(scores: np.ndarray, positives: np.ndarray) -> bootstrap.Statistic:
-    """The statistic mAP: the mean over the classes that have a positive photo (in the resample)."""
+    """The statistic mAP: the mean over the classes that have a positive photo (in the resample).
+
+    It gives two numbers a resample, float (2, B): mAP, and mAP without the bias of AP.
+    """
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        precision = average_precision(scores, positives, counts)
+        precision = _average_precisions(scores, positives, counts)
         defined = ~np.isnan(precision)
         with np.errstate(invalid="ignore"):
-            return np.where(defined, precision, 0).sum(axis=1) / defined.sum(axis=1)
+            return np.where(defined, precision, 0).sum(axis=2) / defined.sum(axis=2)
 
     return statistic
 

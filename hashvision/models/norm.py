@@ -80,7 +80,9 @@ def statistics(x: jax.Array, near: jax.Array, groups: Groups | None) -> tuple[ja
 def _mean(x: jax.Array, groups: Groups | None) -> jax.Array:
     """The mean of x, (B, ..., C), over each group: (groups, C).
 
-    Rows are averaged first, so that x itself is never regrouped, which would copy it.
+    Rows are averaged first, so that x itself is never regrouped, which would copy it. A ResNet-50
+    block of 14x14x1024, 64 photos a chip of v5e:2x2, by the compiler's estimate: 1.57M cycles with
+    one group, 1.64M with eight, 3.77M with eight and x regrouped.
     """
     if groups is None:
         return jnp.mean(x, tuple(range(x.ndim - 1)))[None]

@@ -13,7 +13,7 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,8 +24,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hashvision import storage
 from hashvision.errors import UserError
-from hashvision.prepare import captions, objects, scenes
+from hashvision.prepare import captions, objects, scenes, staging
+
+# All that is written.
+_PATHS = re.compile(
+    r"posts\.jsonl|(multilabel/)?images/([pm]\d+\.jpg)?|multilabel/(labels\.jsonl)?"
+    r"|transfer/((train|test)/(\w+/(\d+\.jpg)?)?)?"
+)
 
 FEWEST_POSTS = 20
 SMALLEST_SIZE = 32
@@ -243,16 +250,16 @@ def write(
     drawn beside its place and moved there when whole.
 
     Args:
-        output: a folder that does not exist yet or is empty.
+        output: a folder that does not exist yet or is empty; on a disk.
         posts: how many, at least FEWEST_POSTS.
         test_per_class: pictures of each kind in each of transfer/train and transfer/test.
         size: pixels across and down, at least SMALLEST_SIZE.
         seed: of all randomness, from 0.
 
     Raises:
-        UserError: if the output has content, or a number is too small.
+        UserError: if the output has content or is in use, or a number is too small.
+        OSError: if it cannot be written.
     """
-    output = Path(output)
     for name, number, least in (
         ("posts", posts, FEWEST_POSTS),
         ("test_per_class", test_per_class, 1),
@@ -261,19 +268,27 @@ def write(
     ):
         if number < least:
             raise UserError(f"drawn posts: {name} is {number}; make it {least} or more.")
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    output = staging.place(os.fspath(output))
+    if storage.is_remote(output):
+        raise UserError(f"drawn posts: {output} is not a folder of this machine; give one.")
+    with staging.beside(output, _is_own, _check) as made:
+        folder = Path(made)
+        _write_posts(folder, posts, size, seed)
+        _write_transfer(folder / "transfer", test_per_class, size, seed)
+        _write_multilabel(folder / "multilabel", max(1, posts // POSTS_PER_CLEAN_SCENE), size, seed)
+        storage.move(made, output)  # which an empty folder lets happen, and no other
+
+
+def _is_own(path: str) -> bool:
+    return _PATHS.fullmatch(path) is not None
+
+
+def _check(output: str) -> None:
+    """Raises a UserError unless there is nothing in the output."""
+    if os.path.exists(output) and not (os.path.isdir(output) and not os.listdir(output)):
         raise UserError(
             f"drawn posts: {output} already exists; delete it or name another output folder."
         )
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
-    partial.mkdir(parents=True)
-    _write_posts(partial, posts, size, seed)
-    _write_transfer(partial / "transfer", test_per_class, size, seed)
-    _write_multilabel(partial / "multilabel", max(1, posts // POSTS_PER_CLEAN_SCENE), size, seed)
-    if output.exists():
-        output.rmdir()
-    os.rename(partial, output)
 
 
 def contact_sheet(path: str | Path, columns: int = 6, size: int = 96, seed: int = 0) -> None:

@@ -36,7 +36,7 @@ _SCATTER = np.uint64(0x9E3779B97F4A7C15)
 _TOGETHER = 4000  # photos whose bands are written at once: 22 MB
 _LARGEST_OFFSET = 2**31  # of a fingerprint in its file; rows have four bytes for it
 _FIRST_READ = 6000  # bytes, of a fingerprint whose name is not long
-_LABELS_FILE = "labels.jsonl"
+_LABELS = ".jsonl"  # of a file that says what photos show
 _KNOWN = 4096  # fingerprints that a comparison keeps
 _KINDS = ("removed", "leak", "duplicate")  # of matches, by the partner's rank
 _FURTHER = 8  # posts that a post is compared with once it has a match
@@ -285,7 +285,9 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
       UserError: a folder does not exist, is a dataset folder or has no photo in it.
     """
     for folder in folders:
-        root = storage.absolute(folder).removesuffix(f"/{_LABELS_FILE}")
+        root = storage.absolute(folder)
+        if root.endswith(_LABELS) and storage.is_file(root):
+            root = os.path.dirname(root)
         if not storage.is_folder(root):
             raise UserError(
                 f"the evaluation set {folder} does not exist; give --evaluation_sets folders of "
@@ -313,15 +315,15 @@ def _files_below(root: str) -> Iterator[str]:
     for parent, _, names in storage.walk(root):
         for name in names:
             yield f"{parent}/{name}"
-            if name == _LABELS_FILE:
-                outside |= dict.fromkeys(_labelled(parent))
+            if name.endswith(_LABELS):
+                outside |= dict.fromkeys(_labelled(parent, name))
     yield from (path for path in outside if not path.startswith(f"{root}/"))
 
 
-def _labelled(folder: str) -> Iterator[str]:
-    """The paths that a labels.jsonl names, as far as it can be read."""
+def _labelled(folder: str, name: str) -> Iterator[str]:
+    """The paths that a file of labels names, as far as it can be read."""
     try:
-        lines = files.read(f"{folder}/{_LABELS_FILE}").split(b"\n")
+        lines = files.read(f"{folder}/{name}").split(b"\n")
     except Dropped:
         return
     for line in lines:

@@ -6,10 +6,11 @@ import hashlib
 import io
 import json
 import os
-import socket
+import re
 import typing
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -18,15 +19,16 @@ from hashvision import storage
 from hashvision.data import dataset, records, sampling
 from hashvision.data.keys import Key
 from hashvision.errors import UserError
-from hashvision.prepare import once, spool
+from hashvision.prepare import once, spool, staging
 from hashvision.sources.reasons import REASONS
 
 SUMMARY = "summary.json"
 VOCABULARY = dataset.VOCABULARY
 MANIFEST = dataset.MANIFEST
-_FORMER = "-former"
 _REPLACING = "replacing"  # an object in an output that is being copied to, or was when a kill came
 DUPLICATES = "duplicates"  # -*.csv and .png
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}(\.partial)?$")  # behind a name, until the file is whole
+_SPOOLED = re.compile(rf"{spool.FOLDER}/([0-9a-f]{{16}})?")
 
 
 def write_json(path: str, content: typing.Any) -> str:
@@ -51,7 +53,9 @@ def write_shard(
     """
     path = f"{folder}/{records.shard_name(shard, shards)}"
     suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
-    index, copies = records.write_shard(path + suffix, rows, counts, key)
+    with storage.as_os_errors(path + suffix):
+        index, copies = records.write_shard(path + suffix, rows, counts, key)
+    storage.sync(path + suffix)
     index_digest = _save(f"{folder}/{records.index_name(shard, shards)}", index)
     copies_digest = _save(f"{folder}/{records.copies_name(shard, shards)}", copies)
     digest, size = dataset.digest(path + suffix)
@@ -221,95 +225,75 @@ def _write_tfds_metadata(
     )
 
 
-def make_staging(output: str) -> str:
-    """Makes an empty folder beside the output, in which the dataset is made.
-
-    What runs that were killed have left there is cleared away first.
+def make_staging(output: str) -> AbstractContextManager[str]:
+    """Holds the output's lock and gives an empty folder beside it, in which the dataset is made.
 
     Raises:
-      UserError: the output holds other things than a dataset, or cannot be written.
+      UserError: another `prepare` holds the lock, or the output holds other things than a dataset.
+      OSError: the folder cannot be written.
     """
-    staging = f"{output}.preparing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        _clear_away(output)
-        if storage.is_file(output):
-            raise UserError(f"the output {output} is a file; give a folder")
-        held = storage.names(output)
-        if held and MANIFEST not in held and _REPLACING not in held:
-            raise UserError(
-                f"the output {output} holds other things than a dataset; give a new folder"
-            )
-        storage.write(f"{staging}/{SUMMARY}", "")  # to see that it can be
-    except OSError:
-        raise UserError(f"the output {output} cannot be written; give another folder") from None
-    return staging
+    return staging.beside(output, _is_of_staging, _check)
 
 
-def _clear_away(output: str) -> None:
-    """Puts the dataset back that a run killed in `replace` had moved, and removes dead stagings."""
-    parent, name = os.path.split(output)
-    beside = [n for n in storage.names(parent) if n.startswith(f"{name}.preparing-")]
-    for path in [f"{parent}/{former}" for former in beside if former.endswith(_FORMER)]:
-        if storage.exists(output):
-            storage.remove_folder(path)
-        else:
-            storage.move(path, output)
-    for staging in beside:
-        path, made_by = f"{parent}/{staging}", staging.removeprefix(f"{name}.preparing-")
-        host, _, rest = made_by.rpartition("-")[0].rpartition("-")
-        # One of another machine may be alive; nobody here can tell.
-        if host == socket.gethostname() and rest.isdigit() and not _is_alive(int(rest)):
-            storage.remove_folder(path)
+def _is_of_output(path: str) -> bool:
+    return path == _REPLACING or dataset.is_file_of(_PARTIAL.sub("", path))
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _is_of_staging(path: str) -> bool:
+    spooled = _SPOOLED.fullmatch(path) is not None
+    return spooled or _PARTIAL.sub("", path) == SUMMARY or _is_of_output(path)
 
 
-def discard(staging: str) -> None:
-    """Removes what a run that did not end well has left."""
-    storage.remove_folder(staging)
+def _check(output: str) -> None:
+    """Raises a UserError unless there is nothing in the output, or a dataset and nothing else."""
+    if storage.exists(output) and not storage.is_folder(output):
+        raise UserError(f"The output {output} is a file; give a folder.")
+    _, folders, files = next(storage.walk(output), ("", [], []))
+    if not folders and not files:
+        return
+    marked = MANIFEST in files and dataset.is_manifest(storage.read(f"{output}/{MANIFEST}"))
+    stranger = staging.foreign(output, _is_of_output)
+    if not marked and _REPLACING not in files:
+        raise UserError(
+            f"The output {output} exists and is not a hashvision dataset: it holds"
+            f" {stranger or files[0]}; give another --output."
+        )
+    if stranger:
+        raise UserError(
+            f"The output {output} holds {stranger}, which is not of its dataset and would be lost;"
+            " move that away, or give another --output."
+        )
 
 
-def replace(staging: str, output: str) -> None:
+def replace(made: str, output: str) -> None:
     """Puts the finished folder in the output's place; what lay there goes when it stands.
 
     Remote storage has no such step. There what lay in the output goes first, beginning with the
     manifest, and the new manifest comes last: killed on the way, it leaves no dataset that opens,
     and an output that another run takes.
+
+    Raises:
+      UserError: the output holds other things than a dataset by now.
     """
+    _check(output)
+    for name in storage.names(made):  # of attempts at a shard that failed
+        if not dataset.is_file_of(name):
+            storage.remove(f"{made}/{name}")
     if storage.is_remote(output):
-        return _replace_objects(staging, output)
-    former = staging + _FORMER
-    had_former = storage.exists(output)
-    if had_former:
-        storage.move(output, former)
-    try:
-        storage.move(staging, output)
-    except BaseException:
-        if had_former:
-            storage.move(former, output)
-        raise
-    if had_former:
-        storage.remove_folder(former)
+        return _replace_objects(made, output)
+    staging.replace(made, output, _is_of_output)
 
 
-def _replace_objects(staging: str, output: str) -> None:
+def _replace_objects(made: str, output: str) -> None:
     def move(name: str) -> None:
-        storage.move(f"{staging}/{name}", f"{output}/{name}")
+        storage.move(f"{made}/{name}", f"{output}/{name}")
 
     manifest, mark = f"{output}/{MANIFEST}", f"{output}/{_REPLACING}"
     storage.write(mark, "")
-    every = [f"{place}/{name}" for place, _, names in storage.walk(output) for name in names]
+    every = [f"{output}/{name}" for name in storage.names(output)]
     if manifest in every:
         storage.remove(manifest)
     storage.each(storage.remove, {*every} - {manifest, mark}, remote=True)
-    storage.each(move, {*storage.names(staging)} - {MANIFEST}, remote=True)
+    storage.each(move, {*storage.names(made)} - {MANIFEST}, remote=True)
     move(MANIFEST)
     storage.remove(mark)

@@ -9,6 +9,7 @@ counts, reduced to three numbers where it lies.
        '> states '^                    '> tags > counts, spreads > vocabulary '^
 """
 
+import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -196,7 +197,7 @@ def build(
     )
     leaks = (
         pipeline
-        | "Evaluation" >> beam.Create(evaluation)
+        | "Evaluation" >> beam.Create([json.dumps(each) for each in evaluation])
         | "SpreadEvaluation" >> beam.Reshuffle()
         | "FingerprintFiles" >> beam.ParDo(once.FingerprintFiles(options.short_side))
     )

@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import os
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -25,7 +26,7 @@ BUCKETS = 64  # groups of posts a part of the join
 
 
 class FingerprintFiles(beam.DoFn):
-    """(name, path) of an evaluation photo to its place in the join; what does not decode is left.
+    """Name and path of an evaluation photo to its place in the join; what does not decode is left.
 
     No post that decodes can be the same photo then.
     """
@@ -34,15 +35,19 @@ class FingerprintFiles(beam.DoFn):
         """Takes the pixels to which the posts' photos are reduced."""
         self.short_side = short_side
 
-    def process(self, element: tuple[str, str]) -> Iterable[tuple[bytes, str, Fingerprint]]:
-        """Yields (order, name, fingerprint)."""
-        name, path = element
+    def process(self, element: str) -> Iterable[tuple[bytes, str, Fingerprint]]:
+        """Takes [name, path] in JSON, since Beam takes no path that is not UTF-8.
+
+        Yields:
+          (order, [name, path] in JSON, fingerprint).
+        """
+        _, path = json.loads(element)
         try:
             print_ = duplicates.fingerprint_file(path, self.short_side)
         except Dropped:
             return
-        order = hashlib.blake2b(path.encode(), digest_size=duplicates.ORDER).digest()
-        yield order, json.dumps([name, path]), print_
+        order = hashlib.blake2b(os.fsencode(path), digest_size=duplicates.ORDER).digest()
+        yield order, element, print_
 
 
 def place(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:

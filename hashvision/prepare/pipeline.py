@@ -1,11 +1,16 @@
 """Runs the graph: from a dump of posts to a dataset folder, whole or not at all."""
 
 import argparse
+import ast
 import contextlib
 import difflib
 import inspect
+import io
 import logging
 import os
+import re
+import shlex
+import sys
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +21,8 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     StandardOptions,
 )
+from apache_beam.runners import runner as runners
+from apache_beam.transforms import environments
 
 import hashvision
 from hashvision import storage
@@ -23,10 +30,14 @@ from hashvision.data import keys
 from hashvision.data import removals as removal_list
 from hashvision.errors import UserError
 from hashvision.prepare import duplicates, folder, graph
+from hashvision.prepare.staging import place
 from hashvision.prepare.wordnet import load_wordnet
 
 RANGE_BYTES = 16 * 2**20  # of the dump, to one worker at a time
 _HERE = ("directrunner", "fnapirunner")  # what Beam calls its runner within this process
+# The last line of what Beam hands on of an error in a step.
+_ERROR = re.compile(r"(?:RuntimeError: )?(?:([\w.]+): )?(.*?)(?: \[while running '.*'\])?")
+_OS_ERROR = re.compile(r"\[Errno (\d+)\] (.*?)(?:: (['\"].*?['\"])(?: -> .*)?)?")
 
 
 def prepare(
@@ -35,7 +46,7 @@ def prepare(
     images: str | None = None,
     wordnet: str | None = None,
     minimum_count: int = 10,
-    short_side: int = 256,
+    short_side: int = 384,
     shard_bytes: int = 100_000_000,
     keep_untagged: bool = False,
     keep_duplicates: bool = False,
@@ -74,8 +85,9 @@ def prepare(
       The manifest.
 
     Raises:
-      UserError: an input is missing or no such thing, the output cannot be written, an option makes
-        no sense, or no post came through.
+      UserError: an input is missing or no such thing, the output holds other things than a dataset
+        or is in use, an option makes no sense, or no post came through.
+      OSError: the output cannot be written.
     """
     for name, value in (
         ("minimum_count", minimum_count),
@@ -87,24 +99,25 @@ def prepare(
     options = _beam_options(beam_options)
     posts = storage.absolute(posts)
     images = os.path.dirname(posts) if images is None else storage.absolute(images)
+    inputs = filter(None, (posts, images, wordnet, removals, *evaluation_sets))
+    output = place(output, map(storage.absolute, inputs))
     ranges = _ranges(posts)
     if not storage.is_folder(images):
         raise UserError(f"the images' folder {images} does not exist; give it with --images")
     removed = removal_list.read(removals) if removals else []
     evaluation = list(duplicates.evaluation_photos(evaluation_sets))
-    output = storage.absolute(output)
     key = storage.absolute(key) if key else keys.beside(output)
     if key.startswith(f"{output}/"):
         raise UserError(
             f"--key={key} lies in the dataset, where it protects nobody; give a file elsewhere."
         )
-    staging = folder.make_staging(output)
-    try:
+    with folder.make_staging(output) as staging:
         secret = keys.make(key)
         lexicon = load_wordnet(wordnet) if wordnet else None
         if lexicon is None:
             print("prepare: no WordNet file (--wordnet), so tags are merged by spelling only")
         with (
+            _as_it_was_raised(output),
             _surroundings(options),
             beam.Pipeline(runner=_runner(options), options=options) as pipeline,
         ):
@@ -147,8 +160,6 @@ def prepare(
         if keys.read(key) != secret:
             raise UserError(f"The key {key} was replaced meanwhile; run prepare again.")
         folder.replace(staging, output)
-    finally:
-        folder.discard(staging)
     return manifest
 
 
@@ -163,18 +174,37 @@ def _ranges(posts: str) -> list[tuple[str, int, int]]:
 
 
 def _beam_options(flags: Sequence[str]) -> PipelineOptions:
-    options = PipelineOptions(list(flags))
-    options.get_all_options(
-        retain_unknown_options=True,
-        add_extra_args_fn=lambda parser: _refuse_unknown(parser, flags, options),
-    )
-    # Seen once in some forty runs: three of 903 posts never reached the records.
-    mode = options.view_as(DirectOptions).direct_running_mode
-    if _runs_here(options) and mode == "multi_threading":
-        raise UserError(
-            "--direct_running_mode=multi_threading has lost posts inside Beam's DirectRunner; "
-            "use --direct_running_mode=multi_processing"
-        )
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            options = PipelineOptions(list(flags))
+            options.get_all_options(
+                retain_unknown_options=True,
+                add_extra_args_fn=lambda parser: _refuse_unknown(parser, flags, options),
+            )
+        except SystemExit:  # after a page on how to use Beam
+            raise UserError(f"Beam says: {said.getvalue().strip().splitlines()[-1]}.") from None
+    name = options.view_as(StandardOptions).runner
+    if name and not _runs_here(options):
+        try:
+            runners.create_runner(name)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise UserError(
+                f"--runner={name} is not a runner that Beam has here ({error}); give"
+                " --runner=DirectRunner, DataflowRunner, FlinkRunner or another that is installed."
+            ) from None
+    if _runs_here(options):
+        workers = options.view_as(DirectOptions).direct_num_workers
+        if workers < 0:
+            raise UserError(
+                f"--direct_num_workers={workers} is not a number of workers; give 1 or more, or 0"
+                " for one on each core."
+            )
+        # Seen once in some forty runs: three of 903 posts never reached the records.
+        if options.view_as(DirectOptions).direct_running_mode == "multi_threading":
+            raise UserError(
+                "--direct_running_mode=multi_threading has lost posts inside Beam's DirectRunner; "
+                "use --direct_running_mode=multi_processing"
+            )
     return options
 
 
@@ -211,11 +241,44 @@ def _runs_here(options: PipelineOptions) -> bool:
 
 def _runner(options: PipelineOptions) -> typing.Any:
     """Beam's in-process runner for DirectRunner: by that name, Beam first downloads another."""
-    if _runs_here(options):
-        from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+    if not _runs_here(options):
+        return options.view_as(StandardOptions).runner
+    from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-        return FnApiRunner()
-    return options.view_as(StandardOptions).runner
+    direct, environment = options.view_as(DirectOptions), None
+    if direct.direct_running_mode == "multi_processing":
+        # Beam's own workers outlive a driver that is killed, and go on writing.
+        direct.direct_running_mode = "in_memory"  # or Beam would put its own in place of these
+        command = f"exec {shlex.quote(sys.executable)} -m hashvision.prepare.worker {os.getpid()}"
+        processes: typing.Any = environments.SubprocessSDKEnvironment
+        environment = processes.from_command_string(command)
+    return FnApiRunner(default_environment=environment)
+
+
+@contextlib.contextmanager
+def _as_it_was_raised(output: str) -> Iterator[None]:
+    """Raises again what the graph's steps raised, of which Beam hands on the text alone.
+
+    These are UserErrors, OSErrors and KeyboardInterrupts; all else stays as Beam has it.
+
+    Args:
+      output: what an OSError that names no file is about.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = _ERROR.fullmatch(str(error).strip().rpartition("\n")[2])
+        name, words = told.groups() if told else ("", "")
+        found = _OS_ERROR.fullmatch(words)
+        if words == "KeyboardInterrupt":
+            raise KeyboardInterrupt from error
+        if name and name.rpartition(".")[2] == "UserError":
+            raise UserError(words) from error
+        if found:
+            number, why, path = found.groups()
+            path = ast.literal_eval(path) if path else output
+            raise OSError(int(number), why, path) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -228,7 +291,7 @@ def _surroundings(options: PipelineOptions) -> Iterator[None]:
     level, path = logger.level, os.environ.get("PYTHONPATH")
     home = os.path.dirname(os.path.dirname(os.path.abspath(hashvision.__file__)))
     if _runs_here(options):
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)  # errors are raised, too
     else:
         logging.basicConfig(format="%(message)s")
         logger.setLevel(logging.INFO)

@@ -28,18 +28,21 @@ class Writer:
         """Appends the bytes; they may be read once the writer is closed."""
         if self._file is None:
             self._name = secrets.token_hex(8)
+            self._path = f"{self._folder}/{self._name}"
             storage.make_folder(self._folder)
-            self._file = storage.open(f"{self._folder}/{self._name}", "wb")
+            self._file = storage.open(self._path, "wb")
             self._offset = 0
         spot = Spot(self._name, self._offset, len(photo))
-        self._file.write(photo)
+        with storage.naming(self._path):
+            self._file.write(photo)
         self._offset += len(photo)
         return spot
 
     def close(self) -> None:
         """Ends the file; what is written next goes into another."""
         if self._file is not None:
-            self._file.close()
+            with storage.naming(self._path):
+                self._file.close()
             self._file = None
 
 

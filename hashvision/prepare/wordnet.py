@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import tempfile
 import typing
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
@@ -46,11 +47,16 @@ def load_wordnet(path: str) -> Lexicon:
 
     Raises:
       UserError: there is no such file, or it is no WN-LMF with nouns in it.
+      OSError: there is no room to unpack it in the temporary folder.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain = pathlib.Path(folder, "wordnet.xml")
         try:
-            with storage.open(path) as packed, plain.open("wb") as out:
+            with (
+                storage.open(path) as packed,
+                storage.naming(folder),  # a temporary folder that is full
+                plain.open("wb") as out,
+            ):
                 magic = packed.read(6)
                 packed.seek(0)
                 if magic.startswith(b"\xfd7zXZ"):
@@ -64,7 +70,9 @@ def load_wordnet(path: str) -> Lexicon:
                 f"the WordNet file {path} cannot be opened ({error.strerror}); give the path of a "
                 "WN-LMF file, or leave --wordnet out to merge tags by spelling only"
             ) from None
-        except (OSError, EOFError, lzma.LZMAError):
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # gzip's own have none
             raise UserError(f"the WordNet file {path} is damaged; fetch it again") from None
         try:
             lexicons = wn.lmf.load(plain, progress_handler=None)["lexicons"]

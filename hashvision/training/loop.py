@@ -62,9 +62,16 @@ def train(
       Whether the last step is done.
 
     Raises:
-      UserError: something does not fit, the loss is no longer finite, nothing is learnt, too much
-        of the dataset is broken, or a checkpoint cannot be written.
+      UserError: something does not fit, another run has the workdir, the loss is no longer finite,
+        nothing is learnt, too much of the dataset is broken, or a checkpoint cannot be written.
     """
+    with workdirs.held(workdir):
+        return _train(config, workdir, check, removed)
+
+
+def _train(
+    config: Config, workdir: str, check: Check | None, removed: removals.RemovalList
+) -> bool:
     if not config.dataset:
         raise UserError("No dataset is named; give --config.dataset a folder made by prepare.")
     source = dataset.load(config.dataset)
@@ -87,7 +94,7 @@ def train(
         _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
     classes = workdirs.claim(workdir, config, source.vocabulary, source.manifest)
-    workdirs.keep_compiled(workdir)
+    workdirs.keep_compiled()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     try:
         finished = _run(config, workdir, program, photos, classes, checkpoints, check, names)

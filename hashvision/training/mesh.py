@@ -1,9 +1,12 @@
 """The mesh and the one sharding rule that covers parameters, optimiser state and averages."""
 
+import collections
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hashvision.errors import UserError
@@ -14,7 +17,12 @@ SMALLEST_SHARDED = 2**14
 
 
 def make_mesh(fsdp: int = 1, devices: Any = None) -> Mesh:
-    """A mesh ('data', 'fsdp') over all devices, or those given, in their order.
+    """A mesh ('data', 'fsdp') over all devices, or those given, placed as `placed` says.
+
+    So the devices of a host need not be neighbours in it, and the batch's photos may stand in
+    another order than the hosts: each device still has photos of its own host, a step shows the
+    same photos, and all that is drawn for one goes by its key. BatchNorm's groups (models.Groups)
+    stay the same photos too, where their number divides the photos of a device.
 
     Args:
       fsdp: over how many devices the state is sharded; the batch is sharded over all.
@@ -23,14 +31,37 @@ def make_mesh(fsdp: int = 1, devices: Any = None) -> Mesh:
     Raises:
       UserError: the number of devices is no multiple of fsdp.
     """
-    devices = np.array(jax.devices() if devices is None else devices)
-    if devices.size % fsdp:
+    devices = list(jax.devices() if devices is None else devices)
+    if len(devices) % fsdp:
         raise UserError(
-            f"mesh.fsdp={fsdp} does not divide the {devices.size} devices of this run;"
+            f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices of this run;"
             " set --config.mesh.fsdp to a divisor."
         )
     # Auto: under the Explicit axes that jax.make_mesh defaults to, grouped convolutions fail.
-    return Mesh(devices.reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(placed(devices, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def placed(devices: Sequence[Any], fsdp: int) -> np.ndarray:
+    """The devices as (data, fsdp), by the torus that links them: fsdp over neighbours.
+
+    jax.make_mesh does the same for fewer shapes: it cuts no side of a torus but v5e's (8 of 4x4x4),
+    and takes one slice of a pod only. Of several slices each is placed by itself, and data goes
+    over all. Devices in no torus that JAX knows stay in their order: CPUs and GPUs, and the cores
+    that the compiler counts of a v4 chip.
+    """
+    slices = collections.defaultdict(list)
+    for device in devices:
+        slices[getattr(device, "slice_index", 0)].append(device)
+    try:
+        parts = [
+            mesh_utils.create_device_mesh(
+                (len(each) // fsdp, fsdp), each, allow_split_physical_axes=True
+            )
+            for each in slices.values()
+        ]
+    except (AssertionError, ValueError):
+        return np.array(devices).reshape(-1, fsdp)
+    return np.concatenate(parts)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -3,15 +3,17 @@
 What only reads it, such as `audit`, needs no JAX.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hashvision import configs, schema, storage
+from hashvision import configs, locks, schema, storage
 from hashvision.data import classes, dataset, documents, removals
 from hashvision.errors import UserError
 from hashvision.training import Config
@@ -138,10 +140,23 @@ def _vocabulary(workdir: str) -> dict[str, Any]:
     return vocabulary
 
 
+def held(workdir: str) -> contextlib.AbstractContextManager[None]:
+    """Holds WORKDIR/lock while the run writes there; of several hosts the first does, for all.
+
+    Raises:
+      UserError: another run holds it.
+      OSError: it cannot be written.
+    """
+    import jax
+
+    if jax.process_index():
+        return contextlib.nullcontext()
+    path = os.path.join(storage.absolute(workdir), "lock")
+    return locks.Lock(path, f"The workdir {workdir}", "give another --workdir")
+
+
 def note_start(workdir: str, step: int, removed: removals.Names) -> None:
     """Adds to WORKDIR/removed.jsonl what is not shown from this step on, for `audit`.
-
-    What an earlier start said of later steps is taken back, as those steps are done again.
 
     Args:
       workdir: of the run.
@@ -152,25 +167,23 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
 
     if jax.process_index():
         return
-    starts = [start for start in starts_of(workdir) if start["step"] < step]
     # A run may resume on another dataset than it began with.
     folder, manifest = seen(workdir)
-    starts.append(
-        {
-            "step": step,
-            "removed": {kind: removed.values[kind].tolist() for kind in removals.KINDS},
-            "keep_copies_of_removed": removed.keep_copies,
-            "key": manifest.get("key"),
-            "dataset": folder,
-            "fingerprint": dataset.fingerprint(manifest),
-        }
-    )
-    lines = "".join(json.dumps(start) + "\n" for start in starts)
-    storage.write(os.path.join(workdir, _REMOVED), lines)
+    start = {
+        "step": step,
+        "removed": {kind: removed.values[kind].tolist() for kind in removals.KINDS},
+        "keep_copies_of_removed": removed.keep_copies,
+        "key": manifest.get("key"),
+        "dataset": folder,
+        "fingerprint": dataset.fingerprint(manifest),
+    }
+    locks.append(os.path.join(workdir, _REMOVED), json.dumps(start) + "\n")
 
 
 def starts_of(workdir: str) -> list[dict[str, Any]]:
     """What `note_start` has noted, in the order of steps.
+
+    What a start said of the steps from a later start's on does not count: they were done again.
 
     Raises:
       UserError: a line is damaged.
@@ -180,7 +193,13 @@ def starts_of(workdir: str) -> list[dict[str, Any]]:
         lines = storage.read(path).splitlines()
     except FileNotFoundError:
         return []
-    return [_start(f"Line {n} of {path}", line) for n, line in enumerate(lines, 1)]
+    starts: list[dict[str, Any]] = []
+    for n, line in enumerate(lines, 1):
+        start = _start(f"Line {n} of {path}", line)
+        while starts and starts[-1]["step"] >= start["step"]:
+            starts.pop()
+        starts.append(start)
+    return starts
 
 
 def _start(where: str, line: bytes) -> dict[str, Any]:
@@ -229,13 +248,47 @@ def seen(workdir: str) -> tuple[str, dict[str, Any]]:
     return folder, manifest
 
 
-def keep_compiled(workdir: str) -> None:
-    """Keeps compiled programs beside the workdir: the next run on this machine starts sooner."""
-    import jax
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's own cache: the next run on this machine starts sooner.
 
-    folder = os.path.dirname(storage.absolute(workdir))
-    if not folder.endswith(":"):  # a bucket has nothing beside it
-        jax.config.update("jax_compilation_cache_dir", os.path.join(folder, ".compiled"))
+    A compiled program is code. So none is taken from where others may write, or from what travels,
+    as a workdir does; where the user has no such folder, nothing is kept and a line says why.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user has chosen
+        return
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # which the specification has ignored
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(base, "hashvision", "compiled")
+    try:
+        why = _not_private(folder)
+    except OSError as error:
+        why = error.strerror
+    if why:
+        print(f"Compiled programs are not kept: {folder} cannot be used ({why}).", flush=True)
+    else:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _not_private(folder: str) -> str | None:
+    """Makes a folder, and the one it lies in; why it is not this user's alone, if it is not."""
+    if not os.path.isabs(folder):
+        return "this user has no home"
+    parent = os.path.dirname(folder)
+    os.makedirs(os.path.dirname(parent), 0o700, exist_ok=True)
+    for path in (parent, folder):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            return f"{path} is not a folder"
+        if found.st_uid != os.geteuid():
+            return f"{path} is not this user's"
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"others may write to {path}"
+    return None
 
 
 def read(workdir: str) -> tuple[Config, dict[str, Any]]:

@@ -1,0 +1,37 @@
+"""A host of two with four CPUs each, in a mesh that takes them by turns; prints what lies where.
+
+Its batch is the numbers of its photos in the stream; the coordinator and number of the host come in
+the environment.
+"""
+
+import json
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hashvision.training import loop, state
+from hashvision.training import mesh as meshes
+
+BATCH = 32
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 4)
+    address, host = os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_PROCESS_ID"])
+    jax.distributed.initialize(address, num_processes=2, process_id=host)
+    devices = jax.devices()
+    mesh = meshes.make_mesh(2, [devices[place % 2 * 4 + place // 2] for place in range(8)])
+    assert [device.process_index for device in mesh.devices.flat] == [0, 1] * 4
+    abstract = {"key": state.abstract_batch(BATCH, 8, 1, mesh)["key"]}
+    half = BATCH // 2
+    own = np.arange(host * half, (host + 1) * half, dtype=np.uint32)
+    batches = [(None, {"key": np.stack([own, own], 1)})] * 2
+    batch = next(loop._on_devices(iter(batches), abstract))["key"]
+    here = [int(x) for shard in batch.addressable_shards for x in np.asarray(shard.data)[:, 0]]
+    whole = np.asarray(multihost_utils.process_allgather(batch, tiled=True))[:, 0]
+    print(json.dumps({"own": own.tolist(), "here": here, "whole": whole.tolist()}), flush=True)
+
+
+main()

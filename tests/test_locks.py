@@ -1,0 +1,215 @@
+"""Locks: one holder, whoever is killed, wherever; on a disk and in a bucket."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import fake_gcs
+import pytest
+from runs import REPO
+
+from hashvision import locks, storage
+from hashvision.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    with fake_gcs.serve(tmp_path_factory.mktemp("cloud")) as (bucket, environment):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            yield bucket
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def path(request, tmp_path):
+    """Where a lock may lie."""
+    if request.param == "disk":
+        return str(tmp_path / "run" / "lock")
+    request.getfixturevalue("bucket")
+    return f"gs://bucket/{tmp_path.name}/lock"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(locks, "_BEAT", 0.05)
+    monkeypatch.setattr(locks, "_PATIENCE", 0.5)
+
+
+def lock(path):
+    return locks.Lock(path, "The workdir", "give another --workdir")
+
+
+def held_by(path, **other):
+    """Writes the lock of a holder that differs from this process as told."""
+    storage.write(path, locks._this_process()._replace(**other).json())
+
+
+HOLD = """
+import sys, time
+from hashvision import locks
+with locks.Lock(sys.argv[1], "x", "y"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def another_process(path):
+    command = [sys.executable, "-c", HOLD, path]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_holder_is_refused_by_name_and_the_lock_is_free_after_the_first(path):
+    with lock(path):
+        first = storage.read(path)
+        with pytest.raises(UserError, match=f"The workdir is in use by process {os.getpid()} on "):
+            lock(path).__enter__()
+        assert storage.read(path) == first
+    assert not storage.exists(path)
+    with lock(path):
+        pass
+
+
+def test_another_process_is_refused_while_it_lives_and_taken_over_once_it_is_killed(path):
+    with another_process(path) as process:
+        with pytest.raises(UserError, match=f"process {process.pid} on .* --workdir"):
+            lock(path).__enter__()
+        process.send_signal(signal.SIGKILL)
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            time.sleep(0.01)
+        started = time.monotonic()
+        with lock(path):  # nobody has asked yet how it ended
+            assert time.monotonic() - started < 5
+            assert json.loads(storage.read(path))["process"] == os.getpid()
+
+
+def test_another_process_of_the_same_number_is_none(path):
+    held_by(path, token="gone", started=1)
+    with lock(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"machine": "other"}, {"processes": "pid:[1]"}, {"machine": ""}]
+)
+def test_that_of_another_machine_or_container_is_taken_over_once_it_is_silent(
+    path, elsewhere, quick, capsys
+):
+    held_by(path, token="silent", host="far", process=os.getpid(), **elsewhere)
+    started = time.monotonic()
+    with lock(path):
+        assert time.monotonic() - started >= 0.5
+        assert "far" not in storage.read(path).decode()
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "in use by process" in out and "on far, since 2" in out
+
+
+def test_that_of_another_machine_is_kept_while_it_shows_life(path, quick, monkeypatch):
+    monkeypatch.setattr(locks, "_PATIENCE", 60)
+    held_by(path, token="alive", host="far", machine="other")
+    later = threading.Timer(0.2, held_by, [path], dict(token="alive", machine="other", beat=1))
+    later.start()
+    with pytest.raises(UserError, match="in use by process"):
+        lock(path).__enter__()
+    later.join()
+    assert json.loads(storage.read(path))["token"] == "alive"
+
+
+def test_a_holder_shows_life(path, quick):
+    with lock(path):
+        first = storage.read(path)
+        end = time.monotonic() + 10
+        while storage.read(path) == first and time.monotonic() < end:
+            time.sleep(0.02)
+        assert json.loads(storage.read(path))["beat"] > 0
+
+
+def test_a_file_that_is_no_lock_is_refused_and_kept(path):
+    for content in ("{", "[]", '{"token": 1}', "\xff", "[" * 10**5, json.dumps({"host": "x"})):
+        storage.write(path, content)
+        with pytest.raises(UserError, match="lock is not a lock that hashvision wrote"):
+            lock(path).__enter__()
+        assert storage.read(path) == content.encode()
+    storage.write(path, "")  # left by a kill between making the file and filling it
+    with lock(path):
+        pass
+
+
+def test_of_many_that_find_a_dead_holder_one_gets_the_lock(path, quick):
+    held_by(path, token="gone", started=1)
+    got, refused = [], []
+
+    def take():
+        one = lock(path)
+        try:
+            one.__enter__()
+            got.append(one)
+        except UserError:
+            refused.append(one)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 7)
+    got[0].__exit__()
+    assert not storage.exists(path)
+
+
+def test_a_holder_that_was_replaced_ends_and_touches_nothing(path, quick, monkeypatch, capsys):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set()))
+    codes = []
+    one = lock(path)
+    one.__enter__()
+    held_by(path, token="other", host="far", machine="other", beat=10**6)
+    assert ended.wait(10) and codes[0] == 2
+    one.__exit__()
+    assert json.loads(storage.read(path))["token"] == "other"
+    assert "taken over by process" in capsys.readouterr().err
+
+
+def test_a_lock_that_was_deleted_comes_back(path, quick):
+    with lock(path):
+        storage.remove(path)
+        end = time.monotonic() + 10
+        while not storage.exists(path) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert storage.exists(path)
+    assert not storage.exists(path)
+
+
+def test_lines_are_added_by_many_and_none_is_lost(path):
+    threads = [
+        threading.Thread(target=lambda n=n: [locks.append(path, f"{n}\n") for _ in range(5)])
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = storage.read(path).decode().split()
+    assert sorted(lines) == [str(n) for n in range(4) for _ in range(5)]
+
+
+def test_what_is_not_allowed_or_not_there_is_an_os_error(bucket, tmp_path):
+    with pytest.raises(PermissionError, match="gs://forbidden/run/lock"):
+        lock("gs://forbidden/run/lock").__enter__()
+    with pytest.raises(FileNotFoundError, match="gs://nowhere/run/lock"):
+        lock("gs://nowhere/run/lock").__enter__()
+    with pytest.raises(OSError, match="unsupported URL scheme"):
+        lock("xy://bucket/lock").__enter__()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        lock(str(tmp_path / "file" / "lock")).__enter__()
