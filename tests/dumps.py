@@ -36,10 +36,10 @@ def prepare(
     """Runs prepare; returns its manifest, and by id each Record as it was given to the writer."""
     written, whole = {}, folders.write_shard
 
-    def keep(folder, shard, shards, rows, counts):
+    def keep(folder, shard, shards, rows, *more):
         rows = list(rows)
         written.update((row.id, row) for row in rows)
-        return whole(folder, shard, shards, rows, counts)
+        return whole(folder, shard, shards, rows, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folders, "write_shard", keep)
