@@ -152,14 +152,28 @@ def test_every_post_is_accounted_for(made):
         "duplicate_id": 1,
         "no_tag": 3,
     }
-    assert dropped["duplicate_id"]["examples"] == ["twice"]
-    assert all(example.startswith("byte ") for example in dropped["broken_line"]["examples"])
-    assert dropped["private"]["examples"] == ["nobody", "private"]
-    assert dropped["path_outside"]["examples"] == ["outside"]
-    assert dropped["missing_file"]["examples"] == ["missing", "pathless"]
-    assert dropped["undecodable"]["examples"] == ["undecodable"]
-    assert dropped["no_tag"]["examples"] == ["rare", "spam", "untagged"]
     assert manifest["images"] == 902
+
+
+def test_examples_of_what_was_dropped_lead_to_its_line_and_name_nobody(made):
+    output, manifest, dump = made
+    text = pathlib.Path(dump).read_bytes()
+
+    def found(reason):
+        examples = manifest["posts"]["dropped"][reason]["examples"]
+        lines = [text[int(each.removeprefix("byte ")) :].split(b"\n")[0] for each in examples]
+        return [json.loads(line)["id"] if b'"id": ' in line[:7] else line for line in lines]
+
+    assert found("duplicate_id") == ["twice"]
+    assert found("path_outside") == ["outside"]
+    assert found("missing_file") == ["missing", "pathless"]
+    assert found("undecodable") == ["undecodable"]
+    assert found("no_tag") == ["untagged", "spam", "rare"]
+    assert manifest["posts"]["dropped"]["broken_line"]["count"] == 2
+    # Of who is private not even that.
+    assert manifest["posts"]["dropped"]["private"] == {"count": 2, "examples": []}
+    told = (output / "manifest.json").read_text()
+    assert not [name for name in ("nobody", "outside", "undecodable", "twice") if name in told]
 
 
 def test_synonyms_merge_and_spam_is_out(made):

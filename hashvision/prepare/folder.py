@@ -20,7 +20,7 @@ from hashvision.data import dataset, records, sampling
 from hashvision.data.keys import Key
 from hashvision.errors import UserError
 from hashvision.prepare import once, spool, staging
-from hashvision.sources.reasons import REASONS
+from hashvision.sources.reasons import REASONS, UNTOLD
 
 SUMMARY = "summary.json"
 VOCABULARY = dataset.VOCABULARY
@@ -81,20 +81,31 @@ def _save(path: str, table: np.ndarray) -> str:
 class Summary(typing.NamedTuple):
     """What the graph hands to the driver; of it only the list of shards grows with the dump."""
 
-    dropped: Mapping[str, tuple[int, list[str]]]  # reason -> count, examples
+    dropped: Mapping[str, tuple[int, list[int]]]  # reason -> count, offsets of some in the dump
     vocabulary: Mapping[str, typing.Any]
     labels: Mapping[int, int]  # classes of a photo -> photos
     shards: Sequence[Mapping[str, typing.Any]]
     shard_count: int
     read: int  # lines of the dump, counted where they are read
     pairs: Sequence[Sequence[typing.Any]]  # of the least alike photos taken for the same
+    matched: Sequence[tuple[str, int]]  # kind and hash of each name on the removal list
 
 
-def finish(folder: str, settings: Mapping[str, typing.Any], key: Key) -> dict[str, typing.Any]:
+def take_summary(folder: str) -> Summary:
+    """What the graph has written; the file goes."""
+    summary = Summary(**json.loads(storage.read(f"{folder}/{SUMMARY}")))
+    storage.remove(f"{folder}/{SUMMARY}")
+    return summary
+
+
+def finish(
+    folder: str, summary: Summary, settings: Mapping[str, typing.Any], key: Key
+) -> dict[str, typing.Any]:
     """Adds vocabulary, TFDS metadata and, last, the manifest to the shards of a run.
 
     Args:
-      folder: where the graph has written the shards and its Summary.
+      folder: where the graph has written the shards.
+      summary: what it says of them.
       settings: the run's options, as the manifest repeats them.
       key: of the dataset.
 
@@ -104,11 +115,10 @@ def finish(folder: str, settings: Mapping[str, typing.Any], key: Key) -> dict[st
     Raises:
       UserError: no post was kept, or the runner lost some on the way.
     """
-    summary = Summary(**json.loads(storage.read(f"{folder}/{SUMMARY}")))
-    storage.remove(f"{folder}/{SUMMARY}")
     dropped = {reason: {"count": 0, "examples": []} for reason in REASONS}
-    for reason, (count, examples) in summary.dropped.items():
-        dropped[reason] = {"count": count, "examples": examples}
+    for reason, (count, offsets) in summary.dropped.items():
+        told = [] if reason in UNTOLD else offsets
+        dropped[reason] = {"count": count, "examples": [f"byte {offset}" for offset in told]}
     kept = sum(shard["records"] for shard in summary.shards)
     if not kept:
         counts = ", ".join(f"{d['count']} {reason}" for reason, d in dropped.items())

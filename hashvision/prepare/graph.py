@@ -60,12 +60,12 @@ class Label(beam.DoFn):
         self.keep_untagged = keep_untagged
 
     def process(self, element: Photo, classes: Mapping[str, int]) -> Iterable[typing.Any]:
-        """Yields (photo, sorted class numbers), or "dropped" (reason, example)."""
+        """Yields (photo, sorted class numbers), or "dropped" (reason, offset)."""
         labels = tuple(sorted({classes[tag] for tag in element.tags if tag in classes}))
         if labels or self.keep_untagged:
             yield element, labels
         else:
-            yield reading.dropped("no_tag", element.id)
+            yield reading.dropped("no_tag", element.order[1])
 
 
 class WriteShard(beam.DoFn):
@@ -104,21 +104,21 @@ class WriteShard(beam.DoFn):
 
 
 class DropCounts(beam.CombineFn):
-    """Count of the dropped posts of one reason, and the first examples in the order of ids."""
+    """Count of the dropped posts of one reason, and where the first of them stand in the dump."""
 
-    def create_accumulator(self) -> tuple[int, list[str]]:
+    def create_accumulator(self) -> tuple[int, list[int]]:
         """Nothing dropped."""
         return 0, []
 
     def add_input(
-        self, mutable_accumulator: tuple[int, list[str]], element: str
-    ) -> tuple[int, list[str]]:
+        self, mutable_accumulator: tuple[int, list[int]], element: int
+    ) -> tuple[int, list[int]]:
         """Adds one."""
         return self.merge_accumulators([mutable_accumulator, (1, [element])])
 
     def merge_accumulators(
-        self, accumulators: Iterable[tuple[int, list[str]]]
-    ) -> tuple[int, list[str]]:
+        self, accumulators: Iterable[tuple[int, list[int]]]
+    ) -> tuple[int, list[int]]:
         """Adds counts and keeps the first examples."""
         total, examples = 0, []
         for count, some in accumulators:
@@ -126,7 +126,7 @@ class DropCounts(beam.CombineFn):
             examples += some
         return total, sorted(examples)[:EXAMPLES]
 
-    def extract_output(self, accumulator: tuple[int, list[str]]) -> tuple[int, list[str]]:
+    def extract_output(self, accumulator: tuple[int, list[int]]) -> tuple[int, list[int]]:
         """As it stands."""
         return accumulator
 
@@ -193,7 +193,7 @@ def build(
             reading.ReadPosts(
                 images, output, options.short_side, removed, options.keep_copies_of_removed
             )
-        ).with_outputs("dropped", "fingerprints", "removed", main="photos")
+        ).with_outputs("dropped", "fingerprints", "removed", "matched", main="photos")
     )
     leaks = (
         pipeline
@@ -322,6 +322,7 @@ def build(
             | "CountLines" >> beam.CombineGlobally(sum)
         ),
         pvalue.AsSingleton(pairs),
+        pvalue.AsList(posts.matched | "EachOnce" >> beam.Distinct()),
     )
 
 

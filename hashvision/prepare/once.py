@@ -81,7 +81,7 @@ def _choose(_: int, joined: dict[str, Iterable[typing.Any]]) -> Iterable[typing.
     for key, packed in joined["photos"]:
         photo = Photo.unpack(packed)
         if key in reasons:
-            yield dropped(reasons[key], photo.id)
+            yield dropped(reasons[key], photo.order[1])
             continue
         yield photo._replace(
             tags=tuple(sorted({*photo.tags}.union(*(group.tags for group in groups[key])))),
@@ -111,7 +111,7 @@ class Once(beam.PTransform):
 
         In: "photos", Photo; "fingerprints", (Photo, Fingerprint); "removed", (offset, Fingerprint)
         of removed photos; "evaluation", as FingerprintFiles yields.
-        Out: "photos", Photo with its copies; "dropped", (reason, example); "matches", Match for
+        Out: "photos", Photo with its copies; "dropped", (reason, offset); "matches", Match for
         each post that is dropped, less those that show a removed photo.
         """
         found, buckets = input_or_inputs, self.parts * BUCKETS

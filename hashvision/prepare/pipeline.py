@@ -139,6 +139,9 @@ def prepare(
                 ),
             )
         del lexicon
+        summary = folder.take_summary(staging)
+        matched = {(kind, name) for kind, name in summary.matched}
+        unmatched = [line for line in removed if (line.kind, line.hash(secret)) not in matched]
         settings = {
             "posts": os.path.basename(posts),
             "images": os.path.basename(images),
@@ -148,7 +151,11 @@ def prepare(
             "shard_bytes": shard_bytes,
             "keep_untagged": keep_untagged,
             "keep_duplicates": keep_duplicates,
-            "removals": {"file": os.path.basename(removals), "lines": len(removed)}
+            "removals": {
+                "file": os.path.basename(removals),
+                "lines": len(removed),
+                "unmatched": len(unmatched),
+            }
             if removals
             else None,
             "keep_copies_of_removed": keep_copies_of_removed,
@@ -156,10 +163,13 @@ def prepare(
                 os.path.basename(storage.absolute(each)) for each in evaluation_sets
             ],
         }
-        manifest = folder.finish(staging, settings, secret)
+        manifest = folder.finish(staging, summary, settings, secret)
         if keys.read(key) != secret:
             raise UserError(f"The key {key} was replaced meanwhile; run prepare again.")
         folder.replace(staging, output)
+    if removals:
+        told = removal_list.nothing_matched(unmatched, len(removed), os.path.basename(posts))
+        print(f"prepare: {told}")
     return manifest
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -16,7 +16,6 @@ from hashvision.prepare.fingerprints import fingerprint
 from hashvision.sources import pictures
 from hashvision.sources.reasons import Dropped
 
-LONGEST_EXAMPLE = 200  # characters of an id in the manifest
 # Neighbouring lines go to one worker: their photos often lie in one tar.
 LINES = 200
 
@@ -70,9 +69,9 @@ class Photo(typing.NamedTuple):
         )
 
 
-def dropped(reason: str, example: str) -> pvalue.TaggedOutput:
-    """What a step says of a post that does not come through: (reason, example)."""
-    return pvalue.TaggedOutput("dropped", (reason, example[:LONGEST_EXAMPLE]))
+def dropped(reason: str, offset: int) -> pvalue.TaggedOutput:
+    """What a step says of a post that does not come through: (reason, byte offset of its line)."""
+    return pvalue.TaggedOutput("dropped", (reason, offset))
 
 
 class ReadLines(beam.DoFn):
@@ -132,19 +131,18 @@ class ReadPosts(beam.DoFn):
 
         Yields:
           Photos; under "fingerprints" (Photo, Fingerprint); under "removed" (offset, Fingerprint)
-          of photos that no post may show; and under "dropped" (reason, example).
+          of photos that no post may show; under "dropped" (reason, offset); and under "matched"
+          (kind, hash) of the names on the list.
         """
         superseded = dict(element[1]["superseded"])
         for path, start, end, _ in element[1]["chunk"]:
             with storage.open(path) as file:
                 for offset, line in posts.read_lines(file, start, end):
-                    example = f"byte {offset}"
                     try:
                         post = posts.parse(line or b"")
-                        example = post.id
                         yield from self._read(offset, post, superseded.get(offset))
                     except Dropped as why:
-                        yield dropped(why.reason, example)
+                        yield dropped(why.reason, offset)
 
     def _read(self, offset: int, post: posts.Post, reason: str | None) -> Iterator[typing.Any]:
         """Yields the post's Photo and fingerprint, or the fingerprint alone to find its copies by.
@@ -157,8 +155,8 @@ class ReadPosts(beam.DoFn):
         Raises:
           Dropped: the post is not kept.
         """
-        by_id = self.removed.holds("id", post.id)
-        by_owner = self.removed.holds("owner", post.owner)
+        by_id = yield from self._holds("id", post.id)
+        by_owner = yield from self._holds("owner", post.owner)
         followed = by_id or (by_owner and not self.keep_copies)
         reason = self._reason(post, reason)
         if reason == "private" and not followed:
@@ -168,7 +166,7 @@ class ReadPosts(beam.DoFn):
         try:
             encoded = posts.read_photo(post, self.images)
             digest = hashlib.sha256(encoded).digest()
-            if reason != "private" and self.removed.holds("sha256", digest):
+            if reason != "private" and (yield from self._holds("sha256", digest)):
                 followed, reason = True, "removed"
             if reason and not followed:
                 raise Dropped(reason)
@@ -191,6 +189,14 @@ class ReadPosts(beam.DoFn):
         )
         yield photo
         yield pvalue.TaggedOutput("fingerprints", (photo, fingerprint(image)))
+
+    def _holds(self, kind: str, value: str | bytes) -> Generator[typing.Any, None, bool]:
+        """Whether the list names an id, an owner or a file; yields the name as it is there."""
+        named = self.removed.holds(kind, value)
+        if named:
+            name = kind, self.removed.key.hash(kind, value)
+            yield pvalue.TaggedOutput("matched", name)
+        return named
 
     def _reason(self, post: posts.Post, superseded: str | None) -> str | None:
         """Why a post is dropped, as far as its lines tell."""

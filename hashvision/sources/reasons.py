@@ -20,6 +20,9 @@ REASONS = (
     "no_tag",  # no tag that names a class
 )
 
+# Of these not even the place in the dump is told: who was removed is nobody's business.
+UNTOLD = ("private", "removed", "removed_copy")
+
 
 class Dropped(Exception):
     """A post does not come through; `reason` is one of REASONS."""
