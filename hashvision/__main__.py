@@ -91,6 +91,11 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
 
     place = hosts.place()
     if place and not hosts.watched():
+        from hashvision.training import workdir
+
+        if place.host == 0:
+            with workdir.held(arguments.workdir):  # or nothing of another run is touched
+                pass
         command = [sys.executable, *sys.orig_argv[1:]]
         settings = config.hosts
         return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)

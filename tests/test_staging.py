@@ -131,7 +131,8 @@ def test_drawn_posts_leave_their_neighbours_alone(tmp_path):
 def test_stagings_of_dead_runs_are_cleared_and_nothing_else(posts, tmp_path):
     elder = tmp_path / "set.preparing-otherhost-12-abcdef01"
     for path in (tmp_path / STAGING, elder):
-        put(path, **{f"spool__{SPOOLED}": "photos", "summary_json": ""})
+        put(path, **{f"spool__{name}": "photos" for name in (SPOOLED, SPOOLED[:16])})
+        (path / "summary.json").write_text("")
         (path / f"posts-train.tfrecord-00000-of-00001.{SPOOLED}").write_text("photos")
     kept = (
         put(tmp_path / "set.preparing-backup", spool__photo="mine", manifest_json="{}"),

@@ -28,7 +28,7 @@ MANIFEST = dataset.MANIFEST
 _REPLACING = "replacing"  # an object in an output that is being copied to, or was when a kill came
 DUPLICATES = "duplicates"  # -*.csv and .png
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}(\.partial)?$")  # behind a name, until the file is whole
-_SPOOLED = re.compile(rf"{spool.FOLDER}/([0-9a-f]{{16}})?")
+_SPOOLED = re.compile(rf"{spool.FOLDER}/(([0-9a-f]{{16}}){{1,2}})?")  # 32 in earlier versions
 
 
 def write_json(path: str, content: typing.Any) -> str:

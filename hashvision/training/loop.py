@@ -64,7 +64,7 @@ def train(
       UserError: something does not fit, another run has the workdir, the loss is no longer finite,
         nothing is learnt, too much of the dataset is broken, or a checkpoint cannot be written.
     """
-    with workdirs.held(workdir):
+    with contextlib.nullcontext() if jax.process_index() else workdirs.held(workdir):
         return _train(config, workdir, check, removed)
 
 

@@ -141,17 +141,8 @@ def _vocabulary(workdir: str) -> dict[str, Any]:
     return vocabulary
 
 
-def held(workdir: str) -> contextlib.AbstractContextManager[None]:
-    """Holds WORKDIR/lock while the run writes there; of several hosts the first does, for all.
-
-    Raises:
-      UserError: another run holds it.
-      OSError: it cannot be written.
-    """
-    import jax
-
-    if jax.process_index():
-        return contextlib.nullcontext()
+def held(workdir: str) -> locks.Lock:
+    """WORKDIR/lock, to hold while a run writes there; of several hosts the first does, for all."""
     path = os.path.join(storage.absolute(workdir), "lock")
     return locks.Lock(path, f"The workdir {workdir}", "give another --workdir")
 
