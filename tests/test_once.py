@@ -118,7 +118,6 @@ def test_nobody_who_is_removed_or_private_is_named(made):
     assert not [why for why in ("private", "removed", "removed_copy") if dropped[why]["examples"]]
     assert dropped["broken_owner"]["examples"][0].startswith("byte ")
     gone = ("p4", "p5", "p6", "p9", "secret", "shown", "again4", "same5", "float", "12345", "José")
-    # p4 stands in p10 nowhere: names are looked for as JSON and CSV have them.
     for path in [*(folder / "set").glob("*.json"), *(folder / "set").glob("*.csv")]:
         cells = re.split(r'["\s,]+', path.read_text())
         assert not {*gone} & {*cells}, path

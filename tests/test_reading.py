@@ -76,7 +76,9 @@ def read(tmp_path):
         prints = [value[0] for tag, value in tagged if tag == "fingerprints"]
         assert prints == photos
         barred = [offsets.index(value[0]) for tag, value in tagged if tag == "removed"]
-        return [photo.id for photo in photos], barred, [v for tag, v in tagged if tag == "dropped"]
+        gone = [value for tag, value in tagged if tag == "dropped"]
+        dropped = [(reason, posts[offsets.index(offset)]["id"]) for reason, offset in gone]
+        return [photo.id for photo in photos], barred, dropped
 
     return read
 

@@ -97,7 +97,7 @@ def test_a_dataset_of_each_version_is_replaced_with_all_its_files(posts, tmp_pat
         assert dataset.load(str(output)).manifest["images"] == 8
         assert all(dataset.is_file_of(name) for name in os.listdir(output))
         assert not (output / "index-00003-of-00007.npy").exists()
-    assert sorted(os.listdir(tmp_path)) == ["set0", "set1"]
+    assert sorted(os.listdir(tmp_path)) == ["set0", "set0.key", "set1", "set1.key"]
 
 
 def test_what_comes_into_the_output_while_it_is_made_is_kept(posts, tmp_path, monkeypatch):
@@ -111,7 +111,7 @@ def test_what_comes_into_the_output_while_it_is_made_is_kept(posts, tmp_path, mo
     monkeypatch.setattr(folder, "finish", late)
     assert "holds thesis.txt" in refused(posts, output)
     assert contents(output) == {"manifest.json": json.dumps(OLD).encode(), "thesis.txt": b"mine"}
-    assert os.listdir(tmp_path) == ["set"]
+    assert sorted(os.listdir(tmp_path)) == ["set", "set.key"]
 
 
 def test_drawn_posts_leave_their_neighbours_alone(tmp_path):
@@ -168,7 +168,8 @@ def test_between_the_two_renames_no_second_run_comes_in(posts, tmp_path, monkeyp
 
     monkeypatch.setattr(folder.storage, "move", moved)
     pipeline.prepare(posts, str(output), minimum_count=1)
-    assert "in use by process" in seen[0] and os.listdir(tmp_path) == ["set"]
+    assert "in use by process" in seen[0]
+    assert sorted(os.listdir(tmp_path)) == ["set", "set.key"]
 
 
 def test_a_dead_run_of_another_host_is_cleared_once_it_is_silent(posts, tmp_path, monkeypatch):
@@ -207,7 +208,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_stays(posts, tmp_path, capfd, f
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "There is no room for " in line and "(File too large)" in line
-    assert str(tmp_path / "set.preparing-") in line and os.listdir(tmp_path) == []
+    assert str(tmp_path / "set.preparing-") in line and os.listdir(tmp_path) == ["set.key"]
 
 
 def test_a_shard_that_finds_no_room_says_so(tmp_path):
@@ -267,7 +268,7 @@ def test_a_link_is_followed_and_the_dataset_replaced_where_it_leads(posts, tmp_p
     assert os.path.islink(tmp_path / "current")
     assert dataset.load(str(target)).manifest["images"] == 8
     assert not (target / "posts-train.tfrecord-00000-of-00009").exists()
-    assert os.listdir(tmp_path / "disk") == ["v1"]
+    assert sorted(os.listdir(tmp_path / "disk")) == ["v1", "v1.key"]
 
 
 def test_places_that_cannot_be_replaced_are_refused_before_any_work(posts, tmp_path, monkeypatch):
@@ -351,7 +352,7 @@ def test_a_run_that_is_stopped_clears_its_photos_away(tmp_path, number):
     running.send_signal(number)
     _, err = running.communicate()
     assert running.returncode == 130 and len(err.splitlines()) == 1 and "stopped" in err
-    assert os.listdir(tmp_path) == ["in"]
+    assert sorted(os.listdir(tmp_path)) == ["in", "set.key"]
 
 
 @pytest.mark.slow
