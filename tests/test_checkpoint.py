@@ -81,7 +81,7 @@ def test_saving_does_not_see_later_donated_steps(tmp_path):
 
 
 def test_what_is_still_being_written_is_waited_for(tmp_path):
-    state = make()._replace(average={"large": jnp.zeros((4096, 1024), jnp.float32)})
+    state = make()._replace(average={"params": jnp.zeros((4096, 1024)), "batch_stats": {}})
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, state, {"loss": 0.0})
     restored = checkpoints.restore(abstract(state, 1))

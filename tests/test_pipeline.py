@@ -30,7 +30,7 @@ TOPICS = {
     "brown bear": (["brownbear", "BrownBears", "ursusarctos"], "river fish fur claws"),
     "dog": (["dog", "Dogs", "dog"], "leash stick bark tail"),
     "car": (["car", "motorcar", "cars"], "road wheel driver engine"),
-    "apple": (["apple", "Äpple", "apples"], "orchard peel pie core"),
+    "apple": (["apple", "Ápple", "apples"], "orchard peel pie core"),
     "boat": (["boat", "boats", "boat"], "lake sail anchor rower"),
     "mountain": (["mountain", "mountains", "mount"], "peak ridge climb summit"),
 }

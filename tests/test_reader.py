@@ -165,12 +165,6 @@ def test_what_is_mended_is_shown_again(folder, tmp_path, capsys):
     assert "reads again" not in capsys.readouterr().out  # said once
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_that_is_none_is_named(tmp_path, share):
-    with pytest.raises(UserError, match="data.broken"):
-        reader.Faults(str(tmp_path), 0, share)
-
-
 def test_removed_photos_are_not_shown_and_nothing_else_moves(folder, tmp_path):
     listed = [
         removals.Removal("id", "p5", "", ""),
