@@ -9,6 +9,7 @@ import pytest
 
 from hashvision import audit, configs, schema
 from hashvision.__main__ import main
+from hashvision.data import removals
 from hashvision.errors import UserError
 from hashvision.training import presets, program, workdir
 
@@ -281,7 +282,7 @@ def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
         assert found.accumulate == 4 and found.optimizer.average == 0.0
         assert found.data.crops == ((1, 96, 0.2, 1.0),)
     else:
-        assert audit.run(str(tmp_path / "run"), []).checkpoints == []
+        assert audit.run(str(tmp_path / "run"), removals.RemovalList()).checkpoints == []
 
 
 def printed(capsys, recipe, *overrides):
