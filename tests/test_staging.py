@@ -15,6 +15,7 @@ from runs import REPO
 
 from hashvision import __main__, locks
 from hashvision.data import dataset
+from hashvision.data.keys import NO_KEY
 from hashvision.errors import UserError
 from hashvision.prepare import drawn, folder, pipeline, staging
 
@@ -219,7 +220,7 @@ def test_a_shard_that_finds_no_room_says_so(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large.*posts-train.tfrecord-00000-of-00001"):
-            folder.write_shard(str(tmp_path), 0, 1, rows, folder.np.zeros(1, int))
+            folder.write_shard(str(tmp_path), 0, 1, rows, folder.np.zeros(1, int), NO_KEY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

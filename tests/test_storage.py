@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hashvision import storage
+from hashvision.data.keys import NO_KEY
 from hashvision.errors import UserError
 from hashvision.prepare import folder
 
@@ -40,7 +41,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_cou
 
 def test_a_shard_is_on_the_disk_before_it_has_its_name(done, tmp_path):
     rows = [datasets.record(0, datasets.jpeg(0), (0,))]
-    folder.write_shard(str(tmp_path), 0, 1, rows, np.ones(1, np.int64))
+    folder.write_shard(str(tmp_path), 0, 1, rows, np.ones(1, np.int64), NO_KEY)
     shard = done.index(("rename", "posts-train"))
     assert done[shard - 1 : shard + 2] == [
         ("sync", "posts-train"),

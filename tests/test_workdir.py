@@ -106,7 +106,7 @@ def test_what_was_set_at_the_start_need_not_be_set_again(tmp_path, folder):
 def test_a_run_stays_as_long_as_it_was_to_be(tmp_path, folder):
     def steps(*overrides, length):
         config, _ = claim(tmp_path / "run", folder, *overrides, length=length)
-        return program.total_steps(config, config.epoch_length)
+        return presets.total_steps(config, config.epoch_length)
 
     assert steps("--config.epochs=2", length=LENGTH) == 125
     assert steps("--config.epochs=2", length=400.0) == 125

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 
+import datasets
 import jax
 import pytest
 from runs import REPO
@@ -17,8 +18,9 @@ from hashvision.training import workdir as workdirs
 
 @pytest.fixture
 def run(tmp_path):
-    shards = {"shards": [], "rarest": {}}
-    content = {"dataset": "set", "manifest": shards}
+    folder = datasets.write(tmp_path / "set")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = {"dataset": str(folder), "manifest": manifest}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "dataset.json").write_text(json.dumps(content))
     return str(tmp_path / "run")

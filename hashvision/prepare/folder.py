@@ -55,10 +55,10 @@ def write_shard(
     suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
     with storage.as_os_errors(path + suffix):
         index, copies = records.write_shard(path + suffix, rows, counts, key)
-    storage.sync(path + suffix)
     index_digest = _save(f"{folder}/{records.index_name(shard, shards)}", index)
     copies_digest = _save(f"{folder}/{records.copies_name(shard, shards)}", copies)
     digest, size = dataset.digest(path + suffix)
+    storage.sync(path + suffix)
     storage.move(path + suffix, path)
     return {
         "name": os.path.basename(path),
