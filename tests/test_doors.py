@@ -1,0 +1,24 @@
+"""A fuzz of the doors, the same each time: all inputs work or are refused in one sentence."""
+
+import pathlib
+
+import doors
+import pytest
+
+CASES = {
+    "removal lists": 100,
+    "labels": 60,
+    "WordNet files": 60,
+    "dataset folders": 60,
+    "workdirs": 60,
+    "overrides": 60,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", CASES)
+def test_a_door(tmp_path: pathlib.Path, door: str):
+    (tried,) = doors.attack(tmp_path, {door: CASES[door]}, seed=0)
+    print("\n" + doors.table([tried]))
+    assert not tried.faults, tried.faults[:5]
+    assert tried.counts["works"] and tried.counts["refused"]  # or the door lets in all, or none
