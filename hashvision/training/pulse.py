@@ -12,6 +12,7 @@ and names nobody. The key-value store is not a public API, opens once all have j
 the coordinator.
 """
 
+import abc
 import asyncio
 import contextlib
 import hmac
@@ -131,7 +132,7 @@ def lost(
     return None
 
 
-class Pulse:
+class Pulse(abc.ABC):
     """What this host says of itself and hears of the others; `First` and `Other` know how."""
 
     trouble = ""  # why nobody has been heard, if that is so
@@ -141,17 +142,17 @@ class Pulse:
         self.place, self._machine = place, socket.gethostname()
         self._start = time.monotonic()
 
+    @abc.abstractmethod
     def beat(self, code: int | None) -> None:
         """Says that this host is alive, or how its training ended."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def known(self) -> Mapping[int, Said]:
         """What is known of the hosts that were heard."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def end(self, code: int) -> None:
         """Says the last word, and waits some seconds at most for it to be heard."""
-        raise NotImplementedError
 
     def lost(
         self, join_seconds: float, lost_seconds: float, failed: bool = False
