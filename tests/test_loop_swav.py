@@ -64,6 +64,7 @@ def test_a_run_that_learns_nothing_stops_with_cause_and_remedies(place):
     sentence = refused(
         place,
         "collapsed",
+        "--config.optimizer.learning_rate=0.2",
         "--config.optimizer.weight_decay=5.0",
         "--config.swav.patience=6",
         "--config.steps=300",

@@ -398,7 +398,8 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     assert posts["dropped"]["private"]["count"] == 335
     assert posts["dropped"]["removed"]["count"] == 57
     assert posts["dropped"]["evaluation_photo"]["count"] == 35
-    assert posts["dropped"]["duplicate_photo"]["count"] == 182
+    assert posts["dropped"]["removed_copy"]["count"] == 9
+    assert posts["dropped"]["duplicate_photo"]["count"] == 174
     assert posts["kept"] > 4900 and manifest["classes"] > 150
     made = dataset.load(str(tmp_path / "dataset"))
     rows = made.rows(0, len(made))

@@ -14,7 +14,8 @@ _IMAGENET = 1_281_167  # photos
 _MOST, _LEAST, _USUAL = 16_000 / 4096, 300 / 4096, 3000 / 4096
 _QUEUED = 16_000 / 7936  # from which a queue is added unless the config says otherwise
 
-# Steps without learning that stop a run: at least so many, and of a long run no more than a share.
+# Steps without learning that stop a run: at least so many, which runs of fewer steps never reach,
+# and of a long run no more than a share.
 _LEAST_PATIENCE, _MOST_PATIENCE = 500, 1 / 4
 
 # Keys that `fill` sets where a config leaves them open.
@@ -133,7 +134,7 @@ def _fill_swav(config: Config, epoch_length: float) -> list[str]:
     if swav.patience is None:
         total = total_steps(config, epoch_length)
         share = round(total * _MOST_PATIENCE)
-        swav.patience = min(max(_LEAST_PATIENCE, min(4 * steps_an_epoch, share)), total)
+        swav.patience = max(_LEAST_PATIENCE, min(4 * steps_an_epoch, share))
         say(
             "swav.patience",
             swav.patience,
