@@ -4,6 +4,9 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
+# Images of containers often set this. Every process would then compile TensorFlow anew: 13 s of CPU.
+unset PYTHONDONTWRITEBYTECODE
+
 find_python() {
     local python
     for python in python3.13 python3.12 python3.11 python3; do

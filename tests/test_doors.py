@@ -8,10 +8,15 @@ import pytest
 CASES = {
     "removal lists": 100,
     "labels": 60,
+    "evaluation photos": 100,
     "WordNet files": 60,
-    "dataset folders": 60,
+    "dataset folders": 40,
     "workdirs": 60,
     "overrides": 60,
+    "command lines": 60,
+    "outputs": 60,
+    "environments": 8,
+    "two at once": 2,
 }
 
 
@@ -21,4 +26,6 @@ def test_a_door(tmp_path: pathlib.Path, door: str):
     (tried,) = doors.attack(tmp_path, {door: CASES[door]}, seed=0)
     print("\n" + doors.table([tried]))
     assert not tried.faults, tried.faults[:5]
-    assert tried.counts["works"] and tried.counts["refused"]  # or the door lets in all, or none
+    assert tried.counts["refused"], "the door lets in all"
+    if door not in ("command lines", "outputs"):  # where nearly every case has something wrong
+        assert tried.counts["works"], "the door lets in nothing"

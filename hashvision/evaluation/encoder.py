@@ -3,6 +3,7 @@
 import jax
 
 from hashvision.evaluation.features import Encoder
+from hashvision.training import mesh as meshes
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
@@ -22,6 +23,7 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
     Raises:
       UserError: `workdir` holds no run, or no checkpoint that fits its config.
     """
+    meshes.find_devices()
     config, vocabulary = workdirs.read(workdir)
     config.model.unroll = 1  # a loop compiles faster
     workdirs.keep_compiled()

@@ -19,6 +19,7 @@ from hashvision import storage
 from hashvision.data import dataset, reader, removals, stream
 from hashvision.errors import UserError
 from hashvision.training import Config, hosts, presets
+from hashvision.training import mesh as meshes
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
@@ -64,6 +65,7 @@ def train(
       UserError: something does not fit, another run has the workdir, the loss is no longer finite,
         nothing is learnt, too much of the dataset is broken, or a checkpoint cannot be written.
     """
+    meshes.find_devices()
     with contextlib.nullcontext() if jax.process_index() else workdirs.held(workdir):
         return _train(config, workdir, check, removed)
 

@@ -1,6 +1,7 @@
 """The mesh and the one sharding rule that covers parameters, optimiser state and averages."""
 
 import collections
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,23 @@ from hashvision.models.layers import BATCH_AXES
 
 # Arrays below this many elements are replicated: gathering them costs more than they take.
 SMALLEST_SHARDED = 2**14
+
+
+def find_devices() -> list[Any]:
+    """All devices of all hosts; called before anything else asks JAX for them.
+
+    Raises:
+      UserError: JAX_PLATFORMS names what JAX cannot use here.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion where CUDA's part is missing
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = str(error).partition("\n")[0] or "it is not installed, or there is no such device"
+        raise UserError(
+            f"JAX finds no device with JAX_PLATFORMS={asked} ({why}); unset it, or install what it"
+            " names."
+        ) from error
 
 
 def make_mesh(fsdp: int = 1, devices: Any = None) -> Mesh:
