@@ -148,3 +148,15 @@ def test_where_duplicates_are_kept_each_is_told_of_all(tmp_path):
         circle |= {each for each, other in also if other == number}
         names, texts = told.get(number, ((), set()))
         assert names == tuple(sorted(map(copy_of, circle - {number}))) and not texts
+
+
+def test_of_a_picture_that_many_posted_only_the_commonest_tags_are_taken_over(tmp_path):
+    matches = [
+        Match(once.place((photo(number), None))[0], PACKED[number], "duplicate", PACKED[0], 0.97)
+        for number in range(1, 300)
+    ]
+    _, told = run(tmp_path, matches, keep_duplicates=False)
+    names, texts = told[0]
+    tags = {text for text in texts if not text.startswith("word")}
+    expected = {"both", *sorted(f"tag{number}" for number in range(1, 300))[:199]}
+    assert len(names) == 299 and tags == expected and len(texts - tags) == 299

@@ -6,6 +6,7 @@ follows these chains to their ends: each round doubles the reach of every link.
     matches > links to an earlier post > links to the end of the chain > groups
 """
 
+import collections
 import itertools
 import json
 import operator
@@ -17,10 +18,14 @@ import apache_beam as beam
 from hashvision.data import records
 from hashvision.prepare import spool
 from hashvision.prepare.duplicates import Match
+from hashvision.prepare.posts import MOST_TAGS
 from hashvision.prepare.reading import Photo
 
 _ROUNDS = 2  # enough for chains of three links
 _ONE_WORKER = -1  # in place of a bucket
+
+# What a post takes over at most: of a picture that half a platform posted, what most of them wrote.
+_MOST_WORDS = 2000
 
 KEPT = "kept"
 
@@ -162,6 +167,13 @@ def _showing(link: Link, keep_duplicates: bool) -> Iterator[typing.Any]:
         yield Photo.unpack(each).key, False, name, each
 
 
+def _commonest(of_copies: Iterable[Iterable[str]], most: int) -> frozenset[str]:
+    """What most copies have, the first by name among equals."""
+    counts = collections.Counter(term for terms in of_copies for term in set(terms))
+    ordered = sorted(counts, key=lambda term: (-counts[term], term))
+    return frozenset(ordered[:most])
+
+
 class _WriteGroups(beam.DoFn):
     """Turns the _Showings of a bucket into Groups, whose lists of copies go to the spool."""
 
@@ -182,8 +194,8 @@ class _WriteGroups(beam.DoFn):
                 for wanted in (True, False)
             )
             if not self.keep_duplicates:
-                tags = frozenset(tag for photo in ending for tag in photo.tags)
-                words = frozenset(word for photo in ending for word in photo.words)
+                tags = _commonest((photo.tags for photo in ending), MOST_TAGS)
+                words = _commonest((photo.words for photo in ending), _MOST_WORDS)
                 yield Group(key, self._write([*ending, *others]), tags, words)
                 continue
             own = Photo.unpack(max(post for *_, post in same))
