@@ -87,20 +87,15 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
     from hashvision import configs
 
     config = configs.load(arguments.config, rest)
-    from hashvision.training import hosts
+    from hashvision.training import hosts, workdir
 
     place = hosts.place()
-    if place and not hosts.watched():
-        from hashvision.training import workdir
-
-        if place.host == 0:
-            with workdir.held(arguments.workdir):  # or nothing of another run is touched
-                pass
-        command = [sys.executable, *sys.orig_argv[1:]]
-        settings = config.hosts
-        return hosts.watch(place, arguments.workdir, command, settings.join, settings.lost)
-    if place:
-        hosts.join(place, config.hosts.join, config.hosts.lost)
+    if place and place.host == 0 and not hosts.watched():
+        with workdir.held(arguments.workdir):  # or nothing of another run is touched
+            pass
+    code = _among_hosts(arguments.workdir, config)
+    if code is not None:
+        return code
     from hashvision.training import loop
 
     check, removed = None, _removed(arguments)
@@ -113,6 +108,27 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
     print(f"The run lies in {arguments.workdir}.")
 
 
+def _among_hosts(folder: str, config: Any) -> int | None:
+    """Joins the other hosts, where there are several: all of them run the same command.
+
+    Args:
+      folder: in which the hosts find one another.
+      config: of the run; how long they wait.
+
+    Returns:
+      None in the process that is to go on; in the one that watched it, its exit code.
+    """
+    from hashvision.training import hosts
+
+    place, settings = hosts.place(), config.hosts
+    if place and not hosts.watched():
+        command = [sys.executable, *sys.orig_argv[1:]]
+        return hosts.watch(place, folder, command, settings.join, settings.lost)
+    if place:
+        hosts.join(place, settings.join, settings.lost)
+    return None
+
+
 def _removed(arguments: argparse.Namespace) -> Any:
     """What --removals and the options beside it say."""
     from hashvision.data import removals
@@ -121,26 +137,24 @@ def _removed(arguments: argparse.Namespace) -> Any:
     return removals.RemovalList(lines, arguments.key, arguments.keep_copies_of_removed)
 
 
-def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int | None:
     _refuse_stray(arguments, rest)
-    from hashvision.training import hosts
-
-    place = hosts.place()
-    if place:
-        raise UserError(
-            f"JAX_NUM_PROCESSES={place.hosts} makes this one of several hosts, and `evaluate` runs"
-            " on one, over all of its devices; unset JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and"
-            " JAX_PROCESS_ID."
-        )
     from hashvision.evaluation import encoder, protocols
+    from hashvision.training import workdir
 
     chosen = arguments.protocol.split(",")
     protocols.check(chosen)
     removed = _removed(arguments)
+    config, _ = workdir.read(arguments.workdir)
+    # Beside a run that goes on, whose hosts find one another in the workdir itself.
+    code = _among_hosts(os.path.join(arguments.workdir, "evaluations", "hosts"), config)
+    if code is not None:
+        return code
     network = encoder.load(arguments.workdir, arguments.untrained)
     protocols.evaluate(
         network, arguments.dataset, chosen, arguments.workdir, arguments.untrained, removed
     )
+    return None
 
 
 def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:

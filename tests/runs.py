@@ -58,6 +58,15 @@ def get_config():
     return config
 """
 
+WITH_TINY = """
+import sys
+
+import tiny
+from hashvision import __main__
+
+sys.exit(__main__.main())
+"""
+
 
 def make(folder):
     """Puts a dataset and tiny configs, beside a copy of the schema, into a folder; returns it."""
@@ -65,6 +74,7 @@ def make(folder):
     (folder / "base.py").write_text((REPO / "configs" / "base.py").read_text())
     (folder / "tiny.py").write_text(TINY)
     (folder / "tiny_swav.py").write_text(TINY_SWAV)
+    (folder / "with_tiny.py").write_text(WITH_TINY)
     return folder
 
 
@@ -75,6 +85,7 @@ def start(
     place,
     run,
     *overrides,
+    verb="train",
     dataset="dataset",
     config="tiny",
     environment=(),
@@ -82,13 +93,17 @@ def start(
     largest_file=None,
     **options,
 ):
-    """Starts `train` as a user does; further options are Popen's.
+    """Starts `train` as a user does, or another verb with its flags; further options are Popen's.
 
     No file may grow beyond `largest_file` kB where that is given: what a full disk is like.
     """
+    if verb != "train":  # which no config tells of the tiny network
+        program = (place / "with_tiny.py",)
     limit = ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "--"] if largest_file else []
-    command = [*limit, sys.executable, *program, "train", f"--config={place / config}.py"]
-    command += [f"--workdir={place / run}", f"--config.dataset={place / dataset}", *overrides]
+    command = [*limit, sys.executable, *program, verb, f"--workdir={place / run}"]
+    if verb == "train":
+        command += [f"--config={place / config}.py", f"--config.dataset={place / dataset}"]
+    command += overrides
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",

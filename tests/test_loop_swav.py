@@ -88,6 +88,25 @@ def test_two_hosts_have_the_codes_and_the_neighbours_of_one(place, whole_swav):
     assert neighbours(place, "two") == neighbours(place, whole_swav)
 
 
+def test_two_hosts_evaluate_as_one(place, whole_swav):
+    """Each gives the network the photos of its own devices; the first prints and writes."""
+    report = place / whole_swav / "evaluations" / "knn-labelled.json"
+    flags = "--protocol=knn", f"--dataset={place / 'labelled'}"
+    code, alone, err = finish(start(place, whole_swav, *flags, verb="evaluate"))
+    assert code == 0, err
+    wanted = json.loads(report.read_text())
+    report.unlink()
+    ended = all_finish(start_hosts(place, whole_swav, 2, *flags, verb="evaluate"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    found = json.loads(report.read_text())
+    told = [
+        "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]"))
+        for _, out, _ in ended
+    ]
+    assert told == [alone, ""] and "labelled" in alone
+    assert found["metrics"] == wanted["metrics"] and found["photos"] == {"train": 12, "test": 12}
+
+
 def test_hashtags_start_from_a_swav_trunk(place, whole_swav):
     overrides = [f"--config.init_from={place / whole_swav}", "--config.optimizer.learning_rate=0.0"]
     code, out, err = finish(start(place, "on-top", *overrides))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashvision import __main__
 from hashvision.data import removals
 from hashvision.errors import UserError
 from hashvision.evaluation import features, protocols
@@ -246,15 +245,6 @@ def test_only_the_host_that_leads_prints_and_writes(colours, tmp_path, capsys):
     (report,) = protocols.evaluate(other, str(colours), ["knn"], str(tmp_path))
     assert report["metrics"] and not capsys.readouterr().out
     assert not (tmp_path / "evaluations").exists()
-
-
-def test_evaluate_on_several_hosts_is_refused_in_a_sentence(monkeypatch, capsys):
-    """Each would write the same report."""
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    assert __main__.main(["evaluate", "--workdir=run", "--dataset=set", "--protocol=knn"]) == 2
-    assert "JAX_NUM_PROCESSES=2 makes this one of several hosts" in capsys.readouterr().err
 
 
 def test_the_table_prints_percent_aligned():

@@ -14,7 +14,7 @@ _PHOTOS = 64  # of a batch, at least
 def load(workdir: str, untrained: bool = False) -> Encoder:
     """The network of the newest checkpoint in `workdir`; its moving average where it has one.
 
-    Nothing but the network is read, and each device of the host holds a part of it.
+    Nothing but the network is read, and each device of each host holds a part of it.
 
     Args:
       workdir: of a run.

@@ -2,8 +2,8 @@
 
 Each host runs the same command, told by three variables of the environment, JAX's own names, who it
 is: JAX_COORDINATOR_ADDRESS (HOST:PORT of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID. The
-command is two processes then: one that trains, which a lost host leaves waiting in a collective or
-which JAX ends without a word on who was lost, and one that watches it and the other hosts.
+command is two processes then: one that computes, which a lost host leaves waiting in a collective
+or which JAX ends without a word on who was lost, and one that watches it and the other hosts.
 """
 
 import http.client
@@ -21,7 +21,7 @@ from hashvision.training import pulse as pulses
 from hashvision.training.pulse import AGAIN, BEAT, GOES_ON, Place
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_WATCHED = "HASHVISION_WATCHED"  # set for the process that trains
+_WATCHED = "HASHVISION_WATCHED"  # set for the process that computes
 _METADATA = "/computeMetadata/v1/instance/"
 # What Google's metadata server says while nothing is ahead.
 _QUIET = {"maintenance-event": "NONE", "preempted": "FALSE"}
@@ -54,7 +54,7 @@ def place() -> Place | None:
 
 
 def watched() -> bool:
-    """Whether this process is the one that trains, and another watches it."""
+    """Whether this process is the one that computes, and another watches it."""
     return _WATCHED in os.environ
 
 
@@ -81,11 +81,11 @@ def join(place: Place, join_seconds: float, lost_seconds: float) -> None:
 def watch(
     place: Place, workdir: str, command: Sequence[str], join_seconds: float, lost_seconds: float
 ) -> int:
-    """Runs the command that trains, and ends it when another host is lost.
+    """Runs the command that computes, and ends it when another host is lost.
 
     Args:
       place: which host this is.
-      workdir: of the run, where all hosts see it.
+      workdir: of the run, or a folder in it, where all hosts see it.
       command: to run.
       join_seconds: how long another host may take to appear.
       lost_seconds: how long one that was there may be silent.
@@ -133,7 +133,7 @@ def _watch(
             print(f"hashvision: {sentence}.", file=sys.stderr)
             return code
         if code is not None and code < 0 and code != -signal.SIGABRT:
-            said = f"training was ended by {signal.Signals(-code).name}; {GOES_ON}"
+            said = f"what ran here was ended by {signal.Signals(-code).name}; {GOES_ON}"
             print(f"hashvision: {said}.", file=sys.stderr)
             return AGAIN
         if code is not None:
