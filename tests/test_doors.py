@@ -27,5 +27,6 @@ def test_a_door(tmp_path: pathlib.Path, door: str):
     print("\n" + doors.table([tried]))
     assert not tried.faults, tried.faults[:5]
     assert tried.counts["refused"], "the door lets in all"
-    if door not in ("command lines", "outputs"):  # where nearly every case has something wrong
+    # Nearly every command line and output has something wrong, and of two at once one is refused.
+    if door not in ("command lines", "outputs", "two at once"):
         assert tried.counts["works"], "the door lets in nothing"
