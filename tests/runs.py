@@ -14,6 +14,7 @@ import datasets
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from full_disk import NOTHING_COMPILED
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 
@@ -108,6 +109,7 @@ def start(
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(REPO),
+        **(NOTHING_COMPILED if largest_file else {}),
         **dict(environment),
     }
     return subprocess.Popen(

@@ -3,14 +3,14 @@
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from datasets import jpeg
+from datasets import jpeg, record
+from full_disk import files_of_at_most
 from runs import REPO
 
 from hashvision import __main__, locks
@@ -202,27 +202,17 @@ IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processin
 # The other files of a graph that has failed are closed when they are forgotten.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_sentence_and_nothing_stays(posts, tmp_path, capfd, flags):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
-    try:
+    with files_of_at_most(8_000):
         line = fails(capfd, "prepare", f"--posts={posts}", f"--output={tmp_path / 'set'}", *flags)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "There is no room for " in line and "(File too large)" in line
     assert str(tmp_path / "set.preparing-") in line and os.listdir(tmp_path) == ["set.key"]
 
 
 def test_a_shard_that_finds_no_room_says_so(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    from datasets import record
-
     rows = [record(number, jpeg(number), ()) for number in range(40)]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large.*posts-train.tfrecord-00000-of-00001"):
-            folder.write_shard(str(tmp_path), 0, 1, rows, folder.np.zeros(1, int), NO_KEY)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    wanted = "File too large.*posts-train.tfrecord-00000-of-00001"
+    with files_of_at_most(8_000), pytest.raises(OSError, match=wanted):
+        folder.write_shard(str(tmp_path), 0, 1, rows, folder.np.zeros(1, int), NO_KEY)
 
 
 def test_outputs_that_cannot_be_are_one_sentence(posts, tmp_path, capsys):

@@ -5,10 +5,10 @@ import gzip
 import lzma
 import os
 import pathlib
-import resource
 import tempfile
 
 import pytest
+from full_disk import files_of_at_most
 
 from hashvision.errors import UserError
 from hashvision.prepare import wordnet
@@ -94,13 +94,8 @@ def test_what_is_no_wordnet_is_told(tmp_path: pathlib.Path, content, message: st
 def test_a_temporary_folder_that_is_full_is_not_a_damaged_file(tmp_path: pathlib.Path, pack):
     path = tmp_path / "wordnet.xml"
     path.write_bytes(pack(SMALL))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError) as caught:
-            wordnet.load_wordnet(str(path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(100), pytest.raises(OSError) as caught:
+        wordnet.load_wordnet(str(path))
     assert caught.value.errno == errno.EFBIG
     assert os.path.dirname(str(caught.value.filename)) == tempfile.gettempdir()
 
