@@ -1,4 +1,4 @@
-"""What a full disk is like: files of this process, and of those it starts, stop growing at a size."""
+"""What a full disk is like: files of this process, and of those it starts, stop at a size."""
 
 import contextlib
 import os
