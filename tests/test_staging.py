@@ -347,6 +347,32 @@ def test_a_run_that_is_stopped_clears_its_photos_away(tmp_path, number):
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_killed_is_not_waited_for(tmp_path):
+    posts = write_posts(tmp_path / "in", 2000)
+    command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
+    driver = subprocess.Popen(
+        [*command, f"--output={tmp_path / 'set'}", *IN_PROCESSES],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        while not list(tmp_path.glob("set.preparing-*/spool/*")):
+            assert driver.poll() is None
+            time.sleep(0.01)
+        worker = max(set(processes_of(driver.pid)) - {driver.pid})
+        os.kill(worker, signal.SIGKILL)
+        _, err = driver.communicate(timeout=120)
+    finally:
+        for process in processes_of(driver.pid):
+            os.kill(process, signal.SIGKILL)
+    assert driver.returncode == 2 and len(err.splitlines()) == 1, err
+    assert "A worker of --direct_num_workers has ended" in err
+    assert sorted(os.listdir(tmp_path)) == ["in", "set.key"]
+
+
+@pytest.mark.slow
 def test_workers_end_with_a_driver_that_is_killed(tmp_path):
     posts = write_posts(tmp_path, 2000)
     command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]

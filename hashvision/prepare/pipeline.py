@@ -1,5 +1,6 @@
 """Runs the graph: from a dump of posts to a dataset folder, whole or not at all."""
 
+import _thread
 import argparse
 import ast
 import contextlib
@@ -11,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import threading
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,6 +36,8 @@ from hashvision.prepare.staging import place
 from hashvision.prepare.wordnet import load_wordnet
 
 RANGE_BYTES = 16 * 2**20  # of the dump, to one worker at a time
+# Beam's threads that watch a worker process and hear from it.
+_OF_WORKERS = ("run_worker", "beam_control_read", "read_grpc_client_inputs")
 _HERE = ("directrunner", "fnapirunner")  # what Beam calls its runner within this process
 # The last line of what Beam hands on of an error in a step.
 _ERROR = re.compile(r"(?:RuntimeError: )?(?:([\w.]+): )?(.*?)(?: \[while running '.*'\])?")
@@ -119,6 +123,7 @@ def prepare(
         with (
             _as_it_was_raised(output),
             _surroundings(options),
+            _no_worker_is_waited_for_that_has_ended(),
             beam.Pipeline(runner=_runner(options), options=options) as pipeline,
         ):
             graph.build(
@@ -289,6 +294,40 @@ def _as_it_was_raised(output: str) -> Iterator[None]:
             path = ast.literal_eval(path) if path else output
             raise OSError(int(number), why, path) from error
         raise
+
+
+@contextlib.contextmanager
+def _no_worker_is_waited_for_that_has_ended() -> Iterator[None]:
+    """Ends the pipeline where a worker process here has ended before it, as for want of memory.
+
+    Beam's thread that watches the process fails then, and the pipeline waits for its answers
+    without end.
+
+    Raises:
+      UserError: a worker has ended.
+    """
+    before, ended = threading.excepthook, []
+
+    def hook(failed: typing.Any) -> None:
+        name = failed.thread.name if failed.thread else ""
+        if name == "run_worker" and not ended:
+            ended.append(failed.exc_value)
+            _thread.interrupt_main()
+        elif name not in _OF_WORKERS:
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not ended:
+            raise
+        raise UserError(
+            f"A worker of --direct_num_workers has ended ({ended[0]}), as a process does that finds"
+            " no memory; give fewer workers, or make room, and run the same command again."
+        ) from None
+    finally:
+        threading.excepthook = before
 
 
 @contextlib.contextmanager
