@@ -97,7 +97,7 @@ def test_what_one_host_cannot_mend_ends_all(place):
 def test_what_the_machine_of_one_host_refuses_ends_all(place):
     (place / "occupied" / "metrics.jsonl").mkdir(parents=True)
     ended = all_finish(start_hosts(place, "occupied", 2, *QUICK))
-    assert [code for code, _, _ in ended] == [2, 2]
+    assert [code for code, _, _ in ended] == [2, 2], ended
     assert "metrics.jsonl cannot be used (Is a directory)" in ended[0][2]
 
 

@@ -1,5 +1,6 @@
 """Where `prepare` and `drawn` may write: nothing of others is lost, and no photo stays behind."""
 
+import gc
 import json
 import os
 import pathlib
@@ -204,6 +205,7 @@ IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processin
 def test_a_full_disk_is_one_sentence_and_nothing_stays(posts, tmp_path, capfd, flags):
     with files_of_at_most(8_000):
         line = fails(capfd, "prepare", f"--posts={posts}", f"--output={tmp_path / 'set'}", *flags)
+    gc.collect()  # now, and not in another test
     assert "There is no room for " in line and "(File too large)" in line
     assert str(tmp_path / "set.preparing-") in line and os.listdir(tmp_path) == ["set.key"]
 

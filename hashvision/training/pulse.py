@@ -33,8 +33,8 @@ BEAT = 1.0  # seconds
 GOES_ON = "the same command on all hosts goes on"
 
 _ABORTED = -6  # SIGABRT: JAX ends so when it finds that another host is gone
-_LATE = 3 * BEAT  # seconds of silence from which on a host is told of, and not waited for
-_LAST_WORD = 5.0  # seconds to hand it over, at most
+_LATE = 3 * BEAT  # seconds of silence from which on a host is told of, by the first
+_LAST_WORD = 5.0  # seconds to hand it over, at most, and of silence before nobody is there to hear
 _LOOK = 3 * BEAT  # seconds between two looks at WORKDIR/hosts.json, until the first host answers
 _WAIT = 5.0  # seconds for a connection and each of its messages
 _BACKLOG = 1024  # connections that may wait to be accepted
@@ -208,7 +208,7 @@ class First(Pulse):
         self.beat(code)
         now = time.monotonic()
         while time.monotonic() - now < _LAST_WORD and any(
-            said.code is None and said.silent < _LATE and self._told.get(host, 0) < now
+            said.code is None and said.silent < _LAST_WORD and self._told.get(host, 0) < now
             for host, said in self.known().items()
         ):
             time.sleep(BEAT / 10)
