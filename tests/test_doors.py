@@ -10,7 +10,7 @@ CASES = {
     "labels": 60,
     "evaluation photos": 100,
     "WordNet files": 60,
-    "dataset folders": 40,
+    "dataset folders": 60,
     "workdirs": 60,
     "overrides": 60,
     "command lines": 60,
