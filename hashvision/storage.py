@@ -42,12 +42,18 @@ def absolute(path: str) -> str:
     """The path as it is from everywhere, without a slash at its end.
 
     Raises:
-      UserError: it is a file:// URL, or empty, which would be the current folder.
+      UserError: it is a file:// URL, a URL of nothing, such as gs://, or empty, which would be the
+        current folder.
     """
     if path.startswith("file://"):
         raise UserError(f"{path} is a URL of a local file; give its path, {path[7:] or '/'}.")
     if not path:
         raise UserError("A path is empty; give the path of a file or a folder.")
+    scheme, is_url, rest = path.partition("://")
+    if is_url and "/" not in scheme and not (scheme and rest.strip("/")):
+        raise UserError(
+            f"{path} is a URL of nothing; give one such as gs://bucket/folder, or a path."
+        )
     return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 

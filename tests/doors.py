@@ -468,10 +468,13 @@ def outputs(world: World, generator: random.Random) -> Iterator[Case]:
         output = make(world.scratch)
         before = _everything(world.scratch)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(world.scratch):
                 pipeline.prepare(str(posts), output)
         finally:
             after = _everything(world.scratch)
+            strays = [path.name for path in world.scratch.iterdir() if ":" in path.name]
+            if strays:
+                raise Faulty(f"{strays} came into the folder in which the command ran")
             lost = {path for path, content in before.items() if after.get(path) != content}
             if lost:
                 raise Faulty(f"{sorted(lost)} was changed or deleted")

@@ -74,6 +74,8 @@ def test_a_write_that_fails_names_its_file(tmp_path):
 
 
 def test_urls_of_local_files_and_empty_paths_are_no_paths():
-    for path, words in (("file:///a/b", "give its path, /a/b"), ("file://", ","), ("", "empty")):
+    cases = [("file:///a/b", "give its path, /a/b"), ("file://", ","), ("", "empty")]
+    cases += [(url, "URL of nothing") for url in ("gs://", "://", "gs:///", "://bucket")]
+    for path, words in cases:
         with pytest.raises(UserError, match=words):
             storage.absolute(path)
