@@ -1,3 +1,3 @@
-"""The defaults that recipes start from: those of hashvision/schema.py, which explains each key."""
+"""The defaults that recipes start from; hashvision/config/schema.py explains each key."""
 
-from hashvision.schema import get_config as get_config
+from hashvision.config.schema import get_config as get_config

@@ -10,7 +10,6 @@ frozen steps follow from it and from the dataset, and `train` prints how.
 from typing import Any, Literal
 
 import base
-from ml_collections import config_dict
 
 
 def get_config(variant: Literal["4096", "256"] = "4096") -> Any:
@@ -33,7 +32,7 @@ def get_config(variant: Literal["4096", "256"] = "4096") -> Any:
     config.swav.iterations = 3
     config.swav.head = (2048, 128)
     config.optimizer.name = "larc"
-    config.optimizer.learning_rate = config_dict.placeholder(float)  # 4.8 at 4096, 0.6 at 256
+    config.optimizer.learning_rate = None  # 4.8 at 4096, 0.6 at 256
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_epochs = 10.0 if variant == "4096" else 0.0
     config.optimizer.warmup_start = 0.3

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hashvision import __version__, storage
+from hashvision.config.ranges import NAME, SEED, SIDE, Range, number, whole
 from hashvision.errors import UserError
-from hashvision.ranges import NAME, SEED, SIDE, Range, number, whole
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNNAMED = {errno.ENOENT: "The current folder, or one for temporary files,"}
@@ -38,11 +38,11 @@ def _stoppable() -> Iterator[None]:
 @_stoppable()
 def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse_stray(arguments, rest)
-    from hashvision.prepare import drawn
+    from hashvision.synthetic import draw
 
-    drawn.write(arguments.output, arguments.posts, arguments.test_per_class, seed=arguments.seed)
+    draw.write(arguments.output, arguments.posts, arguments.test_per_class, seed=arguments.seed)
     sheet = os.path.join(arguments.output, "contact_sheet.png")
-    drawn.contact_sheet(sheet, seed=arguments.seed)
+    draw.contact_sheet(sheet, seed=arguments.seed)
     print(f"{arguments.posts:,} drawn posts lie in {arguments.output}; {sheet} shows them.")
 
 
@@ -75,18 +75,18 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _config(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse_stray(arguments, rest, settings=True)
-    from hashvision import configs
+    from hashvision.config import recipes
 
-    found = configs.explain(arguments.config, rest)
+    found = recipes.explain(arguments.config, rest)
     print(found.table(), flush=True)
     _write_json(arguments.json, found.as_json, "the config")
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int | None:
     _refuse_stray(arguments, rest, settings=True)
-    from hashvision import configs
+    from hashvision.config import recipes
 
-    config = configs.load(arguments.config, rest)
+    config = recipes.load(arguments.config, rest)
     from hashvision.training import hosts, workdir
 
     place = hosts.place()
@@ -161,10 +161,10 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
     _refuse_stray(arguments, rest, settings=True)
     if arguments.topology != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # the topology's devices are only described
-    from hashvision import configs
+    from hashvision.config import recipes
 
-    config = configs.load(arguments.config, rest)
-    from hashvision import fit, plan
+    config = recipes.load(arguments.config, rest)
+    from hashvision.planning import fit, plan
 
     target = plan.Target(
         arguments.topology,
@@ -184,7 +184,7 @@ def _plan(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> int:
     _refuse_stray(arguments, rest)
-    from hashvision import audit
+    from hashvision.takedowns import audit
 
     if not arguments.removals and not arguments.verify:
         raise UserError("There is nothing to look for; give --removals a list, or --verify.")
@@ -235,7 +235,7 @@ def _refuse_stray(arguments: argparse.Namespace, rest: list[str], settings: bool
         return
     known = arguments.parser.flags()
     if settings:
-        from hashvision import schema
+        from hashvision.config import schema
 
         known += [f"--config.{key}" for key in schema.KEYS]
     name = stray[0].lstrip("-").partition("=")[0]
@@ -384,8 +384,8 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         "train",
         help="dataset folder -> workdir",
-        description="Trains, or goes on. --config.KEY=VALUE sets any key of hashvision/schema.py."
-        " Configs are Python code: run only those you trust.",
+        description="Trains, or goes on. --config.KEY=VALUE sets any key; `hashvision config` lists"
+        " them. Configs are Python code: run only those you trust.",
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument("--workdir", required=True, help="checkpoints, metrics and config go here")
@@ -397,7 +397,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         help="memory, speed and price of a run on a TPU pod, with no TPU at hand",
         description="Compiles the step that `train` would run; needs requirements-tpu.txt."
-        " --config.KEY=VALUE sets any key of hashvision/schema.py.",
+        " --config.KEY=VALUE sets any key of hashvision/config/schema.py.",
     )
     verb.add_argument("--config", required=True, help="configs/NAME.py, or configs/NAME.py:VARIANT")
     verb.add_argument(

@@ -41,7 +41,7 @@ measure() { # measure NAME ARGUMENTS
     local name=$1 peer=()
     shift
     case $name in train_step | input) peer=("--peer_python=$PEER_PYTHON") ;; esac
-    PYTHONPATH="tests:.${PYTHONPATH:+:$PYTHONPATH}" .venv/bin/python "tests/bench/$name.py" "${peer[@]}" "$@"
+    PYTHONPATH="tests/support:.${PYTHONPATH:+:$PYTHONPATH}" .venv/bin/python "tests/bench/$name.py" "${peer[@]}" "$@"
 }
 
 if [ $# -gt 0 ]; then

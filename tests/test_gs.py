@@ -10,17 +10,17 @@ import sys
 import tarfile
 import time
 
-import datasets
-import fake_gcs
 import numpy as np
 import pytest
-from runs import REPO, TINY
 
+import datasets
+import fake_gcs
 from hashvision import __main__, storage
 from hashvision.data import dataset, keys, reader, stream
 from hashvision.models import regnet
 from hashvision.prepare import folder
 from hashvision.training import metrics, pulse, workdir
+from runs import REPO, TINY
 
 PHOTOS = 72
 

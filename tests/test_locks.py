@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 
-import fake_gcs
 import pytest
-from runs import REPO
 
+import fake_gcs
 from hashvision import locks, storage
 from hashvision.errors import UserError
+from runs import REPO
 
 
 @pytest.fixture(scope="module")

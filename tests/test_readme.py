@@ -3,7 +3,6 @@
 import importlib.util
 import lzma
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -11,9 +10,9 @@ import sys
 
 import pytest
 
-from hashvision.prepare import drawn
+from hashvision.synthetic import draw
+from places import REPO
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text()
 WORDNET = """<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE LexicalResource SYSTEM "http://globalwordnet.github.io/schemas/WN-LMF-1.1.dtd">
@@ -52,7 +51,7 @@ def place(tmp_path_factory):
     recipe = place / "configs" / "demo.py"
     few = "    config.steps, config.data.crops = 4, ((1, 32, 0.2, 1.0),)\n    return config"
     recipe.write_text(recipe.read_text().replace("    return config", few))
-    drawn.write(str(place / "runs" / "drawn" / "posts"), 120, 3)
+    draw.write(str(place / "runs" / "drawn" / "posts"), 120, 3)
     for name in ("posts.jsonl", "images"):
         (place / name).symlink_to(place / "runs" / "drawn" / "posts" / name)
     (place / "flowers").symlink_to(place / "runs" / "drawn" / "posts" / "transfer")

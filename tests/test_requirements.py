@@ -5,7 +5,8 @@ import subprocess
 import tomllib
 
 import pytest
-from conftest import REPO
+
+from places import REPO
 
 FILES = sorted(REPO.glob("requirements*.txt"))
 

@@ -3,10 +3,10 @@
 import errno
 import os
 
-import datasets
 import numpy as np
 import pytest
 
+import datasets
 from hashvision import storage
 from hashvision.data.keys import NO_KEY
 from hashvision.errors import UserError

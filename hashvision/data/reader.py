@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hashvision import storage
-from hashvision.data import photos, records
+from hashvision.data import decode, records
 from hashvision.data.stream import Items, Stream
 from hashvision.errors import UserError
 
@@ -219,7 +219,7 @@ class Reader:
         if self._classes is not None:
             labels = tf.gather(tf.constant(self._classes), labels)
         chosen = _choose(labels, self._max_labels, seed)
-        pixels = photos.decode(record["image"], self._side)
+        pixels = decode.decode(record["image"], self._side)
         return {"photos": pixels, "shape": tf.shape(pixels)[:2], "labels": chosen, "key": key}
 
     def _take_up(self, step: int) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hashvision import storage
-from hashvision.data import names as ids
 from hashvision.data.keys import NO_KEY, Key
 from hashvision.errors import UserError
+from hashvision.sources import names as ids
 
 KINDS = ("owner", "id", "sha256")
 COLUMNS = {"owner": "owner", "id": "id", "sha256": "photo"}  # of the index

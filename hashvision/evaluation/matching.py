@@ -4,7 +4,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hashvision.prepare import hashtags
+from hashvision.tags import hashtags
 
 
 class Match(typing.NamedTuple):

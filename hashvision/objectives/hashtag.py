@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hashvision import augment
 from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
+from hashvision.pixels import augment
 
 # A class no photo of the batch carries; label vectors are padded with it.
 NO_LABEL = -1

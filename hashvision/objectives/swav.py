@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hashvision import augment
 from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
+from hashvision.pixels import augment
 
 # A prototype that takes less than this share of an even part of the batch is dead.
 DEAD = 0.1
 
 
 class Settings(NamedTuple):
-    """SwAV's own numbers; hashvision/schema.py says what each means."""
+    """SwAV's own numbers; hashvision/config/schema.py says what each means."""
 
     batch_size: int
     prototypes: int

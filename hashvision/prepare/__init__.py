@@ -1,6 +1,3 @@
 """Posts to a dataset folder, on Apache Beam: reading, tags, vocabulary, shards; never JAX."""
 
-import logging
-
-# apache_beam warns on import that it cannot talk to BigQuery, which nothing here wants to.
-logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())
+import hashvision.duplicates  # noqa: F401 (it silences Beam's warning on import)

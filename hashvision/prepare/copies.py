@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 
 from hashvision.data import records
-from hashvision.prepare import spool
-from hashvision.prepare.duplicates import Match
-from hashvision.prepare.posts import MOST_TAGS
+from hashvision.duplicates import spool
+from hashvision.duplicates.search import Match
 from hashvision.prepare.reading import Photo
+from hashvision.sources.posts import MOST_TAGS
 
 _ROUNDS = 2  # enough for chains of three links
 _ONE_WORKER = -1  # in place of a bucket

@@ -18,8 +18,9 @@ import hashvision
 from hashvision import storage
 from hashvision.data import dataset, records, sampling
 from hashvision.data.keys import Key
+from hashvision.duplicates import spool
 from hashvision.errors import UserError
-from hashvision.prepare import once, spool, staging
+from hashvision.prepare import once, staging
 from hashvision.sources.reasons import REASONS, UNTOLD
 
 SUMMARY = "summary.json"

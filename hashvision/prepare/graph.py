@@ -20,18 +20,11 @@ from apache_beam import pvalue
 from hashvision.data import records
 from hashvision.data.keys import Key
 from hashvision.data.removals import Names
-from hashvision.prepare import (
-    copies,
-    folder,
-    once,
-    reading,
-    spool,
-    spread,
-    states,
-    vocabulary,
-)
+from hashvision.duplicates import spool
+from hashvision.prepare import copies, folder, once, reading, states
 from hashvision.prepare.reading import Photo
-from hashvision.prepare.wordnet import Lexicon
+from hashvision.tags import spread, vocabulary
+from hashvision.tags.wordnet import Lexicon
 
 MAXIMUM_TAGS = 1_000_000
 EXAMPLES = 20
@@ -101,6 +94,30 @@ class WriteShard(beam.DoFn):
             self.output, shard, shards, rows, np.array(counts, np.int64), self.key
         )
         spooled.close()
+
+
+class TermCounts(beam.CombineFn):
+    """Posts in which each term came, as one vector: the memory of a tag, however frequent."""
+
+    def create_accumulator(self) -> np.ndarray:
+        """Int64 (2, spread.MAXIMUM_TERMS), words and tags."""
+        return np.zeros((2, spread.MAXIMUM_TERMS), np.int64)
+
+    def add_input(
+        self, mutable_accumulator: np.ndarray, element: tuple[list[int], list[int]]
+    ) -> np.ndarray:
+        """Counts one post, given as the numbers of its words and of its tags."""
+        for counts, terms in zip(mutable_accumulator, element, strict=True):
+            counts[terms] += 1
+        return mutable_accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[np.ndarray]) -> np.ndarray:
+        """Adds."""
+        return np.sum(list(accumulators), axis=0)
+
+    def extract_output(self, accumulator: np.ndarray) -> np.ndarray:
+        """As it stands."""
+        return accumulator
 
 
 class DropCounts(beam.CombineFn):
@@ -223,7 +240,7 @@ def build(
     spreads = (
         contexts
         | "TermsByTag" >> beam.FlatMap(spread.terms_by_tag, counts, word_terms, tag_terms)
-        | "CountTerms" >> beam.CombinePerKey(spread.TermCounts())
+        | "CountTerms" >> beam.CombinePerKey(TermCounts())
         | "Spreads" >> beam.Map(spread.spread_of, counts, word_terms, tag_terms, number)
     )
 

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 
-from hashvision.prepare import copies, dates, duplicates, spool
+from hashvision.duplicates import search, spool
+from hashvision.duplicates.fingerprints import Fingerprint
+from hashvision.prepare import copies
 from hashvision.prepare.copies import Link
-from hashvision.prepare.fingerprints import Fingerprint
 from hashvision.prepare.reading import Photo, dropped
+from hashvision.sources import dates
 from hashvision.sources.reasons import Dropped
 
 REASON = {
@@ -43,10 +45,10 @@ class FingerprintFiles(beam.DoFn):
         """
         _, path = json.loads(element)
         try:
-            print_ = duplicates.fingerprint_file(path, self.short_side)
+            print_ = search.fingerprint_file(path, self.short_side)
         except Dropped:
             return
-        order = hashlib.blake2b(os.fsencode(path), digest_size=duplicates.ORDER).digest()
+        order = hashlib.blake2b(os.fsencode(path), digest_size=search.ORDER).digest()
         yield order, element, print_
 
 
@@ -56,14 +58,14 @@ def place(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
     # The first 8 bytes tell posts of one date apart, too.
     spare = 64 - dates.BITS
     start = photo.when << spare | photo.order[0] >> 64 - spare
-    order = start.to_bytes(8, "big") + photo.key.rjust(duplicates.ORDER - 8, b"\0")
+    order = start.to_bytes(8, "big") + photo.key.rjust(search.ORDER - 8, b"\0")
     return order, photo.pack().decode(), print_
 
 
 def place_removed(element: tuple[int, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
     """A removed photo's place in the join, which has no name for it."""
     offset, print_ = element
-    return offset.to_bytes(8, "big").ljust(duplicates.ORDER, b"\0"), "", print_
+    return offset.to_bytes(8, "big").ljust(search.ORDER, b"\0"), "", print_
 
 
 def _reasons(link: Link, keep_duplicates: bool) -> Iterator[tuple[typing.Any, str]]:
@@ -121,7 +123,7 @@ class Once(beam.PTransform):
                 "evaluation": found["evaluation"],
                 "removed": found["removed"] | "PlaceRemoved" >> beam.Map(place_removed),
             }
-            | "FindDuplicates" >> duplicates.FindDuplicates(self.folder, self.parts)
+            | "FindDuplicates" >> search.FindDuplicates(self.folder, self.parts)
             | "FollowChains" >> copies.FollowChains(buckets)
         )
         reasons = links | "Reason" >> beam.FlatMap(_reasons, self.keep_duplicates)
@@ -150,7 +152,7 @@ class Once(beam.PTransform):
         return {"photos": chosen.photos, "dropped": chosen.dropped, "matches": matches}
 
 
-def _shown(match: duplicates.Match) -> tuple[str, str]:
+def _shown(match: search.Match) -> tuple[str, str]:
     """The post and the photo it shows as [name, place] in JSON, of a file or in the spool."""
     names = []
     for name, is_post in ((match.name, True), (match.partner, match.kind == "duplicate")):
@@ -161,13 +163,13 @@ def _shown(match: duplicates.Match) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def row(match: duplicates.Match) -> tuple[str, str, str, str]:
+def row(match: search.Match) -> tuple[str, str, str, str]:
     """What stands of a match in duplicates-*.csv: FIELDS."""
     post, partner = (json.loads(name)[0] for name in _shown(match))
     return post, REASON[match.kind], partner, f"{match.similarity:.4f}"
 
 
-def pair(match: duplicates.Match) -> tuple[float, str, str, str]:
+def pair(match: search.Match) -> tuple[float, str, str, str]:
     """What the contact sheet needs of a match, the least alike first."""
     return -match.similarity, match.kind, *_shown(match)
 
@@ -185,10 +187,10 @@ def contact_sheet(path: str, staging: str, pairs: Sequence[Sequence[typing.Any]]
     def picture(name: str) -> bytes:
         _, *where = json.loads(name)
         if len(where) == 1:
-            return duplicates.files.read(where[0])
+            return search.files.read(where[0])
         return reader.read(spool.Spot(*where))
 
-    duplicates.contact_sheet(
+    search.contact_sheet(
         path,
         [
             (

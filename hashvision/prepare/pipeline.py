@@ -30,10 +30,11 @@ import hashvision
 from hashvision import storage
 from hashvision.data import keys
 from hashvision.data import removals as removal_list
+from hashvision.duplicates import search
 from hashvision.errors import UserError
-from hashvision.prepare import duplicates, folder, graph
+from hashvision.prepare import folder, graph
 from hashvision.prepare.staging import place
-from hashvision.prepare.wordnet import load_wordnet
+from hashvision.tags.wordnet import load_wordnet
 
 RANGE_BYTES = 16 * 2**20  # of the dump, to one worker at a time
 # Beam's threads that watch a worker process and hear from it.
@@ -109,7 +110,7 @@ def prepare(
     if not storage.is_folder(images):
         raise UserError(f"the images' folder {images} does not exist; give it with --images")
     removed = removal_list.read(removals) if removals else []
-    evaluation = list(duplicates.evaluation_photos(evaluation_sets))
+    evaluation = list(search.evaluation_photos(evaluation_sets))
     key = storage.absolute(key) if key else keys.beside(output)
     if key.startswith(f"{output}/"):
         raise UserError(

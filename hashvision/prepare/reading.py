@@ -11,10 +11,12 @@ from apache_beam import pvalue
 from hashvision import storage
 from hashvision.data import records
 from hashvision.data.removals import Names
-from hashvision.prepare import dates, hashtags, posts, spool, states
-from hashvision.prepare.fingerprints import fingerprint
-from hashvision.sources import pictures
+from hashvision.duplicates import spool
+from hashvision.duplicates.fingerprints import fingerprint
+from hashvision.prepare import states
+from hashvision.sources import dates, pictures, posts
 from hashvision.sources.reasons import Dropped
+from hashvision.tags import hashtags
 
 # Neighbouring lines go to one worker: their photos often lie in one tar.
 LINES = 200

@@ -6,8 +6,8 @@ import typing
 from collections.abc import Iterable, Iterator
 
 from hashvision.data import records
-from hashvision.prepare import dates
-from hashvision.prepare.posts import Post
+from hashvision.sources import dates
+from hashvision.sources.posts import Post
 
 _PACKED = struct.Struct(">8sQQQ?")
 

@@ -16,9 +16,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hashvision import storage
+from hashvision.config import Config, derive
 from hashvision.data import dataset, reader, removals, stream
 from hashvision.errors import UserError
-from hashvision.training import Config, hosts, presets
+from hashvision.training import hosts
 from hashvision.training import mesh as meshes
 from hashvision.training import program as programs
 from hashvision.training import workdir as workdirs
@@ -53,7 +54,7 @@ def train(
     in WORKDIR/metrics.jsonl.
 
     Args:
-      config: of hashvision/schema.py.
+      config: of hashvision/config/schema.py.
       workdir: made if absent.
       check: called every config.knn.every steps, before the first and after the last.
       removed: photos that are not shown.
@@ -91,7 +92,7 @@ def _train(
     )
     _tell_what_matches_nothing(removed, names, photos)
     config = config.copy_and_resolve_references()
-    for line in presets.fill(config, photos.epoch_length, workdirs.began(workdir)):
+    for line in derive.fill(config, photos.epoch_length, workdirs.began(workdir)):
         _say(line)
     program = programs.build(config, len(source.class_counts), photos.epoch_length)
     classes = workdirs.claim(workdir, config, source.vocabulary, source.manifest)

@@ -10,13 +10,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hashvision import models
-from hashvision.augment import Augmentation
-from hashvision.crops import Crops, cut
+from hashvision.config import Config, derive
 from hashvision.errors import UserError
 from hashvision.models.layers import GROUP_CONV_FORMS
 from hashvision.objectives import Objective, hashtag, swav
-from hashvision.training import Config, optim, presets, state
+from hashvision.pixels.augment import Augmentation
+from hashvision.pixels.crops import Crops, cut
 from hashvision.training import mesh as meshes
+from hashvision.training import optim, state
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -37,7 +38,7 @@ class Program(NamedTuple):
 
 def build_model(config: Config, platform: str) -> Any:
     """The network of config.model, its grouped convolutions in the form that suits the platform."""
-    options = dict(config.model)
+    options: dict[str, Any] = dict(config.model)
     name, dtype, form = options.pop("name"), options.pop("dtype"), options.pop("group_conv")
     groups = norm_groups(options.pop("norm_photos"), config.batch_size // config.accumulate)
     if form == "auto":
@@ -62,7 +63,7 @@ def build_objective(config: Config, model: Any, classes: int) -> Objective:
       UserError: the crops do not suit the objective.
     """
     name, sizes = config.objective.name, crops_of(config)
-    augmentation = Augmentation(**config.augment)
+    augmentation = Augmentation(config.augment.distortion, config.augment.grey, config.augment.blur)
     if name == "hashtag":
         if [crops.per_photo for crops in sizes] != [1]:
             raise UserError(
@@ -108,7 +109,7 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
     """Makes the program of a config; compiles nothing and takes no memory.
 
     Args:
-      config: of hashvision/schema.py.
+      config: of hashvision/config/schema.py.
       classes: of the vocabulary.
       epoch_length: photos of an epoch, where config.epoch_length does not say.
       devices: a sequence of devices; all if None.
@@ -129,7 +130,8 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
             f"{config.accumulate} parts each; set either to fit."
         )
     _check_groups(config)
-    if config.optimizer.learning_rate is None:
+    learning_rate = config.optimizer.learning_rate
+    if learning_rate is None:
         raise UserError(
             "optimizer.learning_rate is not set, and only SwAV's follows from the batch; set"
             " --config.optimizer.learning_rate."
@@ -137,11 +139,11 @@ def build(config: Config, classes: int, epoch_length: float, devices: Any = None
     model = build_model(config, mesh.devices.flat[0].platform)
     objective = build_objective(config, model, classes)
     epoch_length = config.epoch_length or epoch_length
-    steps = presets.total_steps(config, epoch_length)
+    steps = derive.total_steps(config, epoch_length)
     settings = config.optimizer
     rate = optim.schedule(
         settings.schedule,
-        settings.learning_rate * config.batch_size / 256,
+        learning_rate * config.batch_size / 256,
         steps,
         min(round(settings.warmup_epochs * epoch_length / config.batch_size), steps // 2),
         settings.final,
@@ -190,7 +192,7 @@ def network(config: Config, classes: int, devices: Any = None) -> Network:
     """Makes the network of a config, sharded over all devices; takes no memory.
 
     Args:
-      config: of hashvision/schema.py.
+      config: of hashvision/config/schema.py.
       classes: of the vocabulary.
       devices: a sequence of devices; all if None.
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from hashvision import configs, locks, schema, storage
+from hashvision import locks, storage
+from hashvision.config import Config, recipes, schema
 from hashvision.data import classes, dataset, documents, removals
 from hashvision.errors import UserError
-from hashvision.training import Config
 
 _DATASET = "dataset.json"
 _REMOVED = "removed.jsonl"
@@ -57,7 +57,7 @@ def _missing(workdir: str) -> str:
 
 def _config(workdir: str) -> dict[str, Any]:
     """The frozen config as today's schema has it."""
-    return configs.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
+    return recipes.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
 
 
 def began(workdir: str) -> dict[str, Any] | None:

@@ -7,10 +7,10 @@ rows, it is 0.71 and 0.77; 19%, 7.3%, 3.2% and 0.3%. The law has 0.77 and 0.83; 
 0.3%: logarithms of magnitudes are normal, with four common factors and a scale of its own for each
 row, which is log-normal. How strangers lie who correlate by more is its guess. Boxes are random.
 
-Planted copies are as 4,000 edits (tests/edits.py) of 2,000 photos of Flickr8k have them. Spectra of
-a key that photo and edit share fall short of a correlation of 1 by 0.0003 in the median, which is
-log-normal with a deviation of 2; those of the 3% of edits with three such keys or fewer ("hard")
-by 0.009, with a deviation of 0.7. The noise is equal in all coefficients, as it is there.
+Planted copies are as 4,000 edits (tests/support/edits.py) of 2,000 photos of Flickr8k have them.
+Spectra of a key that photo and edit share fall short of a correlation of 1 by 0.0003 in the median,
+which is log-normal with a deviation of 2; those of the 3% of edits with three such keys or fewer
+("hard") by 0.009, with a deviation of 0.7. The noise is equal in all coefficients, as it is there.
 
 Beside stands what it was when a row met the first 64 of its band.
 """
@@ -21,8 +21,8 @@ import typing
 
 import numpy as np
 
-from hashvision.prepare import bands
-from hashvision.prepare.fingerprints import BITS, pack_spectra, unpack_spectra
+from hashvision.duplicates import bands
+from hashvision.duplicates.fingerprints import BITS, pack_spectra, unpack_spectra
 
 _FACTORS = (0.3, 0.15, 0.08, 0.05)  # shares of the variance
 _VARIANCE, _SCALES = 0.5, 0.7

@@ -53,7 +53,7 @@ class Worker:
     """A process that works once for every line it is sent; else it is stopped, children and all."""
 
     def __init__(self, command: list[str]) -> None:
-        paths = [str(ROOT), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(ROOT), str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -1,8 +1,8 @@
 """The host's input beside torchvision's, on mosaics of real photos; and what a pod asks of a host.
 
-Ours decodes, and leaves cutting and resizing to the device (hashvision/crops.py), as it leaves it
-colour and blur; torchvision's does all of it on the host. Photos smaller than a platform's are put
-together, four by three, to JPEGs of about 500 by 375.
+Ours decodes, and leaves cutting and resizing to the device (hashvision/pixels/crops.py), as it
+leaves it colour and blur; torchvision's does all of it on the host. Photos smaller than a
+platform's are put together, four by three, to JPEGs of about 500 by 375.
 """
 
 import argparse
@@ -13,9 +13,10 @@ import pathlib
 import sys
 import tempfile
 
+from PIL import Image
+
 import datasets
 import figures
-from PIL import Image
 
 CROPS = {
     "crop_224": "((1, 224, 0.08, 1.0),)",

@@ -5,9 +5,8 @@ python tests/bench/input_ours.py DATASET BATCH BATCHES SIDE
 
 import sys
 
-from serve import serve
-
 from hashvision.data import dataset, reader, stream
+from serve import serve
 
 AHEAD = 4  # batches that may be ready before they are asked for
 

@@ -16,8 +16,9 @@ with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401 - a stand-in where torchvision has no CPU build
 import torch
 from PIL import Image, ImageFilter
-from serve import serve
 from torchvision import transforms as T
+
+from serve import serve
 
 AHEAD = 6  # batches that may be ready before they are asked for: two a worker, and some
 

@@ -1,7 +1,8 @@
 """How much memory `prepare` takes for dumps that hold their photos, as base64 in `image_bytes`.
 
-`PYTHONPATH=tests/bench:. python tests/bench/prepare_memory.py --megabytes=100,2000`. Half of the
-posts are private. What counts is that memory does not grow with the dump; nothing is timed.
+`PYTHONPATH=tests/support:tests/bench:. python tests/bench/prepare_memory.py --megabytes=100,2000`.
+Half of the posts are private. What counts is that memory does not grow with the dump; nothing is
+timed.
 """
 
 import argparse
@@ -14,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 
-import figures
 import numpy as np
 from PIL import Image
+
+import figures
 
 SIDE = 320  # pixels; noise of that size takes some 100 kB
 

@@ -11,9 +11,9 @@ import pathlib
 import tempfile
 import time
 
-import figures
 import numpy as np
 
+import figures
 from hashvision.data import dataset, records, stream
 
 ALLOWED = 20.0

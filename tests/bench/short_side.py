@@ -11,7 +11,6 @@ import time
 import numpy as np
 from PIL import Image
 
-from hashvision.data import photos
 from hashvision.sources import pictures
 
 SLOPE = 1.35
@@ -45,7 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    decode = tf.function(lambda image: photos.decode(image, arguments.photo_size))
+    decode = tf.function(lambda image: decode.decode(image, arguments.photo_size))
     originals = [picture(seed) for seed in range(PHOTOS)]
     print("| short side | bytes a photo | CPU to make it | CPU to decode it |\n|---|---|---|---|")
     for side in map(int, arguments.short_sides.split(",")):

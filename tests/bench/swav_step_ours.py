@@ -9,12 +9,12 @@ import sys
 
 import jax
 import numpy as np
-from figures import ROOT
-from serve import serve
 
-from hashvision import configs
+from figures import ROOT
+from hashvision.config import derive, recipes
 from hashvision.models.layers import GROUP_CONV_FORMS
-from hashvision.training import presets, program
+from hashvision.training import program
+from serve import serve
 
 
 def main(name: str, batch: str, size: str, form: str) -> None:
@@ -40,8 +40,8 @@ def main(name: str, batch: str, size: str, form: str) -> None:
         "optimizer.learning_rate": 0.1,
     }
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-    config = configs.load(str(ROOT / "configs" / "swav_resnet50.py"), overrides)
-    presets.fill(config, 1e6)
+    config = recipes.load(str(ROOT / "configs" / "swav_resnet50.py"), overrides)
+    derive.fill(config, 1e6)
     built = program.build(config, 0, 1e6)
     rng = np.random.default_rng(0)
     photos = {

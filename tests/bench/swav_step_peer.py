@@ -13,6 +13,7 @@ import timm
 import torch
 from lightly.loss import SwaVLoss
 from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
+
 from serve import serve
 
 

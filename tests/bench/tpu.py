@@ -18,9 +18,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 
-from hashvision import hlo, plan
 from hashvision.models import layers, norm, regnet, resnext
 from hashvision.models.stages import Stage
+from hashvision.planning import hlo, plan
 
 NAMES = (
     "resnext50_32x4d",

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from serve import serve
 
 from hashvision import models
 from hashvision.models.layers import GROUP_CONV_FORMS
+from serve import serve
 
 
 def main(name: str, batch: str, size: str, form: str) -> None:

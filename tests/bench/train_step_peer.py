@@ -11,6 +11,7 @@ with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401 - a stand-in where torchvision has no CPU build
 import timm
 import torch
+
 from serve import serve
 
 

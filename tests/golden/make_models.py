@@ -1,4 +1,4 @@
-"""Makes the goldens of the models from PyTorch, for tests/test_models.py.
+"""Makes the goldens of the models from PyTorch, for tests/models/test_models.py.
 
 Run it from any folder, in an environment with torch, torchvision and timm (no JAX):
 

@@ -1,4 +1,4 @@
-"""Makes the golden of SwAV's codes and loss from PyTorch, for tests/test_swav.py.
+"""Makes the golden of SwAV's codes and loss from PyTorch, for tests/objectives/test_swav.py.
 
 Run it from any folder, in an environment with torch and lightly (no JAX):
 

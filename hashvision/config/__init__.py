@@ -1,0 +1,133 @@
+"""The settings of a run: every key, the recipes that set them, and what follows from others.
+
+The classes give the keys of schema.KEYS their types, for type checkers. A key that a config leaves
+open and derive.fill sets has the type that it has afterwards. A test holds the two together.
+"""
+
+import ml_collections
+
+
+class Data(ml_collections.ConfigDict):
+    """The keys config.data.NAME."""
+
+    lanes: int
+    sampling: str
+    sampling_threshold: float | None
+    max_labels: int
+    photo_size: int
+    crops: tuple[tuple[int, int, float, float], ...]
+    broken: float
+    threads: int | None
+
+
+class Augment(ml_collections.ConfigDict):
+    """The keys config.augment.NAME."""
+
+    distortion: float
+    grey: float
+    blur: float
+
+
+class Model(ml_collections.ConfigDict):
+    """The keys config.model.NAME."""
+
+    name: str
+    dtype: str
+    norm_photos: int
+    zero_scale: bool
+    remat: tuple[bool, ...]
+    unroll: int
+    group_conv: str
+
+
+class Objective(ml_collections.ConfigDict):
+    """The keys config.objective.NAME."""
+
+    name: str
+    loss: str
+    label_smoothing: float
+
+
+class Swav(ml_collections.ConfigDict):
+    """The keys config.swav.NAME."""
+
+    prototypes: int
+    temperature: float
+    epsilon: float
+    iterations: int
+    assigned: int
+    head: tuple[int, ...]
+    head_norm: bool
+    frozen_steps: int
+    queue: int
+    queue_start: int
+    patience: int
+
+
+class Optimizer(ml_collections.ConfigDict):
+    """The keys config.optimizer.NAME."""
+
+    name: str
+    learning_rate: float | None
+    schedule: str
+    plateau_steps: int
+    warmup_epochs: float
+    warmup_start: float
+    final: float
+    halvings: int
+    momentum: float
+    weight_decay: float
+    clip: float
+    average: float
+
+
+class Mesh(ml_collections.ConfigDict):
+    """The keys config.mesh.NAME."""
+
+    fsdp: int
+
+
+class Hosts(ml_collections.ConfigDict):
+    """The keys config.hosts.NAME."""
+
+    join: float
+    lost: float
+
+
+class Knn(ml_collections.ConfigDict):
+    """The keys config.knn.NAME."""
+
+    dataset: str
+    every: int
+
+
+class Checkpoint(ml_collections.ConfigDict):
+    """The keys config.checkpoint.NAME."""
+
+    every: int
+    keep: int
+
+
+class Config(ml_collections.ConfigDict):
+    """All settings of a run, as schema.KEYS lists them; locked once a recipe is read."""
+
+    seed: int
+    dataset: str
+    batch_size: int
+    accumulate: int
+    epochs: float
+    epoch_length: float
+    steps: int | None
+    init_from: str
+    log_every: int
+    profile: tuple[int, ...]
+    data: Data
+    augment: Augment
+    model: Model
+    objective: Objective
+    swav: Swav
+    optimizer: Optimizer
+    mesh: Mesh
+    hosts: Hosts
+    knn: Knn
+    checkpoint: Checkpoint

@@ -1,0 +1,1 @@
+"""What happens to pixels on the device, inside the jitted step: crops and augmentations."""

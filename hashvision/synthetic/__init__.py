@@ -1,0 +1,1 @@
+"""Drawn posts, so that everything runs without a download."""

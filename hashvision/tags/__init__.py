@@ -1,0 +1,1 @@
+"""From the text of posts to classes: extract, fold, measure and merge hashtags."""

@@ -1,0 +1,1 @@
+"""Which removed photos a dataset still holds, and which checkpoints saw them."""

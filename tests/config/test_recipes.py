@@ -1,0 +1,431 @@
+import json
+import shlex
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from hashvision.__main__ import main
+from hashvision.config import derive, recipes, schema
+from hashvision.data import removals
+from hashvision.errors import UserError
+from hashvision.takedowns import audit
+from hashvision.training import program, workdir
+from places import CONFIGS, load, recipe_file
+
+RECIPES = [
+    "base",
+    "demo",
+    "demo:drawn",
+    "demo:sigmoid",
+    *(f"wsl_resnext101:{variant}" for variant in ("32x8d", "32x16d", "32x32d", "32x48d")),
+    "demo_swav",
+    "swav_resnet50",
+    "swav_resnet50:256",
+    *(f"seer_regnety:{variant}" for variant in ("32gf", "64gf", "128gf", "256gf", "10b")),
+    *(f"swag_regnety:{variant}" for variant in ("16gf", "32gf", "128gf")),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_the_whole_schema_and_builds(recipe):
+    config = load(recipe)
+    assert set(config.keys()) == set(load("base").keys())
+    derive.fill(config, 1e6)
+    built = program.build(config, 50, 1e6)
+    assert built.total_steps >= 1
+    head, classes = ("head", 50)
+    if config.objective.name == "swav":
+        head, classes = "prototypes", config.swav.prototypes
+    assert built.abstract.params[head]["kernel"].shape[1] == classes
+
+
+def test_every_config_file_is_tested():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {name.split(":")[0] for name in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("steps=7", 7),
+        ("steps=None", None),
+        ("epochs=3", 3.0),
+        ("optimizer.learning_rate=1e-3", 1e-3),
+        ("data.sampling_threshold=1", 1.0),
+        ("data.sampling=natural", "natural"),
+        ("dataset=", ""),
+        ("dataset=2018", "2018"),
+        ("model.zero_scale=false", False),
+        ("model.zero_scale=True", True),
+        ("model.remat=(True,True,False,False)", (True, True, False, False)),
+        ("swav.head=[512, 64]", (512, 64)),
+        ("profile=100,5", (100, 5)),
+        (
+            "data.crops=((2, 96, 0.2, 1.0), (4, 48, 0.08, 0.3))",
+            ((2, 96, 0.2, 1.0), (4, 48, 0.08, 0.3)),
+        ),
+    ],
+)
+def test_values_take_the_type_of_the_key(override, value):
+    key = override.partition("=")[0]
+    (found,) = (
+        setting
+        for setting in recipes.explain(recipe_file("demo"), [f"--config.{override}"]).settings
+        if setting.key == key
+    )
+    assert found.value == value and type(found.value) is type(value)
+    assert found.source == "override"
+
+
+def test_the_last_override_of_a_key_counts():
+    assert load("demo", "--config.steps=1", "--config.seed=2", "--config.steps=None").steps is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.optimizer.learning_rte=1", "the nearest is optimizer.learning_rate"),
+        ("--config.learning_rate=1", "the nearest is optimizer.learning_rate"),
+        ("--config.model=resnet50", "the nearest is model.name"),
+        ("--config.lr=1", "`python -m hashvision config` lists them all"),
+        ("--config.batch_size=many", "batch_size takes an integer from 1 to 1,048,576 (photos a"),
+        ("--config.batch_size=None", "batch_size takes an integer from"),
+        ("--config.batch_size=true", "batch_size takes an integer from"),
+        ("--config.steps=1.5", "steps takes an integer from 1 to 2,147,483,647, or None ("),
+        ("--config.optimizer.learning_rate=true", "optimizer.learning_rate takes a number from"),
+        ("--config.model.zero_scale=1", "model.zero_scale takes true or false ("),
+        ("--config.swav.head=512", "swav.head takes a tuple of widths (of the projection"),
+        ("--config.swav.head=(a,b)", "swav.head takes a tuple of widths ("),
+        ("--config.swav.head={[]: 1}", "swav.head takes a tuple of widths ("),
+        ("--config.profile=(1,", "profile takes (first step, how many), or () ("),
+        ("--config.batch_size", "no option --config.batch_size"),
+        ("--batch_size=3", "no option --batch_size=3; the nearest is --config.batch_size"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override, words, capsys):
+    assert main(["config", f"--config={recipe_file('demo')}", override]) == 2
+    said = capsys.readouterr()
+    assert not said.out and words in said.err
+    assert said.err.startswith("hashvision: ") and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("demo:swish", "no variant swish; it has softmax, sigmoid, drawn"),
+        ("swav_resnet50:512", "no variant 512; it has 4096, 256"),
+        ("demo_swav:drawn", "has no variants; leave :drawn out"),
+        ("nothing", "nothing.py does not exist"),
+    ],
+)
+def test_a_recipe_or_variant_that_is_not_there_is_one_sentence(recipe, words):
+    with pytest.raises(UserError, match=words):
+        load(recipe)
+
+
+MINE = """import base
+
+
+def get_config():
+    config = base.get_config()
+    {line}
+    return config
+"""
+# As configs/base.py was before the package had the schema: copies lie beside recipes.
+OLD_BASE = """import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.batch_size = 64  # photos a step
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "resnet50"
+    model.remat = (False, False, False, False)
+    return config
+"""
+
+
+def written(folder, line, base=None):
+    """A recipe of somebody's own, with a copy of the base beside it."""
+    (folder / "base.py").write_text(base or (CONFIGS / "base.py").read_text())
+    (folder / "mine.py").write_text(MINE.format(line=line))
+    return str(folder / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "config.epohcs = 4",
+            "mine.py sets epohcs, which this version of hashvision does not have; the nearest is",
+        ),
+        ("config.epochs = 'long'", r"fails at line 6 of .*mine.py \(TypeError: "),
+        ("config.epochs == (", r"mine.py fails \(SyntaxError: "),
+        ("config.epochs = -1.0", "mine.py sets epochs=-1.0, but epochs takes a number above 0"),
+        ("config = None", r"mine.py fails \(AttributeError: "),
+    ],
+)
+def test_a_recipe_that_fails_is_one_sentence(tmp_path, line, words):
+    with pytest.raises(UserError, match=words) as caught:
+        recipes.load(written(tmp_path, line), [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_imports_its_neighbours_and_leaves_no_trace(tmp_path):
+    before = list(sys.path)
+    assert load("demo").batch_size == 32
+    config = recipes.load(written(tmp_path, "config.log_every = 4"), [])
+    assert config.log_every == 4 and config.batch_size == 256
+    assert load("demo").batch_size == 32 and sys.path == before and "base" not in sys.modules
+
+
+def test_a_recipe_with_an_old_copy_of_the_base_gets_the_keys_of_today(tmp_path):
+    file = written(tmp_path, "config.model.remat = (True, True, True, True)", OLD_BASE)
+    config = recipes.load(file, ["--config.epochs=2"])
+    assert config.batch_size == 64 and config.model.remat == (True,) * 4 and config.epochs == 2
+    assert config.optimizer.learning_rate == 0.1 and set(config) == set(load("base"))
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+    """A schema whose accumulate and log_every were called otherwise in an earlier version."""
+    monkeypatch.setattr(
+        recipes,
+        "RENAMED",
+        (
+            recipes.Renamed("part", "accumulate", lambda old: old["batch_size"] // old["part"]),
+            recipes.Renamed("rate", "log_every", lambda old: 100 // old["rate"]),
+        ),
+    )
+
+
+def old_workdir(**changes):
+    """What config.json of an earlier version may hold: fewer keys, and some of other names."""
+    values = json.loads(json.dumps(load("demo").to_dict()))
+    del values["accumulate"], values["log_every"], values["hosts"], values["swav"]["queue"]
+    return {**values, "part": 8, "rate": 5, **changes}
+
+
+def test_an_old_config_is_overlaid_on_the_defaults_and_keys_are_renamed(renamed):
+    found = recipes.upgrade(old_workdir(batch_size=64))
+    assert found["accumulate"] == 8 and found["log_every"] == 20 and "part" not in found
+    assert found["hosts"] == {"join": 300.0, "lost": 30.0} and found["swav"]["queue"] is None
+    assert found["data"]["crops"] == [[1, 96, 0.2, 1.0]]  # lists stay lists
+    assert set(schema.flat(found)) == set(schema.KEYS)
+    again = json.loads(json.dumps(load("demo").to_dict()))
+    assert schema.flat(recipes.upgrade(again)) == schema.flat(again)  # today's stays as it is
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (None, "run/config.json lacks seed; copy it again from where `train` wrote it"),
+        ([], "run/config.json lacks seed"),
+        ({"seed": 0}, "run/config.json lacks batch_size"),
+        (old_workdir(resolution=224), "sets resolution, which this version of hashvision does not"),
+        (old_workdir(rate=0), "sets rate=0, from which no log_every follows, as that key is"),
+        (old_workdir(rate="x"), "sets rate='x', from which no log_every follows"),
+        (old_workdir(part=-1), "sets accumulate=-32, but accumulate takes an integer"),
+        (old_workdir(seed=None), "sets seed=None, but seed takes an integer"),
+        (old_workdir(augment="none"), "sets augment, which this version"),
+    ],
+)
+def test_a_config_that_cannot_be_read_today_is_one_sentence(renamed, values, words):
+    with pytest.raises(UserError, match=words) as caught:
+        recipes.upgrade(values, "run/config.json")
+    assert "run/config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_that_was_renamed_is_named_by_its_new_name(renamed, tmp_path):
+    with pytest.raises(UserError, match="no key part of a config; it is accumulate now"):
+        load("demo", "--config.part=3")
+    file = written(tmp_path, "config.part = 16")  # a recipe of before still works
+    assert recipes.load(file, []).accumulate == 16
+
+
+@pytest.mark.parametrize(
+    ("groups", "accumulate", "photos"), [(1, 1, 0), (8, 1, 4), (1, 4, 8), (2, 4, 4)]
+)
+def test_groups_of_batchnorm_were_counted_within_a_part(groups, accumulate, photos):
+    values = load("demo").to_dict()
+    del values["model"]["norm_photos"]
+    values["model"]["norm_groups"], values["accumulate"] = groups, accumulate
+    assert recipes.upgrade(values)["model"]["norm_photos"] == photos
+
+
+@pytest.mark.parametrize("reader", ["read", "claim", "audit"])
+def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
+    config = load("demo", f"--config.dataset={tmp_path}", "--config.accumulate=4")
+    vocabulary = {"classes": []}
+    workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    del values["accumulate"], values["optimizer"]["average"]
+    path.write_text(json.dumps({**values, "part": 8}))
+    if reader == "claim":
+        workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+        with pytest.raises(UserError, match="was trained with seed=0, not 8"):
+            config.seed = 8
+            workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+    elif reader == "read":
+        found, _ = workdir.read(str(tmp_path / "run"))
+        assert found.accumulate == 4 and found.optimizer.average == 0.0
+        assert found.data.crops == ((1, 96, 0.2, 1.0),)
+    else:
+        assert audit.run(str(tmp_path / "run"), removals.RemovalList()).checkpoints == []
+
+
+def printed(capsys, recipe, *overrides):
+    """The values and sources that `config` prints, by key, values as a shell would hand them on."""
+    assert main(["config", f"--config={recipe_file(recipe)}", *overrides]) == 0
+    words = capsys.readouterr().out.split("\n\n", 1)[1]
+    keys = {setting.key for setting in recipes.explain(recipe_file("base"), []).settings}
+    found = {}
+    # A long value is followed by a line of its source.
+    for line in words.replace("\n" + " " * 20, " ").splitlines():
+        key, _, rest = line.partition(" ")
+        if key in keys:
+            reader = shlex.shlex(rest, posix=True)
+            reader.whitespace_split, reader.commenters = True, ""
+            found[key] = (reader.get_token(), reader.get_token())
+    assert found.keys() == keys
+    return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_printed_values_make_the_same_config_out_of_another_recipe(recipe, capsys):
+    values = {key: value for key, (value, _) in printed(capsys, recipe).items()}
+    overrides = [f"--config.{key}={value}" for key, value in values.items()]
+    # In this one alone the learning rate may be None.
+    assert load("swav_resnet50", *overrides).to_dict() == load(recipe).to_dict()
+
+
+def test_each_value_says_where_it_comes_from(capsys):
+    found = printed(capsys, "demo:drawn", "--config.epochs=2", "--config.seed=0")
+    assert found["epochs"] == ("2.0", "override") and found["seed"] == ("0", "override")
+    assert found["batch_size"] == ("32", "recipe") and found["accumulate"] == ("1", "base")
+    assert {source for _, source in printed(capsys, "base").values()} == {"base"}
+
+
+def test_config_writes_the_same_for_machines(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    assert (
+        main(["config", f"--config={recipe_file('demo')}", "--config.steps=3", f"--json={path}"])
+        == 0
+    )
+    found = json.loads(path.read_text())
+    assert found["recipe"].endswith("configs/demo.py:softmax")
+    assert found["overrides"] == ["--config.steps=3"]
+    steps = found["settings"]["steps"]
+    assert steps["value"] == 3 and steps["source"] == "override" and steps["meaning"]
+    assert found["settings"]["data.crops"]["value"] == [[1, 96, 0.2, 1.0]]
+
+
+def test_config_may_be_read_in_part():
+    command = [sys.executable, "-m", "hashvision", "config", f"--config={recipe_file('demo')}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
+def test_config_answers_without_jax_or_tensorflow():
+    arguments = ["config", f"--config={recipe_file('seer_regnety:10b')}"]
+    code = f"""
+import sys
+sys.modules['jax'] = sys.modules['tensorflow'] = None  # any import of them now fails
+from hashvision.__main__ import main
+sys.exit(main({arguments!r}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.model.name=resnet51", "model.name='resnet51'"),
+        ("--config.batch_size=60", "batch_size=60 does not divide over 8 devices"),
+        ("--config.model.norm_photos=5", "set --config.model.norm_photos=4"),
+        ("--config.model.norm_photos=64", "set --config.model.norm_photos=32"),
+        ("--config.accumulate=4", "set --config.model.norm_photos=8, or a divisor of that, or"),
+        ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
+        ("--config.accumulate=3", "accumulate=3"),
+        ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than the one crop"),
+    ],
+)
+def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
+    assert len(jax.devices()) == 8
+    with pytest.raises(UserError, match=words):
+        program.build(load("demo", override), 10, 100.0)
+
+
+def peak(config, photos=1e9):
+    """The learning rate after the warm-up, and the steps of that."""
+    derive.fill(config, photos)
+    rate = config.optimizer.learning_rate * config.batch_size / 256
+    return rate, config.optimizer.warmup_epochs * photos / config.batch_size
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "rate", "warmup", "start", "schedule"),
+    [
+        ("swav_resnet50:4096", 4096, 4.8, None, 0.3, "cosine"),
+        ("seer_regnety:32gf", 4096, 4.8, 8000, 0.15, "cosine"),
+        ("seer_regnety:64gf", 8192, 9.6, 8000, 0.15, "cosine"),
+        ("seer_regnety:128gf", 4096, 4.8, 8000, 0.15, "constant"),
+        ("seer_regnety:256gf", 8192, 9.6, 8000, 0.15, "cosine"),
+        ("seer_regnety:10b", 7936, 9.3, None, 0.15, "cosine"),
+    ],
+)
+def test_recipes_are_those_of_the_released_configs(recipe, batch, rate, warmup, start, schedule):
+    config = load(recipe)
+    assert config.batch_size == batch and config.optimizer.schedule == schedule
+    found, steps = peak(config)
+    assert found == pytest.approx(rate, rel=1e-3) and config.optimizer.warmup_start == start
+    if warmup:
+        assert steps == pytest.approx(warmup)
+
+
+def test_other_recipes_warm_up_from_nothing():
+    for recipe in RECIPES:
+        if not recipe.startswith(("swav_", "seer_")):
+            assert load(recipe).optimizer.warmup_start == 0.0
+
+
+def test_steps_follow_from_epochs():
+    config = load("demo", "--config.epochs=3", "--config.batch_size=64")
+    assert derive.total_steps(config, 1000.0) == 47
+    assert derive.total_steps(load("demo", "--config.steps=5"), 1000.0) == 5
+
+
+def test_each_part_of_an_accumulated_batch_holds_whole_groups_of_batchnorm():
+    config = load("demo", "--config.accumulate=4", "--config.model.norm_photos=16")
+    with pytest.raises(UserError, match="norm_photos=16 does not divide the 8 photos .*photos=8"):
+        program.build(config, 10, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "photos"),
+    [
+        ("swav_resnet50", 512),  # 8 GPUs of 64
+        ("swav_resnet50:256", 0),
+        ("seer_regnety:128gf", 2048),  # 64 of 32
+        ("seer_regnety:256gf", 1024),  # 64 of 16
+        ("seer_regnety:10b", 128),  # 8 of 16
+    ],
+)
+def test_batchnorm_has_the_papers_groups(recipe, photos):
+    config = load(recipe)
+    assert config.model.norm_photos == photos
+    derive.fill(config, 1e6)
+    model = program.build_model(config, "tpu")
+    assert model.norm_groups == ((photos, config.batch_size // photos) if photos else None)
+
+
+def test_a_learning_rate_left_open_is_named():
+    crops = "--config.data.crops=((1, 96, 0.2, 1.0),)"
+    config = load("swav_resnet50", "--config.objective.name=hashtag", crops)
+    with pytest.raises(UserError, match="optimizer.learning_rate is not set"):
+        program.build(config, 10, 100.0)

@@ -1,0 +1,86 @@
+"""Tests of the kNN that watches a run: what it is shown, and what it leaves out."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+import datasets as drawn
+from hashvision import __main__
+from hashvision.data import removals
+from hashvision.errors import UserError
+from hashvision.evaluation import online
+from hashvision.training import loop
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Two classes, 4 photos of each for training and 3 for testing."""
+    for part, first, number in (("train", 0, 4), ("test", 50, 3)):
+        for kind, name in enumerate(("dog", "boat")):
+            folder = tmp_path / "labelled" / part / name
+            folder.mkdir(parents=True)
+            for photo in range(number):
+                picture = drawn.jpeg(first + 2 * photo + kind)
+                (folder / f"{photo}.jpg").write_bytes(picture)
+    return tmp_path / "labelled"
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def named(paths):
+    lines = [removals.Removal("sha256", digest(path), "", "") for path in paths]
+    return removals.RemovalList(lines)
+
+
+def shown(check):
+    """The photos that the network is shown."""
+    seen = []
+
+    def predict(images):
+        seen.extend(image for image in np.asarray(images) if image.any())
+        return np.asarray(images).mean((1, 2)), None
+
+    assert 0 <= check(predict, 24, 5)["knn_labelled"] <= 1
+    return len(seen)
+
+
+def test_removed_photos_are_not_shown(labelled):
+    assert shown(online.NearestNeighbours(str(labelled))) == 14
+    removed = named([labelled / "train/dog/1.jpg", labelled / "test/boat/0.jpg"])
+    assert shown(online.NearestNeighbours(str(labelled), removed)) == 12
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_part_that_is_removed_or_unreadable_is_said_in_a_sentence(labelled, part):
+    photos = sorted(labelled.glob(f"{part}/*/*.jpg"))
+    with pytest.raises(UserError, match=f"names all {len(photos)} {part} photos of .*labelled"):
+        online.NearestNeighbours(str(labelled), named(photos))
+    for photo in photos:
+        photo.write_bytes(b"broken")
+    with pytest.raises(UserError, match=f"None of the {len(photos)} images"):
+        shown(online.NearestNeighbours(str(labelled)))
+
+
+def test_train_gives_the_list_on(labelled, tmp_path, monkeypatch):
+    """`train --removals` is about all photos that a run is shown, not only its dataset's."""
+    found = []
+    monkeypatch.setattr(loop, "train", lambda *arguments: found.append(arguments) or True)
+    removed = labelled / "test/dog/2.jpg"
+    (tmp_path / "list.csv").write_text(
+        f"kind,value,reason,received_at\nsha256,{digest(removed)},,\n"
+    )
+    code = __main__.main(
+        [
+            "train",
+            "--config=configs/demo_swav.py",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.knn.dataset={labelled}",
+            f"--removals={tmp_path / 'list.csv'}",
+        ]
+    )
+    assert code == 0
+    ((_, _, check, names),) = found
+    assert shown(check) == 13 and [line.value for line in names.lines] == [digest(removed)]

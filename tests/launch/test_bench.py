@@ -1,0 +1,111 @@
+"""The benchmark's bookkeeping, with workers that say how long they took."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import figures
+import input as input_benchmark
+
+WORKER = """
+import sys
+print("ready", 0.0, flush=True)
+for step, _ in enumerate(sys.stdin):
+    print({seconds} * (1 + step % 3), flush=True)
+"""
+
+
+def worker(seconds):
+    return [sys.executable, "-c", WORKER.format(seconds=seconds)]
+
+
+def test_figures_are_medians():
+    workers = {"ours": worker(0.5), "peer": worker(1.0)}
+    (found,) = figures.compare("step", "images/s", workers, amount=8, rounds=6)
+    assert found == figures.Figure("step", "images/s", 8 / 1.0, 8 / 2.0, "peer")
+
+
+def test_a_worker_that_ends_is_named():
+    with pytest.raises(SystemExit, match="exit"):
+        figures.Worker([sys.executable, "-c", "exit(3)"])
+
+
+def test_the_ratio_is_that_of_the_figures():
+    assert figures.Figure("step", "images/s", 3.0, 2.0, "PyTorch").ratio == 1.5
+    assert figures.Figure("restart", "s", 2.0, 3.0, "what is allowed").ratio == 1.5
+    assert figures.Figure("cycles", "Mcycles", 2.0, 3.0, "XLA").ratio == 1.5
+
+
+def test_both_files_are_of_one_run_and_keep_what_was_not_measured_again(tmp_path, capsys):
+    rows = [
+        figures.Figure(name, "images/s", ours, 2.0, "PyTorch")
+        for name, ours in (("step/b", 3.0), ("step/a", 1.0), ("step/a", 4.0))
+    ]
+    for row in rows:
+        figures.write([row], "this run", tmp_path)
+    written = [(tmp_path / name).read_text() for name in ("benchmarks.json", "benchmarks.md")]
+    kept = [rows[2]._asdict(), rows[0]._asdict()]
+    assert json.loads(written[0]) == {"run": "this run", "figures": kept}
+    assert "in one run: this run." in written[1]
+    lines = written[1].splitlines()[-3:]
+    assert lines[0].startswith("|---")
+    assert lines[1:] == [
+        "| step/a | images/s | 4.00 | 2.00 | 2.00 | PyTorch |",
+        "| step/b | images/s | 3.00 | 2.00 | 1.50 | PyTorch |",
+    ]
+    capsys.readouterr()
+    figures.write(rows[:1], "another run", tmp_path)
+    assert "is of another run (this run); nothing is added" in capsys.readouterr().out
+    names = ("benchmarks.json", "benchmarks.md")
+    assert written == [(tmp_path / name).read_text() for name in names]
+
+
+def test_a_run_may_take_longer_than_a_day(monkeypatch):
+    monkeypatch.setenv(figures.RUN, "2026-01-01")
+    assert figures.run().endswith(", 2026-01-01")
+
+
+def test_each_row_of_the_page_follows_from_the_figures():
+    """The page says how a ratio follows; here it does so for each row, digit by digit."""
+    kept = json.loads((figures.ROOT / "benchmarks.json").read_text())
+    page = (figures.ROOT / "benchmarks.md").read_text()
+    assert page == figures.page(kept)
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    rows = [line.strip("| ").split(" | ") for line in lines[1:]]
+    assert len(rows) == len(kept["figures"]) > 20
+    for name, unit, ours, peer, ratio, _ in rows:
+        low, high = sorted(
+            (float(a) + x) / (float(b) + y)
+            for a, b in ([(ours, peer)] if unit.endswith("/s") else [(peer, ours)])
+            for x, y in ((-0.005, 0.005), (0.005, -0.005))
+        )
+        assert low - 0.006 <= float(ratio) <= high + 0.006, name
+
+
+@pytest.mark.parametrize(("cores", "verdict"), [(10, "enough"), (1, "too few")])
+def test_a_host_is_fast_enough_for_its_pod_or_not(tmp_path, monkeypatch, cores, verdict):
+    plan = {"model": "net", "topology": "v5e:4x4", "photos_per_second": 8000.0, "hosts": 4}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**plan, "chip": {"lanes": 128}, "host_cores": cores}))
+    monkeypatch.setattr(input_benchmark.os, "cpu_count", lambda: 2)
+    line = input_benchmark.need(str(path), 1000.0)  # of two cores
+    assert "2,000 photos a second from each of 4 hosts" in line
+    assert f"takes 4.0 of its {cores} cores: {verdict}." in line
+    path.write_text(json.dumps({**plan, "chip": None}))
+    assert "is of no TPU" in input_benchmark.need(str(path), 1000.0)
+
+
+def test_mosaics_hold_every_photo_at_its_place(tmp_path):
+    colours = [(20 * number, 255 - 20 * number, 128) for number in range(12)]
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "made").mkdir()
+    input_benchmark.mosaics(sorted(tmp_path.glob("*.png")), tmp_path / "made")
+    (made,) = (tmp_path / "made").iterdir()
+    pixels = np.asarray(Image.open(made)).astype(int)
+    assert pixels.shape == (375, 500, 3)
+    middles = pixels[62::125, 62::125].reshape(12, 3)
+    assert np.abs(middles - colours).max() < 6  # JPEG

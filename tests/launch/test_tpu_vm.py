@@ -1,0 +1,405 @@
+"""launch/tpu_vm.sh before a cloud of folders, whose workers run for real what they are sent."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cloud import BASH, REPO, Cloud
+from runs import TINY, curve, make
+
+PLACE = ["--project=a-project", "--zone=us-central2-b", "--quiet"]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    made = Cloud(tmp_path)
+    yield made
+    made.close()
+
+
+def tpus(kind, verb, *flags, name="pod"):
+    return ["compute", "tpus", kind, verb, name, *PLACE, *flags]
+
+
+DESCRIBE = tpus("tpu-vm", "describe", "--format=value(state)")
+QUEUE = tpus("queued-resources", "describe", "--format=value(state.state)")
+SPOT = ("--accelerator-type=v4-16", "--version=tpu-ubuntu2204-base", "--spot")
+CREATE, DELETE = tpus("tpu-vm", "create", *SPOT), tpus("tpu-vm", "delete")
+SETUP, TRAIN, STATUS = "setup", "train", "status"
+
+
+def short(cloud, calls):
+    """The calls with what goes over ssh told by its verb, scp and its setup as one."""
+    told = []
+    for call in calls:
+        if call[3] == "scp":
+            assert call[5:] == [f"pod:hashvision-{cloud.commit}.tar.gz", *PLACE, "--worker=all"]
+        elif call[3] == "ssh":
+            assert call[:5] + call[5:9] == tpus("tpu-vm", "ssh", "--worker=all")
+            told.append(call[9].partition("worker.sh ")[2].split()[-1 if SETUP in call[9] else 0])
+            told[-1] = SETUP if told[-1] == cloud.commit else told[-1]
+        else:
+            told.append(call)
+    return told
+
+
+@pytest.mark.slow
+def test_babysit_goes_on_after_two_preemptions_call_by_call(cloud):
+    cloud.then("preemptions", 1, 2)
+    code, out, err = cloud.launch("babysit", "configs/demo.py", "--config.steps=30")
+    assert (code, err) == (0, ""), out
+    look = [DESCRIBE, STATUS]
+    life = [DESCRIBE, SETUP, TRAIN, *look, *look]
+    again = [DESCRIBE, DESCRIBE, DELETE, CREATE]  # babysit's look, and create's own
+    first = [DESCRIBE, DESCRIBE, CREATE]
+    assert short(cloud, cloud.calls()) == [*first, *life, *again, *life, *again, *life, *look]
+    assert out.count("pod is PREEMPTED.") == 2
+    seen = [int(line[20:-1]) for line in out.splitlines() if line[9:].startswith("Checkpoint")]
+    assert seen == sorted(set(seen)) and seen[-1] == 30
+    assert "The run is done" in out
+    assert len(list((cloud.bucket / "pod" / "logs").iterdir())) == 2
+    assert cloud.launch("delete")[0] == 0
+    assert cloud.calls() == [DESCRIBE, DELETE]
+    assert not cloud.homes()
+
+
+@pytest.mark.slow
+def test_babysit_waits_in_the_queue_and_asks_again_after_a_preemption(cloud):
+    cloud.settings["QUEUED"] = "yes"
+    cloud.then("preemptions", 1)
+    code, out, err = cloud.launch("babysit", "configs/demo.py")
+    assert (code, err) == (0, ""), out
+    delete = tpus("queued-resources", "delete", "--force")
+    flags = ("--accelerator-type=v4-16", "--runtime-version=tpu-ubuntu2204-base", "--spot")
+    create = [*tpus("queued-resources", "create"), *flags, "--async"]
+    create.insert(5, "--node-id=pod")
+    calls = short(cloud, cloud.calls())
+    assert [call for call in calls if call not in (QUEUE, DESCRIBE, STATUS)] == [
+        *(create, SETUP, TRAIN),
+        *(delete, create, SETUP, TRAIN),
+    ]
+    for state in ("ABSENT", "WAITING_FOR_RESOURCES", "PROVISIONING", "READY", "SUSPENDED"):
+        assert f"pod is {state}." in out
+
+
+@pytest.mark.slow
+def test_every_verb_may_be_repeated(cloud):
+    cloud.then("saves")
+    assert cloud.launch("delete")[:2] == (0, "There is no pod.\n")
+    assert cloud.launch("status")[:2] == (0, "pod is ABSENT.\n")
+    for said in ("", "pod is there.\n"):
+        assert cloud.launch("create")[:2] == (0, said)
+    both = "worker 0 of 2: {}\nworker 1 of 2: {}\n"
+    for _ in range(2):
+        ready = f"ready with {cloud.commit}"
+        assert cloud.launch("setup")[:2] == (0, both.format(ready, ready))
+    assert cloud.launch("status")[1].endswith("idle, no checkpoint\nworker 1 of 2: idle\n")
+    for said in ("started", "running already"):
+        assert cloud.launch("train", "configs/demo.py")[:2] == (0, both.format(said, said))
+    (cloud.folder / "looks").write_text("0")
+    assert "worker 1 of 2: running\n" in cloud.launch("status")[1]
+    for said in ("stopped", "nothing is running"):
+        assert cloud.launch("stop")[:2] == (0, both.format(said, said))
+    (cloud.folder / "looks").write_text("0")
+    assert "worker 1 of 2: stopped\n" in cloud.launch("status")[1]
+    assert "Stopped at step 7, saved." in cloud.launch("logs")[1]
+    assert cloud.launch("logs", "all", "-n", "1")[1] == "Stopped at step 7, saved.\n" * 2
+    assert cloud.launch("train", "configs/demo.py")[1] == both.format("started", "started")
+    cloud.calls()
+    for said in ("", "There is no pod.\n"):
+        assert cloud.launch("delete")[:2] == (0, said)
+    assert cloud.calls() == [DESCRIBE, DELETE, DESCRIBE]
+
+
+@pytest.mark.slow
+def test_another_run_is_not_disturbed(cloud):
+    for verb in ("create", "setup"):
+        cloud.launch(verb)
+    cloud.launch("train", "configs/demo.py")
+    code, out, _ = cloud.launch("train", "configs/demo.py", "--config.steps=7")
+    assert code == 2 and "refused: another run is going on; `stop` ends it" in out
+    code, out, _ = cloud.launch("babysit", "configs/demo.py", "--config.steps=7")
+    assert code == 2 and "another run is going on" in out
+
+
+def test_overrides_arrive_as_they_were_given(cloud):
+    cloud.settings["WORKDIR"] = str(cloud.bucket / 'run "one" $HOME; `id`')
+    overrides = [
+        """--config.optimizer.name="it's; rm -rf $HOME\"""",
+        "--config.data.crops=((2, 24, 0.3, 1.0), (2, 12, 0.1, 0.3))",
+        "--config.a=$(touch harm) `touch harm` ${HOME} ~ * ? [a] {a,b} !! \\ \\\\ | & > harm #",
+        "--config.b=two\nlines\tand  two  spaces ",
+        "--config.c=ä€\u2028",
+        "--config.d=",
+        "",
+        "-",
+    ]
+    for verb in ("create", "setup"):
+        cloud.launch(verb)
+    code, out, err = cloud.launch("train", "configs/demo.py:a b", *overrides)
+    assert code == 0, (out, err)
+    cloud.then("finish")
+    for home in cloud.homes():
+        until((home / "hashvision" / "code").exists)
+        found = (home / "arguments").read_bytes().decode().split("\0")
+        workdir = f"--workdir={cloud.settings['WORKDIR']}"
+        expected = ["-m", "hashvision", "train", "--config=configs/demo.py:a b", workdir]
+        assert found == [*expected, *overrides, ""]
+    assert not list(cloud.folder.parent.rglob("harm"))
+
+
+def until(done):
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_workers_are_told_which_they_are(cloud):
+    for verb in ("create", "setup"):
+        cloud.launch(verb)
+    cloud.settings["PORT"] = "1234"
+    cloud.launch("train", "configs/demo.py")
+    for number, home in enumerate(cloud.homes()):
+        until((home / "ready").exists)
+        assert sorted((home / "environment").read_text().splitlines()) == [
+            "JAX_COORDINATOR_ADDRESS=127.0.0.1:1234",
+            "JAX_NUM_PROCESSES=2",
+            f"JAX_PROCESS_ID={number}",
+        ]
+
+
+def test_a_single_host_is_told_nothing(tmp_path):
+    cloud = Cloud(tmp_path, workers=1)
+    code, out, _ = cloud.launch("babysit", "configs/demo.py")
+    assert code == 0 and "worker 0 of 1: ended 0, checkpoint 10" in out
+    assert (cloud.homes()[0] / "environment").read_text() == ""
+    cloud.close()
+
+
+@pytest.mark.slow
+def test_babysit_goes_on_at_75_as_long_as_there_is_progress(cloud):
+    cloud.then("codes", 75, 75, 75, 75)
+    code, out, err = cloud.launch("babysit", "configs/demo.py")
+    assert (code, err) == (0, ""), out
+    assert "Checkpoint 50." in out
+    assert short(cloud, cloud.calls()).count(TRAIN) == 5  # more than tries
+
+    (cloud.folder / "saves").unlink()
+    cloud.then("codes", *[75] * 9)
+    code, out, err = cloud.launch("babysit", "configs/demo.py")
+    assert code == 2
+    assert err.startswith("Gave up on pod after 3 tries without a new checkpoint in ")
+    assert "worker 0 of 2: ended 75, checkpoint 50: hashvision: the dataset is broken" in err
+    assert short(cloud, cloud.calls()).count(TRAIN) == 3
+
+
+@pytest.mark.slow
+def test_babysit_says_why_training_cannot_go_on(cloud):
+    cloud.then("codes", 2)
+    code, _, err = cloud.launch("babysit", "configs/demo.py")
+    assert (code, err) == (2, "the dataset is broken; mend it.\n")
+    assert short(cloud, cloud.calls())[-2:] == [DESCRIBE, STATUS]
+    cloud.then("codes")
+    assert cloud.launch("babysit", "configs/demo.py")[0] == 0  # the former end is not this one's
+
+
+@pytest.mark.slow
+def test_babysit_lets_a_run_rest_that_was_stopped(cloud):
+    for verb in ("create", "setup"):
+        cloud.launch(verb)
+    cloud.launch("train", "configs/demo.py")
+    cloud.settings["POLL"] = "1"
+    watched = cloud.start("babysit", "configs/demo.py")
+    until(lambda: "running already" in (cloud.folder / "out").read_text())
+    cloud.launch("stop")
+    assert watched.wait(60) == 75
+    assert "pod was stopped; `train` goes on." in (cloud.folder / "out").read_text()
+
+
+@pytest.mark.slow
+def test_babysit_tries_again_when_gcloud_fails_and_gives_up_with_its_words(cloud):
+    cloud.then("failures", "ERROR: unreachable", "", "", "ERROR: no capacity in us-central2-b")
+    code, out, err = cloud.launch("babysit", "configs/demo.py")
+    assert code == 0
+    assert err == "ERROR: unreachable\nERROR: no capacity in us-central2-b\n"
+    cloud.launch("delete")
+    cloud.then("failures", *["", "", "ERROR: no capacity"] * 9)
+    code, out, err = cloud.launch("babysit", "configs/demo.py")
+    assert code == 2 and err.count("ERROR: no capacity") == 3
+    assert err.splitlines()[-1].endswith("the last time it could not be created.")
+
+
+def test_a_worker_that_does_not_answer_is_noticed(cloud):
+    """Though gcloud, in its elder versions, ends with 0."""
+    cloud.launch("create")
+    (cloud.folder / "deaf").write_text("1")
+    code, out, err = cloud.launch("setup")
+    assert code == 75 and err == "Not all workers of pod answered; what gcloud said stands above.\n"
+    assert out == f"worker 0 of 2: ready with {cloud.commit}\n"
+
+
+def test_dry_run_prints_the_commands_and_needs_no_gcloud(cloud):
+    path = _path_without_gcloud(cloud)
+    code, out, err = cloud.launch(
+        "babysit", "--dry-run", "configs/demo.py", "--config.a=b c", PATH=path
+    )
+    assert (code, err) == (0, "")
+    assert [line.split()[:5] for line in out.splitlines() if line.startswith("gcloud")] == [
+        ["gcloud", "compute", "tpus", "tpu-vm", verb]
+        for verb in ("describe", "create", "scp", "ssh", "ssh", "describe", "ssh")
+    ]
+    workdir = str(cloud.bucket / "pod").replace(" ", r"\ ").replace("'", r"\'")
+    sent = f"train {cloud.commit} 8482 {workdir} configs/demo.py --config.a=b\\ c"
+    (line,) = [line for line in out.splitlines() if "worker.sh\\ train" in line]
+    unquoted = subprocess.run([BASH, "-c", f"printf %s\\\\n {line}"], stdout=-1, text=True).stdout
+    assert f"--command=bash hashvision/worker.sh {sent}" in unquoted
+    for verb in ("create", "setup", "status", "logs", "stop", "delete"):
+        code, out, err = cloud.launch(verb, "--dry-run", PATH=path)
+        assert (code, err) == (0, "") and "gcloud compute tpus" in out
+    assert not cloud.calls() and not cloud.homes()
+
+
+def _path_without_gcloud(cloud):
+    folder = cloud.folder / "tools"
+    folder.mkdir(exist_ok=True)
+    for name in ("bash", "dirname", "git", "gzip", "mktemp", "rm", "grep", "sort", "wc"):
+        (folder / name).symlink_to(shutil.which(name))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Give a verb, one of create, setup,"),
+        (["fly"], "There is no verb fly; give one of create, setup,"),
+        (["train"], "Give train a config: `train configs/NAME.py"),
+        (["train", "configs/none.py"], "The config configs/none.py is not in commit"),
+        (["babysit", "configs/demo.py", "--workdir=a"], "The workdir is the setting WORKDIR"),
+        (["train", "configs/demo.py"], "pod is ABSENT; `create` makes it"),
+        (["setup"], "pod is ABSENT; `create` makes it"),
+    ],
+)
+def test_mistakes_get_one_sentence(cloud, arguments, sentence):
+    code, out, err = cloud.launch(*arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(sentence)
+
+
+@pytest.mark.parametrize("name", ["PROJECT", "ZONE", "NAME", "TYPE", "VERSION", "BUCKET"])
+def test_a_setting_that_is_missing_is_named(cloud, name):
+    del cloud.settings[name]
+    code, _, err = cloud.launch("create", **{name: "of the shell"})
+    assert code == 2
+    assert (
+        err
+        == f"{cloud.folder}/pod.env does not set {name}; launch/pod.env.example tells what it is.\n"
+    )
+
+
+def test_what_is_missing_is_named(cloud):
+    code, _, err = cloud.launch("create", POD_ENV="none.env")
+    assert code == 2 and err.startswith(f"There are no settings in {cloud.folder}/none.env; copy ")
+    code, _, err = cloud.launch("create", PATH=_path_without_gcloud(cloud))
+    assert code == 2 and err.startswith("gcloud is not on the PATH; install ")
+    cloud.settings["BUCKET"] = "runs"
+    code, _, err = cloud.launch("create")
+    assert code == 2 and err.startswith("WORKDIR=runs/pod of ")
+
+
+def test_only_a_commit_is_sent(cloud):
+    (cloud.repository / "configs" / "demo.py").write_text("# not committed\n")
+    for verb in ("setup", "train", "babysit"):
+        code, _, err = cloud.launch(verb, "configs/demo.py")
+        assert code == 2 and err.startswith(f"The code differs from commit {cloud.commit[:12]}, ")
+    assert cloud.launch("create")[0] == 0
+    former = cloud.commit
+    cloud.git("commit", "--all", "--quiet", "--message=more")
+    cloud.commit = cloud.git("rev-parse", "HEAD").strip()
+    assert cloud.commit != former
+    code, out, _ = cloud.launch("train", "configs/demo.py")
+    assert code == 75  # nothing is there that could answer
+    assert cloud.launch("setup")[0] == 0
+    for home in cloud.homes():
+        sent = home / "hashvision" / cloud.commit / "configs" / "demo.py"
+        assert sent.read_text() == "# not committed\n"
+    cloud.git("commit", "--allow-empty", "--quiet", "--message=later")
+    code, out, _ = cloud.launch("train", "configs/demo.py")
+    assert code == 2 and "is not set up here; `setup` does that" in out
+
+
+def test_setup_installs_what_the_commit_pins_and_the_wheel_of_the_tpu(cloud):
+    venv = next(cloud.folder.glob("image/hashvision/venv-*"))
+    shutil.rmtree(venv)
+    pip = cloud.folder / "bin" / "python3"  # that of the machine, which brings uv
+    pip.write_text(f'#!/usr/bin/env bash\necho "$*" >>"$HOME/said"\nmkdir -p {venv.name}\n')
+    pip.chmod(0o755)
+    cloud.launch("create")
+    for _ in range(2):  # the second time there is nothing to do
+        assert cloud.launch("setup")[0] == 0
+    for home in cloud.homes():
+        uv, made, installed = (home / "said").read_text().splitlines()
+        pins = f"--require-hashes -r {cloud.commit}/requirements"
+        assert uv == f"-m pip install --user --quiet {pins}-uv.txt"
+        assert made == f"-m uv venv --quiet --clear --python >=3.11,<3.14 {venv.name}"
+        assert installed.endswith(f"{pins}.txt -r {cloud.commit}/requirements-tpu.txt")
+
+
+def test_the_example_of_settings_is_one(cloud):
+    example = str(cloud.repository / "launch" / "pod.env.example")
+    code, out, err = cloud.launch("create", "--dry-run", POD_ENV=example)
+    assert (code, err) == (0, "")
+    assert out.endswith("--accelerator-type=v4-32 --version=tpu-ubuntu2204-base\n")
+    code, out, err = cloud.launch("status", "--dry-run", POD_ENV=example)
+    assert out.endswith("worker.sh\\ status\\ gs://my-bucket/runs/hashvision\n")
+
+
+def test_a_bucket_is_asked_for_checkpoints(cloud):
+    cloud.settings["BUCKET"] = "gs://a-bucket/runs"
+    for verb in ("create", "setup"):
+        cloud.launch(verb)
+    listed = "\n".join(f"gs://a-bucket/runs/pod/checkpoints/{name}/" for name in (5, 100, "x"))
+    cloud.then("listing", json.dumps(listed))
+    cloud.calls()
+    assert "worker 0 of 2: idle, checkpoint 100\n" in cloud.launch("status")[1]
+    assert cloud.calls()[-1] == ["storage", "ls", "gs://a-bucket/runs/pod/checkpoints/"]
+
+
+@pytest.mark.slow
+def test_two_workers_train(tmp_path):
+    """What workers are sent runs as two processes, to the end."""
+    place = make(tmp_path)
+    (place / "tiny.py").write_text(TINY)
+    files = [(REPO / "hashvision", "hashvision"), (place / "base.py", "configs/base.py")]
+    python = f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n'
+    cloud = Cloud(tmp_path, training=python, files=[*files, (place / "tiny.py", "configs/tiny.py")])
+    cloud.settings.update(PORT=str(cloud.port()), POLL="1")
+    overrides = (f"--config.dataset={place / 'dataset'}", "--config.steps=8")
+    environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    cloud.let_through("XLA_FLAGS", "JAX_PLATFORMS")
+    try:
+        code, out, err = cloud.launch("babysit", "configs/tiny.py", *overrides, **environment)
+        logs = [home / "hashvision" / "log" for home in cloud.homes()]
+        assert code == 0, (out, err, [log.read_text() for log in logs])
+        assert "worker 1 of 2: ended 0" in out
+        assert "of 2 hosts" in logs[0].read_text()
+        assert max(curve(cloud.bucket, "pod")) == 8
+    finally:
+        cloud.close()
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [*sorted((REPO / "launch").glob("*.sh")), REPO / ".ci" / "run"]
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    shellcheck = shutil.which("shellcheck", path=path)
+    assert shellcheck and len(scripts) > 5
+    done = subprocess.run(
+        [shellcheck, "-x", "-P", "SCRIPTDIR", "-P", REPO, *scripts], stdout=-1, text=True
+    )
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,22 @@
+"""A plan with round numbers, for what is printed and chosen of plans."""
+
+from hashvision.planning import hlo, plan
+
+MADE_UP = plan.Plan(
+    model="made_up",
+    topology="v5e:2x2",
+    devices=4,
+    chips=4,
+    hosts=1,
+    batch_size=64,
+    steps=1000,
+    held={"parameters": 20 * 2**30},
+    memory=16 * 2**30,
+    model_flops=4 * 197e12 / 4,
+    lane_flops=2 * 4 * 197e12 / 4,
+    compiled_flops=0.0,
+    cycles=750_000_000,
+    collectives=[hlo.Collective("all-reduce", 25 * 10**9, 10**11, 2, 1)],
+    compile_seconds=1.0,
+    price_per_chip_hour=9.0,
+)

@@ -1,0 +1,236 @@
+"""Runs of the real loop as processes of their own: started, watched, and what they leave read."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+import datasets
+from full_disk import NOTHING_COMPILED
+from places import REPO
+
+TINY = """
+import base
+from hashvision.models import regnet
+
+regnet.PARAMETERS["tiny"] = regnet.RegNetParameters(3, 8, 8.0, 2.0, 8)
+
+
+def get_config():
+    config = base.get_config()
+    config.batch_size = 16
+    config.steps = 24
+    config.data.photo_size = 56
+    config.data.crops = ((1, 24, 0.3, 1.0),)
+    config.model.name = "tiny"
+    config.model.dtype = "float32"
+    config.optimizer.learning_rate = 0.2
+    config.optimizer.average = 0.9
+    config.log_every = 1
+    config.checkpoint.every = 5
+    return config
+"""
+
+TINY_SWAV = """
+import tiny
+
+
+def get_config():
+    config = tiny.get_config()
+    config.data.sampling = "natural"
+    config.data.crops = ((2, 24, 0.3, 1.0), (2, 12, 0.1, 0.3))
+    config.objective.name = "swav"
+    config.swav.prototypes = 12
+    config.swav.head = (16, 8)
+    config.swav.queue = 32
+    config.swav.queue_start = 4
+    config.swav.frozen_steps = 2
+    # Gentle, so that hosts that add up in another order stay within some 1e-6 of one another.
+    config.optimizer.learning_rate = 0.02
+    return config
+"""
+
+WITH_TINY = """
+import sys
+
+import tiny
+from hashvision import __main__
+
+sys.exit(__main__.main())
+"""
+
+
+def make(folder):
+    """Puts a dataset and tiny configs, beside a copy of the schema, into a folder; returns it."""
+    datasets.write(folder / "dataset")
+    (folder / "base.py").write_text((REPO / "configs" / "base.py").read_text())
+    (folder / "tiny.py").write_text(TINY)
+    (folder / "tiny_swav.py").write_text(TINY_SWAV)
+    (folder / "with_tiny.py").write_text(WITH_TINY)
+    return folder
+
+
+PROGRAM = ("-m", "hashvision")
+
+
+def start(
+    place,
+    run,
+    *overrides,
+    verb="train",
+    dataset="dataset",
+    config="tiny",
+    environment=(),
+    program=PROGRAM,
+    largest_file=None,
+    **options,
+):
+    """Starts `train` as a user does, or another verb with its flags; further options are Popen's.
+
+    No file may grow beyond `largest_file` kB where that is given: what a full disk is like.
+    """
+    if verb != "train":  # which no config tells of the tiny network
+        program = (place / "with_tiny.py",)
+    limit = ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "--"] if largest_file else []
+    command = [*limit, sys.executable, *program, verb, f"--workdir={place / run}"]
+    if verb == "train":
+        command += [f"--config={place / config}.py", f"--config.dataset={place / dataset}"]
+    command += overrides
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(REPO),
+        **(NOTHING_COMPILED if largest_file else {}),
+        **dict(environment),
+    }
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=place,
+        **options,
+    )
+
+
+def start_hosts(place, run, hosts, *overrides, only=None, environment=(), **options):
+    """Starts a run of several hosts, each a process with a group of its own; returns them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for host in range(hosts) if only is None else only:
+        variables = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(hosts),
+            "JAX_PROCESS_ID": str(host),
+            **dict(environment),
+        }
+        started.append(
+            start(place, run, *overrides, environment=variables, process_group=0, **options)
+        )
+    return started
+
+
+def kill_host(process):
+    """Ends a host as a power cut does: what trains and what watches, with no notice."""
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def all_finish(processes):
+    """(exit code, stdout, stderr) of each."""
+    with_output = [None] * len(processes)
+
+    def wait(number):
+        with_output[number] = finish(processes[number])
+
+    threads = [threading.Thread(target=wait, args=(n,)) for n in range(len(processes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return with_output
+
+
+def until(process, path, step):
+    """Waits until the run has told of `step`, and no longer than it takes to fail."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end and process.poll() is None:
+        if path.exists() and any(
+            json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]
+        ):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()[1]}")
+
+
+def curve(place, run):
+    lines = [json.loads(line) for line in (place / run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: (line["loss"], line["learning_rate"]) for line in lines if "loss" in line}
+
+
+def arrays(place, run, step=24):
+    path = place / run / "checkpoints" / str(step) / "default"
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.metadata(path).item_metadata.tree
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), found
+        )
+        return jax.tree.map(np.asarray, checkpointer.restore(path, shapes))
+
+
+def same(place, one, other):
+    assert curve(place, one) == curve(place, other)
+    a, b = arrays(place, one), arrays(place, other)
+    assert len(jax.tree.leaves(a)) > 20
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def newest_checkpoint(place, run):
+    """The folder of the newest whole checkpoint, or None."""
+    found = [path for path in (place / run).glob("checkpoints/*") if path.name.isdigit()]
+    return max(found, key=lambda path: int(path.name), default=None)
+
+
+def difference(one, other):
+    """The largest difference of two trees of arrays, each as a share of its largest entry."""
+    shares = [
+        float(np.max(np.abs(a.astype(float) - b)) / max(np.max(np.abs(a)), 1e-12))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        if a.size
+    ]
+    return max(shares)
+
+
+def refused(place, run, *overrides, **options):
+    code, _, err = finish(start(place, run, *overrides, **options))
+    assert code == 2 and "Traceback" not in err, err
+    lines = [line for line in err.splitlines() if line.startswith("hashvision: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def killed_and_restarted(place, run, config):
+    """Kills a run at step 17 as the system would, with no notice, and runs it to its end."""
+    process = start(place, run, config=config)
+    until(process, place / run / "metrics.jsonl", 17)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    code, out, err = finish(start(place, run, config=config))
+    assert code == 0, err
+    assert "steps 15 to 24" in out or "steps 10 to 24" in out or "steps 20 to 24" in out

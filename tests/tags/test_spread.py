@@ -1,0 +1,85 @@
+"""Tests of the measure of how evenly a tag is spread."""
+
+import math
+
+import numpy as np
+
+from hashvision.tags.spread import EVEN_BELOW, Spread, measure_spread, number_terms
+
+
+def plain(observed, totals, uses, posts, own=None):
+    """The same in scalars: the sum over terms of G / (1 - n/N) - 1, over 2n."""
+    total, total_own, terms = 0.0, 0.0, 0
+    for term, (seen, m) in enumerate(zip(observed, totals, strict=True)):
+        expected = uses * m / posts
+        g = 0.0
+        if seen:
+            g += 2 * seen * math.log(seen / expected)
+        if uses - seen:
+            g += 2 * (uses - seen) * math.log((uses - seen) / (uses - expected))
+        excess = g / (1 - uses / posts) - 1
+        if term == own:
+            total_own = max(0.0, excess) if seen > expected else 0.0
+        elif expected >= 1 and m < posts:
+            total += excess
+            terms += 1
+    return total / (2 * uses), math.sqrt(2 * terms) / (2 * uses), total_own / (2 * uses), terms
+
+
+def draw(generator: np.random.Generator, lift: float, posts: int = 2000, uses: int = 200):
+    """Posts with 60 terms; under a tag, a third of the terms comes `lift` times as often."""
+    tagged = np.arange(posts) < uses
+    probability = np.full((posts, 60), 0.1)
+    probability[:uses, :20] *= lift
+    has = generator.random((posts, 60)) < probability
+    return has[tagged].sum(0), has.sum(0), uses, posts
+
+
+def test_equals_the_plain_transcription():
+    generator = np.random.default_rng(0)
+    for uses in (7, 50, 400):
+        case = draw(generator, 1.7, uses=uses)
+        for own in (None, 3, 40):
+            found = measure_spread(*case, own=own)
+            np.testing.assert_allclose(found[:4], plain(*case, own=own), rtol=1e-12)
+
+
+def test_is_unbiased_and_its_error_is_true_when_spread_evenly():
+    generator = np.random.default_rng(1)
+    found = [measure_spread(*draw(generator, 1.0)) for _ in range(400)]
+    effects = np.array([spread.effect for spread in found])
+    assert abs(effects.mean()) < 3 * found[0].error / 20
+    np.testing.assert_allclose(effects.std(), found[0].error, rtol=0.15)
+
+
+def test_even_and_tied_need_evidence():
+    generator = np.random.default_rng(2)
+    even, tied = measure_spread(*draw(generator, 1.0)), measure_spread(*draw(generator, 4.0))
+    assert even.even and not even.tied
+    assert tied.tied and not tied.even
+    few = measure_spread(*draw(generator, 1.0, uses=25))
+    assert not few.even and not few.tied
+    assert not measure_spread(np.zeros(0), np.zeros(0), 500, 2000).even
+    everywhere = measure_spread(np.array([9]), np.array([9]), 9, 9)
+    assert not everywhere.even and not everywhere.tied
+    assert Spread(EVEN_BELOW - 0.1, 0.04, 0.0, 99, 99).even
+    assert not Spread(EVEN_BELOW - 0.1, 0.06, 0.0, 99, 99).even
+
+
+def test_what_its_caption_names_is_not_even_and_not_tied_for_that():
+    named = Spread(0.1, 0.02, 0.9, 99, 99)
+    assert not named.even and not named.tied
+    generator = np.random.default_rng(3)
+    observed, totals, uses, posts = draw(generator, 1.0)
+    rare = np.array([150])  # a word that hardly any other post has
+    observed, totals = np.append(observed, rare), np.append(totals, rare + 5)
+    assert not measure_spread(observed, totals, uses, posts, own=60).even
+    assert measure_spread(observed, totals, uses, posts, own=60).effect < 0.1
+    observed[60], totals[60] = 0, 900  # avoided rather than named
+    assert measure_spread(observed, totals, uses, posts, own=60).own == 0
+
+
+def test_term_numbers_do_not_depend_on_order():
+    pairs = [("b", 3), ("a", 3), ("c", 9)]
+    assert number_terms(pairs) == {"c": (0, 9), "a": (1, 3), "b": (2, 3)}
+    assert number_terms(pairs[::-1]) == number_terms(pairs)

@@ -1,0 +1,113 @@
+"""The notes of a run on its starts, its lock, and where compiled programs are kept."""
+
+import json
+import os
+import stat
+
+import jax
+import pytest
+
+import datasets
+from hashvision.config import recipes
+from hashvision.data import removals
+from hashvision.errors import UserError
+from hashvision.training import loop
+from hashvision.training import workdir as workdirs
+from runs import REPO
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = datasets.write(tmp_path / "set")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = {"dataset": str(folder), "manifest": manifest}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "dataset.json").write_text(json.dumps(content))
+    return str(tmp_path / "run")
+
+
+def test_starts_are_added_and_a_later_one_speaks_of_its_steps(run):
+    path = os.path.join(run, "removed.jsonl")
+    noted = []
+    for step in (0, 10, 20, 10, 15):
+        workdirs.note_start(run, step, removals.NOTHING)
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        assert lines[:-1] == noted and json.loads(lines[-1])["step"] == step
+        noted = lines
+    assert [start["step"] for start in workdirs.starts_of(run)] == [0, 10, 15]
+
+
+def test_a_second_run_is_refused_by_name_and_writes_nothing(run, tmp_path):
+    config = recipes.load(str(REPO / "configs" / "demo.py"), ["--config.dataset=nowhere"])
+    with workdirs.held(run):
+        before = {name: os.stat(os.path.join(run, name)).st_mtime_ns for name in os.listdir(run)}
+        with pytest.raises(UserError, match=f"{run} is in use by process {os.getpid()} .*workdir"):
+            loop.train(config, run)
+        after = {name: os.stat(os.path.join(run, name)).st_mtime_ns for name in os.listdir(run)}
+    assert after == before and os.listdir(run) == ["dataset.json"]
+
+
+# Compiled programs
+
+
+@pytest.fixture
+def kept(monkeypatch, capsys):
+    """Where compiled programs are kept, or None, and what is said."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def ask():
+        jax.config.update("jax_compilation_cache_dir", None)
+        workdirs.keep_compiled()
+        return jax.config.jax_compilation_cache_dir, capsys.readouterr().out
+
+    return ask
+
+
+def test_compiled_programs_are_kept_in_the_users_own_cache(kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".cache" / "hashvision" / "compiled"
+    old = os.umask(0)
+    try:
+        assert kept() == (str(folder), "")
+    finally:
+        os.umask(old)
+    for path in (folder, folder.parent, folder.parent.parent):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert kept() == (str(folder), "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert kept() == (str(tmp_path / "xdg" / "hashvision" / "compiled"), "")
+
+
+def test_none_is_taken_from_where_others_may_write(kept, tmp_path, monkeypatch):
+    def is_refused(why):
+        folder, said = kept()
+        assert folder is None and said.count("\n") == 1 and why in said
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    parent, folder = tmp_path / "hashvision", tmp_path / "hashvision" / "compiled"
+    for path in (parent, folder):
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        path.chmod(0o770)
+        is_refused(f"others may write to {path})")
+        path.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 54321)
+        is_refused(f"{parent} is not this user's)")
+    folder.rmdir()
+    (tmp_path / "planted").mkdir()
+    os.symlink(tmp_path / "planted", folder)
+    is_refused(f"{folder} is not a folder)")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    is_refused("File exists)")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    is_refused("this user has no home)")
+
+
+def test_a_folder_that_the_user_has_chosen_stays(kept, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert kept() == (None, "") and not (tmp_path / "xdg").exists()  # JAX has read it by itself
