@@ -42,7 +42,7 @@ def _drawn(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     draw.write(arguments.output, arguments.posts, arguments.test_per_class, seed=arguments.seed)
     sheet = os.path.join(arguments.output, "contact_sheet.png")
-    draw.contact_sheet(sheet, seed=arguments.seed)
+    draw.draw_contact_sheet(sheet, seed=arguments.seed)
     print(f"{arguments.posts:,} drawn posts lie in {arguments.output}; {sheet} shows them.")
 
 
@@ -193,14 +193,14 @@ def _audit(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.verify and not arguments.dataset:
         raise UserError("--verify reads a dataset; give --dataset its folder.")
     if arguments.verify:
-        print(audit.whole(arguments.dataset))
+        print(audit.verify_dataset(arguments.dataset))
     if not arguments.removals:
         return 0
     listed = _removed(arguments)
     if arguments.workdir:
-        found = audit.run(arguments.workdir, listed, arguments.dataset)
+        found = audit.audit_run(arguments.workdir, listed, arguments.dataset)
     else:
-        found = audit.dataset(arguments.dataset, listed)
+        found = audit.audit_dataset(arguments.dataset, listed)
     print(found.table())
     _write_json(arguments.json, found.as_json, "the audit")
     return found.code

@@ -42,7 +42,7 @@ _KINDS = ("removed", "leak", "duplicate")  # of matches, by the partner's rank
 _FURTHER = 8  # posts that a post is compared with once it has a match
 
 
-class Match(typing.NamedTuple):
+class DuplicatePair(typing.NamedTuple):
     """Why a post is dropped."""
 
     order: bytes
@@ -56,12 +56,12 @@ class Match(typing.NamedTuple):
 
 
 class FindDuplicates(beam.PTransform):
-    """Posts and photos they may not show, (order, name, Fingerprint), to a Match per post to drop.
+    """Posts and photos they may not show, (order, name, Fingerprint), to a DuplicatePair per post to drop.
 
     A post that shows an evaluation photo is dropped as a leak of the one it resembles most. Any
     other is dropped if it shows the same photo as a post before it in `order`, with the first such
     as the partner, whether or not that one is dropped in its turn: so of a chain of copies, each
-    near to the next alone, the first is kept. A removed photo counts before all others: no Match
+    near to the next alone, the first is kept. A removed photo counts before all others: no DuplicatePair
     names it. Orders are ORDER bytes, compared as bytes, each once among the photos of a rank; posts
     whose orders share the first `bands.ORDER` bytes cost more. What comes out depends on no
     bundling and no worker's order.
@@ -108,14 +108,16 @@ class WriteBands(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Begins a file."""
-        self.writer, self.rows = spool.Writer(self.folder), []
+        self.writer, self.rows = spool.SpoolWriter(self.folder), []
 
-    def process(self, element: tuple[bytes, str, Fingerprint]) -> Iterable[tuple[int, spool.Spot]]:
+    def process(
+        self, element: tuple[bytes, str, Fingerprint]
+    ) -> Iterable[tuple[int, spool.Location]]:
         """Yields once in _TOGETHER photos."""
         order, name, print_ = element
-        spot = self.writer.write(_pack(order, name, print_))
-        self.rows.append(bands.rows(print_, self.rank, order, spot.file, spot.offset))
-        if len(self.rows) == _TOGETHER or spot.offset > _LARGEST_OFFSET:
+        location = self.writer.write(_pack(order, name, print_))
+        self.rows.append(bands.rows(print_, self.rank, order, location.file, location.offset))
+        if len(self.rows) == _TOGETHER or location.offset > _LARGEST_OFFSET:
             yield from self._write()
 
     def finish_bundle(self) -> typing.Any:
@@ -123,7 +125,7 @@ class WriteBands(beam.DoFn):
         for each in self._write():
             yield WindowedValue(each, 0, (GlobalWindow(),))
 
-    def _write(self) -> Iterator[tuple[int, spool.Spot]]:
+    def _write(self) -> Iterator[tuple[int, spool.Location]]:
         if self.rows:
             rows = np.concatenate(self.rows)
             yield from _write_parts(self.writer, rows, rows["band"], self.parts)
@@ -132,8 +134,8 @@ class WriteBands(beam.DoFn):
 
 
 def _write_parts(
-    writer: spool.Writer, rows: np.ndarray, keys: np.ndarray, parts: int
-) -> Iterator[tuple[int, spool.Spot]]:
+    writer: spool.SpoolWriter, rows: np.ndarray, keys: np.ndarray, parts: int
+) -> Iterator[tuple[int, spool.Location]]:
     """Writes rows by the part to which their keys, unsigned integers, belong."""
     if not len(rows):
         return
@@ -144,9 +146,9 @@ def _write_parts(
         yield number, writer.write(rows[chosen].tobytes())
 
 
-def _read_parts(folder: str, spots: Iterable[spool.Spot], kind: np.dtype) -> np.ndarray:
-    reader = spool.Reader(folder)
-    found = [np.frombuffer(reader.read(spot), kind) for spot in sorted(spots)]
+def _read_parts(folder: str, locations: Iterable[spool.Location], kind: np.dtype) -> np.ndarray:
+    reader = spool.SpoolReader(folder)
+    found = [np.frombuffer(reader.read(location), kind) for location in sorted(locations)]
     reader.close()
     return np.concatenate(found)
 
@@ -159,11 +161,11 @@ class Meet(beam.DoFn):
         self.folder, self.parts = folder, parts
 
     def process(
-        self, element: tuple[int, Iterable[spool.Spot]]
-    ) -> Iterable[tuple[int, spool.Spot]]:
+        self, element: tuple[int, Iterable[spool.Location]]
+    ) -> Iterable[tuple[int, spool.Location]]:
         """Yields once a part."""
         met = bands.meetings(_read_parts(self.folder, element[1], bands.ROW))
-        writer = spool.Writer(self.folder)
+        writer = spool.SpoolWriter(self.folder)
         keys = met["post"]["file"] + met["post"]["offset"]
         yield from _write_parts(writer, met, keys, self.parts)
         writer.close()
@@ -188,7 +190,7 @@ class Compare(beam.DoFn):
         """Takes the spool's folder."""
         self.folder = folder
 
-    def process(self, element: tuple[int, Iterable[spool.Spot]]) -> Iterable[Match]:
+    def process(self, element: tuple[int, Iterable[spool.Location]]) -> Iterable[DuplicatePair]:
         """Yields Matches."""
         met = _read_parts(self.folder, element[1], bands.MEETING)
         post, partner = met["post"], met["partner"]
@@ -197,7 +199,7 @@ class Compare(beam.DoFn):
         columns = [each[sort] for each in columns]
         once, _ = bands.runs(*columns)  # though many met in several bands
         met, (file, offset, *_) = met[sort][once], [each[once] for each in columns]
-        self.reader, self.known = spool.Reader(self.folder), collections.OrderedDict()
+        self.reader, self.known = spool.SpoolReader(self.folder), collections.OrderedDict()
         for start, size in zip(*bands.runs(file, offset), strict=True):
             same = met[start : start + size]
             match = self._match(self._photo(same["post"][0]), same["partner"])
@@ -205,8 +207,8 @@ class Compare(beam.DoFn):
                 yield match
         self.reader.close()
 
-    def _match(self, post: _Seen, partners: np.ndarray) -> Match | None:
-        """The Match of a post with the photos it met, by rank and the beginning of their order."""
+    def _match(self, post: _Seen, partners: np.ndarray) -> DuplicatePair | None:
+        """The DuplicatePair of a post with the photos it met, by rank and the beginning of their order."""
         match, also, tried = None, [], 0
         for rank, other in self._in_order(partners):
             if rank == bands.POST and (other.order >= post.order or tried == _FURTHER):
@@ -219,7 +221,7 @@ class Compare(beam.DoFn):
             if alike < DUPLICATE:
                 continue
             if match is None or (rank == bands.EVALUATION and alike > match.similarity):
-                match = Match(post.order, post.name, _KINDS[rank], other.name, alike)
+                match = DuplicatePair(post.order, post.name, _KINDS[rank], other.name, alike)
             elif rank == bands.POST:
                 also.append(other.name)
         return match and match._replace(also=tuple(also))
@@ -233,17 +235,17 @@ class Compare(beam.DoFn):
 
     def _photo(self, where: typing.Any) -> _Seen:
         """The photo whose fingerprint lies there, as rows of bands have it."""
-        spot = spool.Spot(f"{where['file']:016x}", int(where["offset"]), _FIRST_READ)
-        if spot not in self.known:
-            packed = self.reader.read(spot)
+        location = spool.Location(f"{where['file']:016x}", int(where["offset"]), _FIRST_READ)
+        if location not in self.known:
+            packed = self.reader.read(location)
             size = _packed_ends(packed)[-1]
             if size > len(packed):
-                packed = self.reader.read(spot._replace(size=size))
-            self.known[spot] = _unpack(packed)
-        self.known.move_to_end(spot)
+                packed = self.reader.read(location._replace(size=size))
+            self.known[location] = _unpack(packed)
+        self.known.move_to_end(location)
         if len(self.known) > _KNOWN:
             self.known.popitem(last=False)
-        return self.known[spot]
+        return self.known[location]
 
 
 _HEAD = struct.Struct(f"<II{ORDER}s")  # bytes of the name, bytes of the keys, the order
@@ -355,7 +357,7 @@ def fingerprint_file(path: str, short_side: int) -> Fingerprint:
     return fingerprint(pictures.normalise_photo(files.read(path), short_side))
 
 
-def contact_sheet(
+def write_contact_sheet(
     path: str, pairs: Sequence[tuple[bytes, bytes, str]], columns: int = 4, size: int = 112
 ) -> None:
     """Draws pairs of photos side by side, each with a caption below.

@@ -17,7 +17,7 @@ import apache_beam as beam
 
 from hashvision.data import records
 from hashvision.duplicates import spool
-from hashvision.duplicates.search import Match
+from hashvision.duplicates.search import DuplicatePair
 from hashvision.prepare.reading import Photo
 from hashvision.sources.posts import MOST_TAGS
 
@@ -33,7 +33,7 @@ KEPT = "kept"
 class Link(typing.NamedTuple):
     """A post with a match, and the end of its chain as far as it is known."""
 
-    match: Match
+    match: DuplicatePair
     key: bytes  # of the post
     end: bytes  # key of the post at the end
     fate: str  # of the post at the end: KEPT, or the kind of its match; "" while this is open
@@ -83,7 +83,7 @@ class FollowChains(beam.PTransform):
         )
 
 
-def _link(match: Match) -> typing.Any:
+def _link(match: DuplicatePair) -> typing.Any:
     key = match.order[-16:]
     if match.kind == "duplicate":
         return Link(match, key, Photo.unpack(match.partner).key, "")
@@ -122,7 +122,7 @@ class Group(typing.NamedTuple):
     """Copies of a post, and what it takes over from them."""
 
     key: bytes  # of the post
-    copies: spool.Spot  # where `read` finds them
+    copies: spool.Location  # where `read` finds them
     tags: frozenset[str]
     words: frozenset[str]
 
@@ -181,7 +181,7 @@ class _WriteGroups(beam.DoFn):
         self.folder, self.keep_duplicates = folder, keep_duplicates
 
     def start_bundle(self) -> None:
-        self.writer = spool.Writer(self.folder)
+        self.writer = spool.SpoolWriter(self.folder)
 
     def finish_bundle(self) -> None:
         self.writer.close()
@@ -202,17 +202,17 @@ class _WriteGroups(beam.DoFn):
             circle = [own, *ending] if ending else []
             for told, copies in ((circle, circle), ([own], others), (others, [own])):
                 if told and copies:
-                    spot = self._write(copies)
-                    yield from (Group(p.key, spot, frozenset(), frozenset()) for p in told)
+                    location = self._write(copies)
+                    yield from (Group(p.key, location, frozenset(), frozenset()) for p in told)
 
-    def _write(self, copies: list[Photo]) -> spool.Spot:
+    def _write(self, copies: list[Photo]) -> spool.Location:
         rows = [(photo.id, photo.owner, photo.sha256.hex()) for photo in copies]
         return self.writer.write(json.dumps(rows).encode())
 
 
-def read(spooled: spool.Reader, photo: Photo) -> tuple[records.Copy, ...]:
+def read(spooled: spool.SpoolReader, photo: Photo) -> tuple[records.Copy, ...]:
     """The copies of a photo: the posts in its Groups without its own, in the order of ids."""
-    rows = {tuple(row) for spot in photo.copies for row in json.loads(spooled.read(spot))}
+    rows = {tuple(row) for location in photo.copies for row in json.loads(spooled.read(location))}
     return tuple(
         records.Copy(name, owner, bytes.fromhex(sha256))
         for name, owner, sha256 in sorted(rows)

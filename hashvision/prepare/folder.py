@@ -135,7 +135,7 @@ def finish(
             f" {settings['posts']}; run prepare again, without --direct_running_mode"
         )
     if summary.pairs:
-        once.contact_sheet(f"{folder}/{DUPLICATES}.png", folder, summary.pairs)
+        once.write_duplicate_pairs(f"{folder}/{DUPLICATES}.png", folder, summary.pairs)
     storage.remove_folder(f"{folder}/{spool.FOLDER}")
     classes = summary.vocabulary["classes"]
     class_counts = np.array([entry["count"] for entry in classes], np.int64)
@@ -243,7 +243,7 @@ def make_staging(output: str) -> AbstractContextManager[str]:
       UserError: another `prepare` holds the lock, or the output holds other things than a dataset.
       OSError: the folder cannot be written.
     """
-    return staging.beside(output, _is_of_staging, _check)
+    return staging.staging_folder(output, _is_of_staging, _check)
 
 
 def _is_of_output(path: str) -> bool:
@@ -263,7 +263,7 @@ def _check(output: str) -> None:
     if not folders and not files:
         return
     marked = MANIFEST in files and dataset.is_manifest(storage.read(f"{output}/{MANIFEST}"))
-    stranger = staging.foreign(output, _is_of_output)
+    stranger = staging.first_foreign_path(output, _is_of_output)
     if not marked and _REPLACING not in files:
         raise UserError(
             f"The output {output} exists and is not a hashvision dataset: it holds"

@@ -78,12 +78,12 @@ class WriteShard(beam.DoFn):
         shard, labelled = element
         unpacked = ((Photo.unpack(photo), labels) for photo, labels in labelled)
         ordered = sorted(unpacked, key=lambda pair: pair[0].order)
-        spooled = spool.Reader(f"{self.output}/{spool.FOLDER}")
+        spooled = spool.SpoolReader(f"{self.output}/{spool.FOLDER}")
         rows = (
             records.Record(
                 id=photo.id,
                 owner=photo.owner,
-                image=spooled.read(photo.spot),
+                image=spooled.read(photo.location),
                 labels=labels,
                 sha256=photo.sha256,
                 copies=copies.read(spooled, photo),
@@ -288,7 +288,7 @@ def build(
     ).with_outputs("dropped", main="photos")
     shards = pvalue.AsSingleton(
         labelled.photos
-        | "Sizes" >> beam.Map(lambda pair: (1, pair[0].spot.size))
+        | "Sizes" >> beam.Map(lambda pair: (1, pair[0].location.size))
         | "TotalSize" >> beam.CombineGlobally(_sum_pairs)
         | "CountShards" >> beam.Map(count_shards, shard_bytes)
     )

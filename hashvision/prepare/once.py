@@ -52,7 +52,7 @@ class FingerprintFiles(beam.DoFn):
         yield order, element, print_
 
 
-def place(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
+def join_input(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
     """A post's place in the join: of copies the oldest is kept, undated ones last."""
     photo, print_ = element
     # The first 8 bytes tell posts of one date apart, too.
@@ -62,7 +62,7 @@ def place(element: tuple[Photo, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
     return order, photo.pack().decode(), print_
 
 
-def place_removed(element: tuple[int, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
+def removed_join_input(element: tuple[int, Fingerprint]) -> tuple[bytes, str, Fingerprint]:
     """A removed photo's place in the join, which has no name for it."""
     offset, print_ = element
     return offset.to_bytes(8, "big").ljust(search.ORDER, b"\0"), "", print_
@@ -119,9 +119,9 @@ class Once(beam.PTransform):
         found, buckets = input_or_inputs, self.parts * BUCKETS
         links = (
             {
-                "posts": found["fingerprints"] | "Place" >> beam.Map(place),
+                "posts": found["fingerprints"] | "Place" >> beam.Map(join_input),
                 "evaluation": found["evaluation"],
-                "removed": found["removed"] | "PlaceRemoved" >> beam.Map(place_removed),
+                "removed": found["removed"] | "PlaceRemoved" >> beam.Map(removed_join_input),
             }
             | "FindDuplicates" >> search.FindDuplicates(self.folder, self.parts)
             | "FollowChains" >> copies.FollowChains(buckets)
@@ -152,29 +152,29 @@ class Once(beam.PTransform):
         return {"photos": chosen.photos, "dropped": chosen.dropped, "matches": matches}
 
 
-def _shown(match: search.Match) -> tuple[str, str]:
+def _shown(match: search.DuplicatePair) -> tuple[str, str]:
     """The post and the photo it shows as [name, place] in JSON, of a file or in the spool."""
     names = []
     for name, is_post in ((match.name, True), (match.partner, match.kind == "duplicate")):
         if is_post:
             photo = Photo.unpack(name)
-            name = json.dumps([photo.id, *photo.spot])
+            name = json.dumps([photo.id, *photo.location])
         names.append(name)
     return names[0], names[1]
 
 
-def row(match: search.Match) -> tuple[str, str, str, str]:
+def row(match: search.DuplicatePair) -> tuple[str, str, str, str]:
     """What stands of a match in duplicates-*.csv: FIELDS."""
     post, partner = (json.loads(name)[0] for name in _shown(match))
     return post, REASON[match.kind], partner, f"{match.similarity:.4f}"
 
 
-def pair(match: search.Match) -> tuple[float, str, str, str]:
+def pair(match: search.DuplicatePair) -> tuple[float, str, str, str]:
     """What the contact sheet needs of a match, the least alike first."""
     return -match.similarity, match.kind, *_shown(match)
 
 
-def contact_sheet(path: str, staging: str, pairs: Sequence[Sequence[typing.Any]]) -> None:
+def write_duplicate_pairs(path: str, staging: str, pairs: Sequence[Sequence[typing.Any]]) -> None:
     """Draws pairs of photos that were taken for the same.
 
     Args:
@@ -182,15 +182,15 @@ def contact_sheet(path: str, staging: str, pairs: Sequence[Sequence[typing.Any]]
       staging: folder in which the spool lies.
       pairs: as `pair` makes them.
     """
-    reader = spool.Reader(f"{staging}/{spool.FOLDER}")
+    reader = spool.SpoolReader(f"{staging}/{spool.FOLDER}")
 
     def picture(name: str) -> bytes:
         _, *where = json.loads(name)
         if len(where) == 1:
             return search.files.read(where[0])
-        return reader.read(spool.Spot(*where))
+        return reader.read(spool.Location(*where))
 
-    search.contact_sheet(
+    search.write_contact_sheet(
         path,
         [
             (

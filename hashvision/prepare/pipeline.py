@@ -33,7 +33,7 @@ from hashvision.data import removals as removal_list
 from hashvision.duplicates import search
 from hashvision.errors import UserError
 from hashvision.prepare import folder, graph
-from hashvision.prepare.staging import place
+from hashvision.prepare.staging import resolve_output
 from hashvision.tags.wordnet import load_wordnet
 
 RANGE_BYTES = 16 * 2**20  # of the dump, to one worker at a time
@@ -105,7 +105,7 @@ def prepare(
     posts = storage.absolute(posts)
     images = os.path.dirname(posts) if images is None else storage.absolute(images)
     inputs = filter(None, (posts, images, wordnet, removals, *evaluation_sets))
-    output = place(output, map(storage.absolute, inputs))
+    output = resolve_output(output, map(storage.absolute, inputs))
     ranges = _ranges(posts)
     if not storage.is_folder(images):
         raise UserError(f"the images' folder {images} does not exist; give it with --images")
@@ -122,7 +122,7 @@ def prepare(
         if lexicon is None:
             print("prepare: no WordNet file (--wordnet), so tags are merged by spelling only")
         with (
-            _as_it_was_raised(output),
+            reraise_step_errors(output),
             _surroundings(options),
             _no_worker_is_waited_for_that_has_ended(),
             beam.Pipeline(runner=_runner(options), options=options) as pipeline,
@@ -272,7 +272,7 @@ def _runner(options: PipelineOptions) -> typing.Any:
 
 
 @contextlib.contextmanager
-def _as_it_was_raised(output: str) -> Iterator[None]:
+def reraise_step_errors(output: str) -> Iterator[None]:
     """Raises again what the graph's steps raised, of which Beam hands on the text alone.
 
     These are UserErrors, OSErrors and KeyboardInterrupts; all else stays as Beam has it.

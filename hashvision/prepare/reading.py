@@ -41,8 +41,8 @@ class Photo(typing.NamedTuple):
     tags: tuple[str, ...]  # folded, sorted, each once
     words: tuple[str, ...]  # the same of the rest of the text
     sha256: bytes  # of the file as it was posted
-    spot: spool.Spot
-    copies: tuple[spool.Spot, ...] = ()  # where the posts lie that show it too
+    location: spool.Location
+    copies: tuple[spool.Location, ...] = ()  # where the posts lie that show it too
 
     @property
     def key(self) -> bytes:
@@ -57,7 +57,7 @@ class Photo(typing.NamedTuple):
     @classmethod
     def unpack(cls, packed: bytes | str) -> "Photo":
         """The photo that was packed."""
-        order, name, owner, when, tags, words, sha256, spot, copies = json.loads(packed)
+        order, name, owner, when, tags, words, sha256, location, copies = json.loads(packed)
         return cls(
             (order[0], order[1]),
             name,
@@ -66,8 +66,8 @@ class Photo(typing.NamedTuple):
             tuple(tags),
             tuple(words),
             bytes.fromhex(sha256),
-            spool.Spot(*spot),
-            tuple(spool.Spot(*each) for each in copies),
+            spool.Location(*location),
+            tuple(spool.Location(*each) for each in copies),
         )
 
 
@@ -90,7 +90,7 @@ class ReadLines(beam.DoFn):
                     lines = 0
                 first, last, lines = offset if not lines else first, offset, lines + 1
                 try:
-                    state = states.of(posts.parse(line or b""), offset, first)
+                    state = states.state_of(posts.parse(line or b""), offset, first)
                 except Dropped:
                     continue
                 yield pvalue.TaggedOutput("states", state)
@@ -118,7 +118,7 @@ class ReadPosts(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Begins a file for the bundle's photos."""
-        self.writer = spool.Writer(self.folder)
+        self.writer = spool.SpoolWriter(self.folder)
 
     def finish_bundle(self) -> None:
         """Ends it: what reads the photos waits for the bundle."""
@@ -187,7 +187,7 @@ class ReadPosts(beam.DoFn):
             tags=tuple(sorted(tags)),
             words=tuple(sorted(set(hashtags.words(post.text)))),
             sha256=digest,
-            spot=self.writer.write(image),
+            location=self.writer.write(image),
         )
         yield photo
         yield pvalue.TaggedOutput("fingerprints", (photo, fingerprint(image)))

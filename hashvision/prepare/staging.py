@@ -21,7 +21,7 @@ _MOUNTS = "/proc/self/mountinfo"
 IsOwn = Callable[[str], bool]
 
 
-def place(output: str, inputs: Iterable[str] = ()) -> str:
+def resolve_output(output: str, inputs: Iterable[str] = ()) -> str:
     """The folder that an output names: absolute, and of a link the one it leads to.
 
     Args:
@@ -76,7 +76,7 @@ def _mounts() -> set[str]:
 
 
 @contextlib.contextmanager
-def beside(output: str, is_own: IsOwn, check: Callable[[str], None]) -> Iterator[str]:
+def staging_folder(output: str, is_own: IsOwn, check: Callable[[str], None]) -> Iterator[str]:
     """Holds the output's lock and makes an empty folder beside it; what stays of that goes.
 
     What runs that were killed left there is cleared away first: under the lock all of them are
@@ -118,7 +118,7 @@ def _clear_away(output: str, is_own: IsOwn) -> None:
             remove(path, is_own)
 
 
-def foreign(folder: str, is_own: IsOwn) -> str | None:
+def first_foreign_path(folder: str, is_own: IsOwn) -> str | None:
     """The first path in a folder, relative to it, that this program did not write."""
     for path, folders, files in storage.walk(folder):
         below = path[len(folder) + 1 :]

@@ -26,7 +26,7 @@ class State(typing.NamedTuple):
         return _PACKED.pack(*self)
 
 
-def of(post: Post, offset: int, chunk: int) -> State:
+def state_of(post: Post, offset: int, chunk: int) -> State:
     """The state of the post on the line at `offset`."""
     when = dates.sortable(post.created_at)
     key = records.id_hash(post.id).to_bytes(8, "big")

@@ -58,7 +58,7 @@ _FREQUENCY = 9.0 ** -np.linspace(0, 1, len(KINDS))
 _FREQUENCY /= _FREQUENCY.sum()
 
 
-class Post(NamedTuple):
+class DrawnPost(NamedTuple):
     """One drawn post, before its picture is drawn.
 
     Attributes:
@@ -125,7 +125,7 @@ def _kinds_of(seed: int, number: int) -> tuple[str, ...]:
     return tuple(KINDS[index] for index in chosen)
 
 
-def plan_post(seed: int, number: int) -> Post:
+def plan_post(seed: int, number: int) -> DrawnPost:
     """Decides all of a post but its pixels.
 
     Args:
@@ -137,7 +137,7 @@ def plan_post(seed: int, number: int) -> Post:
     rng = _rng(seed, _TEXT, number)
     caption, tags = captions.write_caption(rng, kinds), captions.write_tags(rng, kinds)
     created = datetime(2016, 1, 1) + timedelta(minutes=int(rng.integers(3 * 365 * 24 * 60)))
-    return Post(
+    return DrawnPost(
         number=number,
         source=source,
         kinds=kinds,
@@ -160,7 +160,7 @@ def _quality(rng: np.random.Generator) -> int:
     return int(rng.integers(60, 95))
 
 
-def draw_post(seed: int, post: Post, size: int) -> bytes:
+def draw_post(seed: int, post: DrawnPost, size: int) -> bytes:
     """Draws a post's picture.
 
     A repost is the same bytes as its source's or, as often, these encoded once more.
@@ -181,7 +181,7 @@ def draw_post(seed: int, post: Post, size: int) -> bytes:
     return photo
 
 
-def _draw_posts(seed: int, posts: Sequence[Post], size: int) -> Iterator[bytes]:
+def _draw_posts(seed: int, posts: Sequence[DrawnPost], size: int) -> Iterator[bytes]:
     draw = functools.partial(draw_post, seed, size=size)
     if len(posts) < MANY:
         yield from map(draw, posts)
@@ -269,7 +269,7 @@ def write(
     ):
         if number < least:
             raise UserError(f"drawn posts: {name} is {number}; make it {least} or more.")
-    output = staging.place(os.fspath(output))
+    output = staging.resolve_output(os.fspath(output))
     if storage.is_remote(output):
         raise UserError(f"drawn posts: {output} is not a folder of this machine; give one.")
     with staging.beside(output, _is_own, _check) as made:
@@ -292,7 +292,7 @@ def _check(output: str) -> None:
         )
 
 
-def contact_sheet(path: str | Path, columns: int = 6, size: int = 96, seed: int = 0) -> None:
+def draw_contact_sheet(path: str | Path, columns: int = 6, size: int = 96, seed: int = 0) -> None:
     """Draws samples of every kind, a row each, and below them posts with several objects.
 
     Args:

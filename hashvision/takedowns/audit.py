@@ -28,7 +28,7 @@ _NO_COPIES = (
 )
 
 
-class Inside(typing.NamedTuple):
+class DatasetAudit(typing.NamedTuple):
     """What a dataset still holds."""
 
     source: datasets.Dataset
@@ -91,7 +91,7 @@ class Inside(typing.NamedTuple):
         return json.dumps({**found, "removals": lines}, indent=1)
 
 
-class Photo(typing.NamedTuple):
+class RemovedRecord(typing.NamedTuple):
     """What checkpoints saw of one removed record."""
 
     source: datasets.Dataset
@@ -99,20 +99,20 @@ class Photo(typing.NamedTuple):
     shown: replay.Shown
 
 
-class Seen(typing.NamedTuple):
+class RunAudit(typing.NamedTuple):
     """What the checkpoints of a run saw."""
 
     workdir: str
     init_from: str
     listed: Sequence[removals.Removal]
     checkpoints: list[int]  # steps, ascending
-    photos: list[Photo]  # those the list names, by how often they were shown
+    records: list[RemovedRecord]  # those the list names, by how often they were shown
     sources: list[datasets.Dataset]  # that it was given
 
     @property
     def code(self) -> int:
         """Exit code: 1 where a checkpoint saw any."""
-        return int(any(photo.shown.first for photo in self.photos))
+        return int(any(photo.shown.first for photo in self.records))
 
     def table(self) -> str:
         """The lines that are printed."""
@@ -121,16 +121,16 @@ class Seen(typing.NamedTuple):
             lines.append(f"{self.workdir} holds no checkpoint that could have seen any.")
         elif not self.code:
             lines.append(
-                f"{given}, {len(self.photos):,} are on the list; no checkpoint saw any of them."
+                f"{given}, {len(self.records):,} are on the list; no checkpoint saw any of them."
                 " `train --removals` keeps it so."
             )
         else:
-            lines += [f"{given}, {len(self.photos):,} are on the list.", "", *self._checkpoints()]
+            lines += [f"{given}, {len(self.records):,} are on the list.", "", *self._checkpoints()]
             lines += ["", *self._seen(), "", "Weights do not forget. " + self._remedy()]
-        if any(photo.lines[number] for photo in self.photos for number in photo.lines):
+        if any(photo.lines[number] for photo in self.records for number in photo.lines):
             lines.append(_COPIES)
         if self.checkpoints:
-            named = {number for photo in self.photos for number in photo.lines}
+            named = {number for photo in self.records for number in photo.lines}
             missed = [line for number, line in enumerate(self.listed) if number not in named]
             lines.append(removals.nothing_matched(missed, len(self.listed), "what it was given"))
         for source in self.sources:
@@ -141,7 +141,7 @@ class Seen(typing.NamedTuple):
         return "\n".join(lines)
 
     def _checkpoints(self) -> list[str]:
-        times = np.array([photo.shown.times for photo in self.photos])
+        times = np.array([photo.shown.times for photo in self.records])
         rows = [["checkpoint", "removed records seen", "times in all"]]
         for step, column in zip(self.checkpoints, times.T, strict=True):
             rows.append([f"{n:,}" for n in (step, np.count_nonzero(column), column.sum())])
@@ -149,7 +149,7 @@ class Seen(typing.NamedTuple):
 
     def _seen(self) -> list[str]:
         rows = [["kind", "value", "reason", "shard:position", "shown", "first step", "last step"]]
-        for source, lines, shown in self.photos:
+        for source, lines, shown in self.records:
             if shown.first:
                 first = min(lines, key=lambda number: (lines[number], number))
                 place = _place(source, shown.position, lines[first])
@@ -158,7 +158,7 @@ class Seen(typing.NamedTuple):
         return _aligned(rows, right=(4, 5, 6))
 
     def _remedy(self) -> str:
-        first = min(photo.shown.first for photo in self.photos if photo.shown.first)
+        first = min(photo.shown.first for photo in self.records if photo.shown.first)
         free = max((step for step in self.checkpoints if step < first), default=None)
         again = f"from the start, into a new --workdir: none here is from before step {first:,},"
         if free is not None:
@@ -186,13 +186,13 @@ class Seen(typing.NamedTuple):
                 "first_step": shown.first or None,
                 "last_step": shown.last or None,
             }
-            for source, lines, shown in self.photos
+            for source, lines, shown in self.records
         ]
         found = {"workdir": self.workdir, "init_from": self.init_from}
         return json.dumps({**found, "checkpoints": self.checkpoints, "records": photos}, indent=1)
 
 
-def dataset(path: str, listed: removals.RemovalList) -> Inside:
+def audit_dataset(path: str, listed: removals.RemovalList) -> DatasetAudit:
     """What of a removal list a dataset folder still holds.
 
     Reads the index once, shard by shard: 2 s of one core for 10 million records.
@@ -201,10 +201,12 @@ def dataset(path: str, listed: removals.RemovalList) -> Inside:
       UserError: the folder is no dataset, or its key is not at hand.
     """
     source = datasets.load(path)
-    return Inside(source, listed.lines, replay.named(source, listed.lines, source.names(listed)))
+    return DatasetAudit(
+        source, listed.lines, replay.named(source, listed.lines, source.names(listed))
+    )
 
 
-def whole(path: str) -> str:
+def verify_dataset(path: str) -> str:
     """Compares every byte of a dataset folder with what its manifest says; tells what it found.
 
     Raises:
@@ -219,7 +221,7 @@ def whole(path: str) -> str:
     return told
 
 
-def run(workdir: str, listed: removals.RemovalList, given: str | None = None) -> Seen:
+def audit_run(workdir: str, listed: removals.RemovalList, given: str | None = None) -> RunAudit:
     """How often the checkpoints of a run were shown what a removal list names: exact counts.
 
     See `replay.shown` for how, and what it costs. A photo that lay in two datasets of different
@@ -250,12 +252,14 @@ def run(workdir: str, listed: removals.RemovalList, given: str | None = None) ->
             f"{workdir}/config.json is not as `train` leaves it ({type(error).__name__}: {error});"
             " copy it again from where the run was."
         ) from None
-    stretches = _stretches(workdir, checkpoints[-1], given) if checkpoints else []
+    intervals = _intervals(workdir, checkpoints[-1], given) if checkpoints else []
     faults = reader.Faults(workdir).history
-    sources = [*{id(stretch.source): stretch.source for stretch in stretches}.values()]
-    photos: dict[tuple[str | None, int], Photo] = {}  # by the post's id, whichever dataset held it
+    sources = [*{id(interval.source): interval.source for interval in intervals}.values()]
+    photos: dict[
+        tuple[str | None, int], RemovedRecord
+    ] = {}  # by the post's id, whichever dataset held it
     for source in sources:
-        own = [stretch for stretch in stretches if stretch.source is source]
+        own = [interval for interval in intervals if interval.source is source]
         names = source.names(listed)
         found = replay.named(source, listed.lines, names)
         positions = np.array(sorted(found), np.int64)
@@ -263,17 +267,17 @@ def run(workdir: str, listed: removals.RemovalList, given: str | None = None) ->
             name, lines = (names.key.id, shown.name), found[shown.position]
             before = photos.get(name)
             if before:
-                shown = replay.both(before.shown, shown)
+                shown = replay.merge(before.shown, shown)
                 lines = {
                     n: before.lines.get(n, True) and lines.get(n, True)
                     for n in before.lines | lines
                 }
-            photos[name] = Photo(source, lines, shown)
+            photos[name] = RemovedRecord(source, lines, shown)
     ordered = sorted(photos.values(), key=lambda p: (-p.shown.times[-1], p.shown.position))
-    return Seen(workdir, init_from, listed.lines, checkpoints, ordered, sources)
+    return RunAudit(workdir, init_from, listed.lines, checkpoints, ordered, sources)
 
 
-def _stretches(workdir: str, end: int, given: str | None) -> list[replay.Stretch]:
+def _intervals(workdir: str, end: int, given: str | None) -> list[replay.Interval]:
     folder, manifest = workdirs.seen(workdir)
     last = {
         "dataset": folder,
@@ -296,7 +300,7 @@ def _stretches(workdir: str, end: int, given: str | None) -> list[replay.Stretch
         )
     ends = [*(start["step"] for start in starts[1:]), end]
     return [
-        replay.Stretch(start["step"], stop, _barred(start), opened[start["fingerprint"]])
+        replay.Interval(start["step"], stop, _barred(start), opened[start["fingerprint"]])
         for start, stop in zip(starts, ends, strict=True)
     ]
 

@@ -20,7 +20,7 @@ from hashvision.data.dataset import Dataset
 _ITEMS = 1 << 20
 
 
-class Stretch(typing.NamedTuple):
+class Interval(typing.NamedTuple):
     """Steps first to last, from 0, of one list and one dataset."""
 
     first: int
@@ -68,7 +68,7 @@ def named(source: Dataset, lines: Sequence[removals.Removal], names: removals.Na
 
 
 def shown(
-    stretches: Sequence[Stretch],
+    intervals: Sequence[Interval],
     options: dict[str, typing.Any],
     faults: Sequence[reader.Fault],
     checkpoints: Sequence[int],
@@ -77,16 +77,16 @@ def shown(
     """How often records of one dataset were shown up to each checkpoint.
 
     Args:
-      stretches: of the run, those on that dataset, at least one.
+      intervals: of the run, those on that dataset, at least one.
       options: of stream.Stream, but for the host and what is removed.
       faults: of the run, in the order of steps.
-      checkpoints: ascending, the steps up to which to count; no stretch goes beyond the last.
+      checkpoints: ascending, the steps up to which to count; no interval goes beyond the last.
       positions: int (N,), of the records, ascending.
 
     Raises:
       UserError: no stream has such options.
     """
-    source = stretches[0].source
+    source = intervals[0].source
     bounds = stream.lane_bounds(len(source), options["lanes"])
     broken: dict[int, list[reader.Fault]] = collections.defaultdict(list)
     for fault in faults:
@@ -101,10 +101,10 @@ def shown(
         own = positions[(positions >= photos.first) & (positions < photos.last)]
         times = np.zeros((len(own), len(checkpoints)), np.int64)
         first, last = np.full(len(own), np.iinfo(np.int64).max), np.zeros(len(own), np.int64)
-        for stretch in stretches:
-            hits = stretch.removed.hits(photos.first, rows, copies)
+        for interval in intervals:
+            hits = interval.removed.hits(photos.first, rows, copies)
             removed = removals.marks(hits, photos.first, len(rows))
-            for begin, end, barred in _barred(photos, stretch, removed, broken[lane], checkpoints):
+            for begin, end, barred in _barred(photos, interval, removed, broken[lane], checkpoints):
                 if barred[own - photos.first].all():
                     continue
                 photos.unbar()
@@ -123,14 +123,14 @@ def shown(
 
 def _barred(
     photos: stream.Stream,
-    stretch: Stretch,
+    interval: Interval,
     removed: np.ndarray,
     faults: Sequence[reader.Fault],
     checkpoints: Sequence[int],
 ) -> Iterable[tuple[int, int, np.ndarray]]:
     """(first step, last, bool (records of the lane,)): what was not shown when."""
-    cuts = {stretch.first, stretch.last, *checkpoints, *(fault.step for fault in faults)}
-    cuts = sorted(cut for cut in cuts if stretch.first <= cut <= stretch.last)
+    cuts = {interval.first, interval.last, *checkpoints, *(fault.step for fault in faults)}
+    cuts = sorted(cut for cut in cuts if interval.first <= cut <= interval.last)
     for begin, end in itertools.pairwise(cuts):
         known = {(f.record, f.records): f for f in faults if f.step <= begin}
         barred = removed.copy()
@@ -153,7 +153,7 @@ def _counted(
         yield place[hit], first + hit // photos.host_batch + 1
 
 
-def both(one: Shown, other: Shown) -> Shown:
+def merge(one: Shown, other: Shown) -> Shown:
     """How often a record was shown that came in two datasets."""
     return other._replace(
         times=one.times + other.times,

@@ -273,7 +273,7 @@ def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
         assert found.accumulate == 4 and found.optimizer.average == 0.0
         assert found.data.crops == ((1, 96, 0.2, 1.0),)
     else:
-        assert audit.run(str(tmp_path / "run"), removals.RemovalList()).checkpoints == []
+        assert audit.audit_run(str(tmp_path / "run"), removals.RemovalList()).checkpoints == []
 
 
 def printed(capsys, recipe, *overrides):

@@ -12,7 +12,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from hashvision.data import records
 from hashvision.duplicates import spool
-from hashvision.duplicates.search import Match
+from hashvision.duplicates.search import DuplicatePair
 from hashvision.prepare import copies, once
 from hashvision.prepare.reading import Photo
 
@@ -28,7 +28,7 @@ def photo(number: int) -> Photo:
         tags=(f"tag{number}", "both"),
         words=(f"word{number}",),
         sha256=hashlib.sha256(name.encode()).digest(),
-        spot=spool.Spot("file", number, 1),
+        location=spool.Location("file", number, 1),
     )
 
 
@@ -40,7 +40,7 @@ def copy_of(number: int) -> records.Copy:
 PACKED = [photo(number).pack().decode() for number in range(300)]
 
 
-def forest(seed: int) -> list[Match]:
+def forest(seed: int) -> list[DuplicatePair]:
     """Matches of most of 300 posts with posts before them: stars, short chains, and a slow film."""
     generator = random.Random(seed)
     matches = []
@@ -53,13 +53,13 @@ def forest(seed: int) -> list[Match]:
             partner = {"leak": '["x", "/x"]', "removed": ""}.get(kind, PACKED[before])
             also = {generator.randrange(number) for _ in range(generator.randrange(3))} - {before}
             also = tuple(PACKED[each] for each in sorted(also))
-            order, *_ = once.place((photo(number), None))
-            matches.append(Match(order, PACKED[number], kind, partner, 0.97, also))
+            order, *_ = once.join_input((photo(number), None))
+            matches.append(DuplicatePair(order, PACKED[number], kind, partner, 0.97, also))
     generator.shuffle(matches)
     return matches
 
 
-def run(folder: pathlib.Path, matches: list[Match], keep_duplicates: bool):
+def run(folder: pathlib.Path, matches: list[DuplicatePair], keep_duplicates: bool):
     """What FollowChains makes of matches: {post: (end, fate)}, and GroupCopies of that.
 
     The latter as {post: (copies, tags)}.
@@ -93,19 +93,19 @@ def run(folder: pathlib.Path, matches: list[Match], keep_duplicates: bool):
     links = json.loads((folder / "links").read_text())
     assert len(links) == len(matches)
     groups = {}
-    for key, spot, texts in json.loads((folder / "groups").read_text()):
-        spots, before = groups.get(numbers[key], ((), set()))
-        groups[numbers[key]] = (*spots, spool.Spot(*spot)), before | {*texts}
-    reader = spool.Reader(str(folder / "spool"))
+    for key, location, texts in json.loads((folder / "groups").read_text()):
+        locations, before = groups.get(numbers[key], ((), set()))
+        groups[numbers[key]] = (*locations, spool.Location(*location)), before | {*texts}
+    reader = spool.SpoolReader(str(folder / "spool"))
     told = {
-        number: (copies.read(reader, photo(number)._replace(copies=spots)), texts)
-        for number, (spots, texts) in groups.items()
+        number: (copies.read(reader, photo(number)._replace(copies=locations)), texts)
+        for number, (locations, texts) in groups.items()
     }
     reader.close()
     return {numbers[key]: (numbers[end], fate) for key, end, fate in links}, told
 
 
-def plain(matches: list[Match]):
+def plain(matches: list[DuplicatePair]):
     """The same ends and fates, one step after the other; and who shows whom besides."""
     posts = {packed: number for number, packed in enumerate(PACKED)}
     found = {posts[match.name]: match for match in matches}
@@ -153,7 +153,9 @@ def test_where_duplicates_are_kept_each_is_told_of_all(tmp_path):
 
 def test_of_a_picture_that_many_posted_only_the_commonest_tags_are_taken_over(tmp_path):
     matches = [
-        Match(once.place((photo(number), None))[0], PACKED[number], "duplicate", PACKED[0], 0.97)
+        DuplicatePair(
+            once.join_input((photo(number), None))[0], PACKED[number], "duplicate", PACKED[0], 0.97
+        )
         for number in range(1, 300)
     ]
     _, told = run(tmp_path, matches, keep_duplicates=False)

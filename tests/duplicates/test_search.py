@@ -25,7 +25,7 @@ from hashvision.duplicates.fingerprints import (
     Fingerprint,
     fingerprint,
 )
-from hashvision.duplicates.search import FindDuplicates, Match
+from hashvision.duplicates.search import FindDuplicates, DuplicatePair
 from hashvision.errors import UserError
 from hashvision.sources.reasons import Dropped
 from hashvision.synthetic import draw
@@ -217,7 +217,7 @@ def find(
     posts: list[Row],
     evaluation: Sequence[Row] = (),
     removed: Sequence[Fingerprint] = (),
-) -> list[Match]:
+) -> list[DuplicatePair]:
     """Runs the join; every element is a bundle of its own order's making."""
     path = folder / "matches.json"
 
@@ -237,7 +237,7 @@ def find(
         } | FindDuplicates(str(folder / "spool"), parts=3)
         _ = matches | beam.combiners.ToList() | beam.Map(write)
     found = [
-        Match(bytes(order), *rest, tuple(also))
+        DuplicatePair(bytes(order), *rest, tuple(also))
         for order, *rest, also in json.loads(path.read_text())
     ]
     shutil.rmtree(folder / "spool")
@@ -305,7 +305,7 @@ def test_a_leak_names_the_evaluation_photo_it_resembles_most(tmp_path, photos):
     cropped = fingerprint(edits.EDITS["cropped"](edits.decode(photos[0][0]), rng))
     evaluation = [((1,), "a", cropped), ((2,), "b", photos[0][1])]
     (match,) = find(tmp_path, [((1,), "post", photos[0][1])], evaluation)
-    assert match == Match(order_of((1,)), "post", "leak", "b", 1.0)
+    assert match == DuplicatePair(order_of((1,)), "post", "leak", "b", 1.0)
 
 
 def test_of_a_chain_the_first_is_kept(tmp_path, photos):
@@ -412,13 +412,13 @@ def test_fingerprints_of_evaluation_files_of_any_kind_and_size(tmp_path, photos)
 def test_contact_sheet_shows_all_pairs(tmp_path):
     red, blue = (edits.encode(Image.new("RGB", (40, 20), name)) for name in ("red", "blue"))
     path = str(tmp_path / "sheet.png")
-    search.contact_sheet(path, [(red, blue, "p1 is p2, duplicate 0.98")] * 5, columns=2)
+    search.write_contact_sheet(path, [(red, blue, "p1 is p2, duplicate 0.98")] * 5, columns=2)
     sheet = np.asarray(Image.open(path).convert("RGB"))
     reds = (sheet[..., 0] > 200) & (sheet[..., 2] < 60)
     blues = (sheet[..., 2] > 200) & (sheet[..., 0] < 60)
     assert reds.sum() == pytest.approx(5 * 112 * 56, rel=0.02)
     assert blues.sum() == pytest.approx(5 * 112 * 56, rel=0.02)
-    search.contact_sheet(path, [])
+    search.write_contact_sheet(path, [])
 
 
 @pytest.mark.realdata
@@ -447,5 +447,5 @@ def test_real_photos(shared_data):
 def test_the_sheet_is_written_for_pictures_of_any_shape(tmp_path):
     shapes = [edits.encode(Image.new("L", size)) for size in ((1, 300), (300, 1), (5, 5))]
     path = tmp_path / "sheet.png"
-    search.contact_sheet(str(path), [(shapes[0], shapes[1], "x" * 500 + "\nyé")])
+    search.write_contact_sheet(str(path), [(shapes[0], shapes[1], "x" * 500 + "\nyé")])
     assert Image.open(io.BytesIO(path.read_bytes())).format == "PNG"

@@ -247,7 +247,7 @@ def test_an_error_in_a_step_is_what_it_was(tmp_path):
         ),
         ("KeyError: 28\nValueError: [Errno x] no", RuntimeError, "Errno x"),
     ):
-        with pytest.raises(kind, match=words), pipeline._as_it_was_raised("the set"):
+        with pytest.raises(kind, match=words), pipeline.reraise_step_errors("the set"):
             raise RuntimeError(told)
 
 
@@ -298,7 +298,7 @@ def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch):
     for output in (mounted, bound):
         with pytest.raises(UserError, match=f"{output} is a mount point.*{output}/dataset"):
             pipeline.prepare("absent.jsonl", str(output), images=str(tmp_path))
-    assert staging.place(str(mounted / "set")) == str(mounted / "set")
+    assert staging.resolve_output(str(mounted / "set")) == str(mounted / "set")
 
 
 # What runs it

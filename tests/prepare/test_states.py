@@ -8,7 +8,7 @@ from hashvision.sources.posts import Post
 
 def line(post_id: str, offset: int, created_at: str = "", visibility: str = "public") -> bytes:
     post = Post(post_id, None, "", "", visibility, created_at)
-    return states.of(post, offset, offset // 100).pack()
+    return states.state_of(post, offset, offset // 100).pack()
 
 
 def found(lines: list[bytes]) -> dict[int, str]:

@@ -69,7 +69,7 @@ def dump(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def planned() -> list[draw.Post]:
+def planned() -> list[draw.DrawnPost]:
     return [draw.plan_post(0, number) for number in range(3000)]
 
 
@@ -297,8 +297,8 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_contact_sheet(tmp_path):
-    draw.contact_sheet(tmp_path / "one.png", columns=2, size=48)
-    draw.contact_sheet(tmp_path / "two.png", columns=2, size=48)
+    draw.draw_contact_sheet(tmp_path / "one.png", columns=2, size=48)
+    draw.draw_contact_sheet(tmp_path / "two.png", columns=2, size=48)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     with Image.open(tmp_path / "one.png") as sheet:
         assert sheet.format == "PNG"

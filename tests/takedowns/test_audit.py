@@ -147,7 +147,7 @@ def audited(seen, checkpoint):
     column = seen.checkpoints.index(checkpoint)
     return {
         photo.shown.position: int(photo.shown.times[column])
-        for photo in seen.photos
+        for photo in seen.records
         if photo.shown.times[column]
     }
 
@@ -156,9 +156,9 @@ def agree(run, seen, named=NAMED):
     for checkpoint in seen.checkpoints:
         whole = replayed(run, checkpoint, named)
         assert audited(seen, checkpoint) == {record: count[0] for record, count in whole.items()}
-    spans = {p.shown.position: (p.shown.first, p.shown.last) for p in seen.photos if p.shown.first}
+    spans = {p.shown.position: (p.shown.first, p.shown.last) for p in seen.records if p.shown.first}
     assert spans == {record: found[1:] for record, found in whole.items()}
-    assert {photo.shown.position for photo in seen.photos} == named
+    assert {photo.shown.position for photo in seen.records} == named
 
 
 @pytest.mark.parametrize("objective", ["swav", "hashtag"])
@@ -181,9 +181,9 @@ def test_counts_are_those_of_every_step_replayed(
     run.go(31, 52, removed=listed(("owner", "u3"), ("owner", "u1")), broken=faults(31, 52))
     run.go(52, 60, removed=listed(("owner", "u1")), hosts=1)
     run.save(5, 15, 20, 47, 60)
-    agree(run, audit.run(str(run.path), as_list(LISTED)))
+    agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
     monkeypatch.setattr("hashvision.takedowns.replay._ITEMS", 7)  # in parts, and it is the same
-    agree(run, audit.run(str(run.path), as_list(LISTED)))
+    agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 16])
@@ -193,14 +193,14 @@ def test_counts_are_the_same_whatever_hosts_and_lanes(tmp_path, folder, lanes):
     run.go(0, 10, hosts=hosts, broken=[(4, 8), (6, 33)])
     run.go(10, 30, LISTED[:1], hosts, [(12, 20)])
     run.save(10, 30)
-    agree(run, audit.run(str(run.path), as_list(LISTED)))
+    agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
 
 
 def test_what_stands_in_for_a_removed_photo_counts_as_shown(tmp_path, folder):
     run = Run(tmp_path / "run", folder, method="natural", lanes=1)
     run.go(0, 4, removed=listed(*(("id", f"p{n}") for n in range(1, SIZE))))  # p0 alone is left
     run.save(4)
-    (photo,) = audit.run(str(run.path), as_list(listed(("id", "p0")))).photos
+    (photo,) = audit.audit_run(str(run.path), as_list(listed(("id", "p0")))).records
     assert photo.shown.times.tolist() == [4 * BATCH]
 
 
@@ -240,7 +240,7 @@ class Reads(Run):
 
     def agrees(self):
         every = listed(*(("id", f"p{n}") for n in range(SIZE)))
-        agree(self, audit.run(str(self.path), as_list(every)), set(range(SIZE)))
+        agree(self, audit.audit_run(str(self.path), as_list(every)), set(range(SIZE)))
 
 
 def test_counts_are_those_of_the_batches_that_were_read(tmp_path):
@@ -296,7 +296,7 @@ def test_a_run_that_went_on_with_another_dataset(tmp_path, folder):
     first = replayed(run, 10)
     run.go(10, 20, folder=smaller)
     run.save(10, 20)
-    seen = audit.run(str(run.path), as_list(LISTED))
+    seen = audit.audit_run(str(run.path), as_list(LISTED))
     both = collections.Counter({record: count[0] for record, count in first.items()})
     later = replayed(run, 20)
     assert audited(seen, 10) == both
@@ -306,8 +306,10 @@ def test_a_run_that_went_on_with_another_dataset(tmp_path, folder):
     smaller.rename(gone)
     smaller.with_name("smaller.key").rename(tmp_path / "moved.key")
     with pytest.raises(UserError, match=f"from step 11 on.*{smaller} is gone.*--dataset"):
-        audit.run(str(run.path), as_list(LISTED))
-    assert audited(audit.run(str(run.path), as_list(LISTED), str(gone)), 20) == audited(seen, 20)
+        audit.audit_run(str(run.path), as_list(LISTED))
+    assert audited(audit.audit_run(str(run.path), as_list(LISTED), str(gone)), 20) == audited(
+        seen, 20
+    )
 
 
 def call(*arguments):
@@ -404,7 +406,7 @@ def test_a_run_of_an_earlier_version_honoured_no_list(tmp_path, folder):
     run.go(0, 6)
     run.save(6)
     (run.path / "removed.jsonl").unlink()
-    agree(run, audit.run(str(run.path), as_list(LISTED)))
+    agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
 
 
 def test_a_dataset_that_moved_is_given(tmp_path, folder, run, capsys):
@@ -549,9 +551,9 @@ def test_a_run_bars_and_counts_what_shows_a_copy(tmp_path, copied, keep):
     shown = {record for step in range(6, 20) for record in run.shown[step].tolist()}
     assert not shown & named and (40 in shown) == keep
     # Whatever is asked for now, the replay bars what was barred then.
-    agree(run, audit.run(str(run.path), as_list(lines, keep_copies=keep)), named)
-    agree(run, audit.run(str(run.path), as_list(lines)), named | {40})
-    agree(run, audit.run(str(run.path), as_list(lines, keep_copies=True)), named - {40})
+    agree(run, audit.audit_run(str(run.path), as_list(lines, keep_copies=keep)), named)
+    agree(run, audit.audit_run(str(run.path), as_list(lines)), named | {40})
+    agree(run, audit.audit_run(str(run.path), as_list(lines, keep_copies=True)), named - {40})
 
 
 def test_a_run_tells_what_it_was_shown_of_copies(tmp_path, copied, capsys):
@@ -596,8 +598,10 @@ def test_a_run_of_two_datasets_with_keys_of_their_own(tmp_path, folder):
         for record, count in replayed(run, 20).items()
     }
     for given in (None, f"{folder}.key", str(tmp_path / "other.key")):
-        seen = audit.run(str(run.path), as_list(LISTED, key=given))
-        parts = [[p for p in seen.photos if p.source.path == str(path)] for path in (folder, other)]
+        seen = audit.audit_run(str(run.path), as_list(LISTED, key=given))
+        parts = [
+            [p for p in seen.records if p.source.path == str(path)] for path in (folder, other)
+        ]
         assert all({photo.shown.position for photo in part} == NAMED for part in parts)
         counts = [
             {p.shown.position: p.shown.times[-1] for p in part if p.shown.first} for part in parts
@@ -644,7 +648,7 @@ def test_a_dataset_of_before_is_audited_and_its_limits_said(tmp_path, capsys):
     run.go(0, 6)
     run.go(6, 10, LISTED[1:])
     run.save(6, 10)
-    agree(run, audit.run(str(run.path), as_list(LISTED)))
+    agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
     assert call(removed, f"--workdir={run.path}") == 1
     assert "old is of version 1, which notes no copies" in capsys.readouterr().out
 

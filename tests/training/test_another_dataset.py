@@ -129,9 +129,9 @@ def hashes(place):
 def audited(run, end):
     """How often the audit says that each post was shown, up to the checkpoint of step `end`."""
     listed = [removals.Removal("id", f"p{number}", "", "") for number in range(POSTS)]
-    seen = audit.run(run.workdir, removals.RemovalList(listed, str(run.place / "key")))
+    seen = audit.audit_run(run.workdir, removals.RemovalList(listed, str(run.place / "key")))
     column = seen.checkpoints.index(end)
-    return {min(photo.lines): int(photo.shown.times[column]) for photo in seen.photos}
+    return {min(photo.lines): int(photo.shown.times[column]) for photo in seen.records}
 
 
 def test_hashtags_resume_on_a_dataset_with_fewer_posts(place, monkeypatch):
