@@ -1,1 +1,1 @@
-"""What happens to pixels on the device, inside the jitted step: crops and augmentations."""
+"""What the device does to photos before the network sees them: crops and augmentation."""

@@ -1,7 +1,7 @@
-"""What happens to uint8 crops on the device, inside the jitted step: colour, grey, blur, flip.
+"""Augmentations of crops on the device, inside the jitted step: flip, colour, grey and blur.
 
-Every function takes a batch and a key per image, so the same photo at the same place of a run gets
-the same pixels on any number of devices. Images are float32 RGB in [0, 1] between the functions.
+Every function takes a batch and a key per image, so a crop gets the same pixels on any number of
+devices. Between the functions images are float32 RGB in [0, 1].
 """
 
 import functools
@@ -11,43 +11,58 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# ImageNet's channel means and deviations, in units of the 0..1 range, as both families' authors
-# normalise (and every weight file published since).
+from hashvision.config import Config
+
+# Channel means and standard deviations of ImageNet, for pixels in [0, 1]. The authors of ResNeXt
+# and RegNet normalise with them, as do all weights published since.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision turn RGB to grey
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and torchvision
 
-# Of products of pixels and weights. A TPU computes one of float32 as products of bfloat16. One, the
-# default, is off by up to a grey level (15% of a crop's pixels came out different); three, as here,
-# by less than a hundredth of one. Six (HIGHEST) would add nothing: crops are rounded to levels.
+# Precision of products of pixels and weights. A TPU computes a float32 product as products of
+# bfloat16. With one product, the default, 15% of a crop's pixels differ, by up to one level of 255.
+# With three, as here, the error is below a hundredth of a level. Six (HIGHEST) would gain nothing,
+# because crops are rounded to levels.
 PRECISION = jax.lax.Precision.HIGH
 
-# What a draw is for; keeps the draws of one key independent of each other.
+# Purposes of random draws, which keep the draws from one key independent.
 _DISTORT, _GREY, _BLUR, CROP = range(4)
 
 
 class Augmentation(NamedTuple):
-    """What is done to crops besides the flip; 0 leaves a part out. SwAV's is (1, 0.2, 0.5)."""
+    """The strengths of the augmentations; 0 leaves one out. SwAV has (1, 0.2, 0.5).
 
-    distortion: float = 0.0  # strength of the colour distortion
-    grey: float = 0.0  # probability
-    blur: float = 0.0  # probability
+    Attributes:
+      distortion: strength of the colour distortion.
+      grey: probability in [0, 1] that a crop turns grey.
+      blur: probability in [0, 1] that a crop is blurred.
+    """
+
+    distortion: float = 0.0
+    grey: float = 0.0
+    blur: float = 0.0
 
 
 FLIPS = Augmentation()
 
 
+def from_config(config: Config) -> Augmentation:
+    """The augmentation that config.augment asks for."""
+    wanted = config.augment
+    return Augmentation(distortion=wanted.distortion, grey=wanted.grey, blur=wanted.blur)
+
+
 def augmented(crops: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
-    """Crops as the network takes them, in the order of SwAV's code: flip, colour, grey, blur.
+    """Augments and normalises crops, in the order of SwAV's code: flip, colour, grey, blur.
 
     Args:
       crops: uint8 (B, H, W, 3).
       keys: uint32 (B, 2).
-      augmentation: what is done besides the flip.
+      augmentation: the augmentations besides the flip, which always applies.
 
     Returns:
-      float32 (B, H, W, 3) of about zero mean and unit variance.
+      float32 (B, H, W, 3) with about zero mean and unit variance.
     """
     images = flip(crops.astype(jnp.float32) / 255, keys)
     if augmentation.distortion:
@@ -60,17 +75,26 @@ def augmented(crops: jax.Array, keys: jax.Array, augmentation: Augmentation) -> 
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """Maps uint8 (..., 3) in 0..255 to float32 of about zero mean and unit variance."""
+    """Maps uint8 (..., 3) to float32 with about zero mean and unit variance per channel."""
     return standardize(images.astype(jnp.float32) / 255)
 
 
 def standardize(images: jax.Array) -> jax.Array:
-    """Maps float32 (..., 3) in [0, 1] to about zero mean and unit variance."""
+    """Maps float32 (..., 3) in [0, 1] to about zero mean and unit variance per channel."""
     return (images - jnp.array(MEAN, jnp.float32)) / jnp.array(STD, jnp.float32)
 
 
 def crop_keys(keys: jax.Array, first: int, count: int) -> jax.Array:
-    """The keys of crops first to first + count of each photo: uint32 (B, 2) to (B, count, 2)."""
+    """Keys for crops first to first + count - 1 of each photo.
+
+    Args:
+      keys: uint32 (B, 2), one key per photo.
+      first: number of the first crop.
+      count: number of crops.
+
+    Returns:
+      uint32 (B, count, 2).
+    """
     crops = jnp.arange(first, first + count)
 
     def of_crop(key: jax.Array, crop: jax.Array) -> jax.Array:
@@ -80,7 +104,7 @@ def crop_keys(keys: jax.Array, first: int, count: int) -> jax.Array:
 
 
 def draw_key(key: jax.Array, purpose: int) -> jax.Array:
-    """The key (uint32 (2,)) of a photo or crop as JAX takes it, for draws of one purpose."""
+    """Makes the JAX key for one purpose from the key, uint32 (2,), of a photo or crop."""
     return jax.random.fold_in(jax.random.wrap_key_data(key), purpose)
 
 
@@ -90,6 +114,8 @@ def _per_image(
     keys: jax.Array,
     purpose: int,
 ) -> jax.Array:
+    """Applies function(image, key) to each image, with the key for this purpose."""
+
     def apply(image: jax.Array, key: jax.Array) -> jax.Array:
         return function(image, draw_key(key, purpose))
 
@@ -97,41 +123,41 @@ def _per_image(
 
 
 def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Mirrors each photo left to right with probability one half.
+    """Mirrors each image left to right with probability 1/2.
 
     Args:
-      images: (B, H, W, 3).
-      keys: uint32 (B, 2), keyed by (seed, epoch, record).
+      images: (B, H, W, 3) of any type.
+      keys: uint32 (B, 2), derived from (seed, epoch, record).
 
     Returns:
-      (B, H, W, 3).
+      (B, H, W, 3) of the same type.
     """
     draw = jax.vmap(lambda key: jax.random.bernoulli(jax.random.wrap_key_data(key)))(keys)
     return jnp.where(draw[:, None, None, None], images[:, :, ::-1], images)
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends an image (H, W, 3) with black: `factor` 0 is black, 1 the image."""
+    """Blends an image (H, W, 3) with black; `factor` 0 gives black, 1 the image."""
     return jnp.clip(image * factor, 0, 1)
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends an image with the mean of its grey values: `factor` 0 is flat, 1 the image."""
+    """Blends an image (H, W, 3) with its mean grey; `factor` 0 gives that grey, 1 the image."""
     mean = jnp.mean(luma(image))
     return jnp.clip(mean + (image - mean) * factor, 0, 1)
 
 
 def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends an image with its grey version: `factor` 0 is grey, 1 the image."""
+    """Blends an image (H, W, 3) with its grey version; `factor` 0 gives grey, 1 the image."""
     grey = luma(image)
     return jnp.clip(grey + (image - grey) * factor, 0, 1)
 
 
 def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
-    """Turns an image's hue by `turn` of the colour circle, at equal HSV saturation and value.
+    """Rotates the hue of an image (H, W, 3) by `turn` turns; HSV saturation and value stay.
 
-    The closed form of HSV to RGB (channel c at hue h: v - v s max(0, min(k, 4 - k, 1)) with
-    k = (n_c + 6 h) mod 6) spares the six cases.
+    Uses the closed form of HSV to RGB, which has no case distinction: channel c at hue h is
+    v - v s max(0, min(k, 4 - k, 1)), with k = (n_c + 6 h) mod 6 and n = (5, 3, 1).
     """
     value = jnp.max(image, -1)
     chroma = value - jnp.min(image, -1)
@@ -154,17 +180,17 @@ def luma(image: jax.Array) -> jax.Array:
 def distort(
     images: jax.Array, keys: jax.Array, strength: float, probability: float = 0.8
 ) -> jax.Array:
-    """Colour distortion of SimCLR and SwAV: brightness, contrast, saturation and hue by chance.
+    """Colour distortion of SimCLR and SwAV: brightness, contrast, saturation and hue.
 
-    Factors are uniform in 1 +- 0.8 strength, the hue's turn in +-0.2 strength. torchvision draws
-    the order of the four for each image; here it is always this one, since a drawn order would cost
-    every image all orders.
+    The three factors are uniform in 1 +- 0.8 strength, but not negative. The turn of the hue is
+    uniform in +-0.2 strength. torchvision draws the order of the four per image. Here the order is
+    fixed, because a drawn order would compute every order for every image.
 
     Args:
       images: float32 (B, H, W, 3) in [0, 1].
       keys: uint32 (B, 2).
-      strength: s; SwAV and SEER take 1.
-      probability: that an image is distorted at all.
+      strength: 1 in SwAV and SEER.
+      probability: probability in [0, 1] that an image is distorted.
 
     Returns:
       float32 (B, H, W, 3) in [0, 1].
@@ -199,16 +225,19 @@ def blur(
     probability: float = 0.5,
     deviations: tuple[float, float] = (0.1, 2.0),
 ) -> jax.Array:
-    """Gaussian blur of each image with the given probability; arguments as in `distort`.
+    """Blurs each image by a Gaussian, with the given probability.
 
-    A blur along one axis is a product with a matrix of weights, which suits matrix units. At the
-    border the weights inside the image are scaled to sum to one.
+    The blur along an axis is a product with a matrix of weights, which suits matrix units. At the
+    border the weights inside the image are scaled to sum to 1.
 
     Args:
       images: float32 (B, H, W, 3) in [0, 1].
       keys: uint32 (B, 2).
-      probability: that an image is blurred.
-      deviations: of the Gaussian in pixels, drawn uniformly between the two.
+      probability: probability in [0, 1] that an image is blurred.
+      deviations: range of the standard deviation in pixels, drawn uniformly.
+
+    Returns:
+      float32 (B, H, W, 3) in [0, 1].
     """
 
     def weights(size: int, deviation: jax.Array) -> jax.Array:
@@ -220,7 +249,7 @@ def blur(
         chance, draw = jax.random.uniform(key, (2,))
         deviation = deviations[0] + draw * (deviations[1] - deviations[0])
         height, width, _ = image.shape
-        # An image left as it is takes the unit matrix, which a vanishing deviation gives.
+        # An image that is not blurred takes the unit matrix, which a tiny deviation gives.
         deviation = jnp.where(chance < probability, deviation, 1e-3)
         multiply = functools.partial(jnp.einsum, precision=PRECISION)
         rows = multiply("ij,jwc->iwc", weights(height, deviation), image)

@@ -1,7 +1,7 @@
-"""Random-resized crops of decoded photos, cut on the device: two products with matrices of weights.
+"""Random-resized crops, cut from decoded photos on the device by two matrix products.
 
-A host that cuts and resizes spends three times what it takes to decode; matrix units do it in half
-a percent of a step.
+On a host cutting and resizing would take three times as long as decoding. On the device it takes
+half a percent of a step.
 """
 
 import functools
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hashvision.config import Config
 from hashvision.pixels import augment
 
 
@@ -18,11 +19,11 @@ class Crops(NamedTuple):
     """Random-resized crops of one size (Szegedy et al. 2015, section 6).
 
     Attributes:
-      per_photo: how many of a photo.
-      size: side in pixels.
-      smallest: share of the photo's area, in (0, 1], that a crop covers at least.
-      largest: and at most.
-      ratio: the largest aspect ratio r; drawn between 1/r and r, log-uniformly.
+      per_photo: number of crops per photo.
+      size: side of a crop in pixels.
+      smallest: smallest share of the photo's area that a crop covers, in (0, 1].
+      largest: largest share of the photo's area that a crop covers, in (0, 1].
+      ratio: largest aspect ratio r; the aspect ratio is drawn log-uniformly between 1/r and r.
     """
 
     per_photo: int
@@ -32,18 +33,24 @@ class Crops(NamedTuple):
     ratio: float = 4 / 3
 
 
-def box(shape: jax.Array, key: jax.Array, crops: Crops) -> jax.Array:
-    """Draws a box; the first of ten tries that fits, else the largest central one within the ratio.
+def from_config(config: Config) -> list[Crops]:
+    """The crops of each size that config.data.crops asks for."""
+    return [Crops(*size) for size in config.data.crops]
 
-    Area and log aspect ratio are uniform, the place too, as torchvision's RandomResizedCrop has it.
+
+def box(shape: jax.Array, key: jax.Array, crops: Crops) -> jax.Array:
+    """Draws the box of a crop, like torchvision's RandomResizedCrop.
+
+    Area, logarithm of the aspect ratio and position are uniform. The result is the first of ten
+    draws that fits the photo. If none fits, it is the largest central box within the aspect ratio.
 
     Args:
-      shape: int32 (2,), height and width of the photo.
-      key: of JAX.
-      crops: the ranges.
+      shape: int32 (2,), height and width of the photo in pixels.
+      key: JAX key.
+      crops: the ranges of area and aspect ratio.
 
     Returns:
-      float32 (4,), whole numbers: top, left, height, width.
+      float32 (4,) with integer values: top, left, height and width in pixels.
     """
     draws = jax.random.uniform(key, (10, 4))
     full = shape.astype(jnp.float32)
@@ -54,7 +61,6 @@ def box(shape: jax.Array, key: jax.Array, crops: Crops) -> jax.Array:
     fits = jnp.all((sides <= full) & (sides >= 1), axis=1)
     first = jnp.argmax(fits)
     place = jnp.floor(draws[first, 2:] * (full - sides[first] + 1))
-    # Nothing fitted: as large as the photo and the ratio allow, in the middle.
     central = jnp.maximum(jnp.round(jnp.minimum(full, full[::-1] * crops.ratio)), 1)
     drawn = jnp.concatenate([place, sides[first]])
     middle = jnp.concatenate([jnp.floor((full - central) / 2), central])
@@ -62,19 +68,20 @@ def box(shape: jax.Array, key: jax.Array, crops: Crops) -> jax.Array:
 
 
 def weights(start: jax.Array, length: jax.Array, size: int, side: int) -> jax.Array:
-    """How much each pixel of a line counts for each pixel of a part of it, resized.
+    """The matrix that cuts an interval from a line of pixels and resizes it.
 
-    Bilinear; where the part shrinks, antialiased: the triangle is as much wider (the triangle
-    filter of Pillow and of tf.image.resize). Pixels outside the part count nothing.
+    The filter is the triangle of Pillow and tf.image.resize: bilinear when the interval grows, and
+    wider by the scale, hence antialiased, when it shrinks. Pixels outside the interval have weight
+    0.
 
     Args:
-      start: float32 scalar, first pixel of the part.
-      length: float32 scalar, pixels of the part.
-      size: pixels that it is resized to.
-      side: pixels of the line.
+      start: float32 scalar, first pixel of the interval.
+      length: float32 scalar, number of pixels of the interval.
+      size: number of pixels after resizing.
+      side: number of pixels of the line.
 
     Returns:
-      float32 (size, side); rows sum to 1.
+      float32 (size, side); each row sums to 1.
     """
     place = jnp.arange(side, dtype=jnp.float32)
     centre = start + (jnp.arange(size, dtype=jnp.float32) + 0.5) * length / size - 0.5
@@ -85,12 +92,12 @@ def weights(start: jax.Array, length: jax.Array, size: int, side: int) -> jax.Ar
 
 
 def resized(photos: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
-    """Parts of photos, resized (bilinear, antialiased).
+    """Cuts boxes out of photos and resizes them (bilinear, antialiased).
 
     Args:
       photos: uint8 (B, S, S, 3).
-      boxes: float32 (B, n, 4), of `box`.
-      size: side of the result.
+      boxes: float32 (B, n, 4), as `box` returns them.
+      size: side of the result in pixels.
 
     Returns:
       uint8 (B, n, size, size, 3).
@@ -104,21 +111,22 @@ def resized(photos: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
         lines = multiply("niy,yxc->nixc", rows, photo.astype(jnp.float32))
         return multiply("nixc,njx->nijc", lines, columns)
 
-    # Weights are positive and sum to 1, but for rounding.
+    # The clip is for rounding errors: weights are not negative and sum to 1.
     return jnp.clip(jnp.round(jax.vmap(of_photo)(photos, boxes)), 0, 255).astype(jnp.uint8)
 
 
 def cut(batch: dict[str, jax.Array], sizes: Sequence[Crops]) -> dict[str, jax.Array]:
-    """A batch of photos made into one of crops, which objectives take.
+    """Turns a batch of photos into the batch of crops that objectives take.
 
     Args:
-      batch: photos uint8 (B, S, S, 3), each in the upper left corner; shape int32 (B, 2), its
-        height and width; key uint32 (B, 2), keyed by (seed, epoch, record); others are kept.
+      batch: `photos`, uint8 (B, S, S, 3), each in the upper left corner; `shape`, int32 (B, 2), the
+        height and width of each; `key`, uint32 (B, 2), derived from (seed, epoch, record); and any
+        other members.
       sizes: the crops of each size.
 
     Returns:
-      crops0, crops1, ... uint8 (B, per_photo, size, size, 3), a member for each size; no photos and
-      no shapes; the others as they came.
+      crops0, crops1, ..., one member per size, uint8 (B, per_photo, size, size, 3). `photos` and
+      `shape` are gone; the other members are unchanged.
     """
     found = {name: x for name, x in batch.items() if name not in ("photos", "shape")}
     first = 0

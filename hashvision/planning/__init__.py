@@ -1,1 +1,1 @@
-"""What a run needs on devices that are not at hand: memory, speed and price."""
+"""What a run needs on devices that are not here: memory, time and price."""

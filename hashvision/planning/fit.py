@@ -1,29 +1,37 @@
-"""The width of fsdp, the remat and the parts of a batch that make the fastest step that fits."""
+"""Finds mesh.fsdp, accumulate and model.remat for the fastest step that fits a topology."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hashvision.config import Config, derive
+from hashvision import objectives
+from hashvision.config import Config
 from hashvision.errors import UserError
 from hashvision.planning import plan as plans
 from hashvision.planning.plan import DoesNotFit, Plan, Target
 from hashvision.training import program as programs
 
-# By stage, from what is fastest to what takes least memory: the first stages' photos are largest.
+# Per stage, from the fastest to the one that takes least memory. The first stages come first: their
+# activations are largest.
 REMAT = [tuple(stage < count for stage in range(4)) for count in range(5)]
-# Of a device's memory, that the sharded state may take: the rest is for activations.
+# The share of a device's memory that the sharded state may take; the rest is for activations.
 STATE_SHARE = 0.4
 
 
 class Choice(NamedTuple):
-    """Settings of a config."""
+    """One combination of the settings that are searched.
+
+    Attributes:
+      fsdp: mesh.fsdp, the number of devices that the state is sharded over.
+      accumulate: the number of parts in which a batch is computed.
+      remat: model.remat, whether each of the four stages is computed again in the backward pass.
+    """
 
     fsdp: int
     accumulate: int
     remat: tuple[bool, ...]
 
     def overrides(self) -> str:
-        """As they are pasted behind a command."""
+        """The settings as command-line overrides."""
         remat = str(self.remat).replace(" ", "")
         return (
             f"--config.mesh.fsdp={self.fsdp} --config.accumulate={self.accumulate}"
@@ -31,63 +39,68 @@ class Choice(NamedTuple):
         )
 
     def applied(self, config: Config) -> Config:
-        """A copy of the config with these settings."""
+        """Returns a copy of the config with these settings."""
         copy = config.copy_and_resolve_references()
         copy.mesh.fsdp, copy.accumulate, copy.model.remat = self
         return copy
 
 
-class Found(NamedTuple):
-    """The best choice and its plan."""
+class Best(NamedTuple):
+    """The fastest choice that fits, and its plan."""
 
     choice: Choice
     plan: Plan
 
 
-def fit(config: Config, target: Target) -> Found:
-    """Searches for the settings of the shortest estimated step that fits, and prints what it tries.
+def fit(config: Config, target: Target) -> Best:
+    """Searches for the settings with the shortest estimated step that fits; prints each attempt.
 
     Args:
-      config: of hashvision/config/schema.py; its batch and BatchNorm's groups are kept.
-      target: what it is planned for.
+      config: keys as in hashvision/config/schema.py. The batch size and the groups of BatchNorm
+        stay as they are.
+      target: the topology, the dataset and the price.
 
     Raises:
-      UserError: no choice fits, or what `plan.plan` raises.
+      UserError: no choice fits, or `plan.plan` raises it.
     """
     config = config.copy_and_resolve_references()
-    for line in derive.fill(config, target.photos):
+    for line in objectives.fill(config, target.photos):
         print(line, flush=True)
     devices = plans.devices_of(target.topology)
     memory = plans.memory_of(target.topology, devices)
     count = len(devices)
-    parts = parts_of(config.batch_size, count, config.model.norm_photos)
-    if len(parts) < len(parts_of(config.batch_size, count, 1)):
+    parts = accumulate_values(config.batch_size, count, config.model.norm_photos)
+    if len(parts) < len(accumulate_values(config.batch_size, count, 1)):
         together = f"{config.model.norm_photos:,}" if config.model.norm_photos else "all"
         print(
-            f"BatchNorm takes {together} photos together (model.norm_photos), which lets"
-            f" --config.accumulate be {' or '.join(map(str, parts))}.",
+            f"BatchNorm normalises {together} photos together (model.norm_photos), so"
+            f" --config.accumulate can be {' or '.join(map(str, parts))}.",
             flush=True,
         )
 
     def state_fits(fsdp: int) -> bool:
-        wide = Choice(fsdp, 1, REMAT[0]).applied(config)
-        state = programs.build(wide, target.classes, target.photos, devices).abstract
-        return not memory or plans.bytes_a_device(state) <= STATE_SHARE * memory
+        wide = Choice(fsdp=fsdp, accumulate=1, remat=REMAT[0]).applied(config)
+        state = programs.build(
+            config=wide, classes=target.classes, epoch_length=target.photos, devices=devices
+        ).abstract
+        return not memory or plans.bytes_per_device(state) <= STATE_SHARE * memory
 
     def attempt(choice: Choice) -> Plan:
         return plans.plan(choice.applied(config), target)
 
     widths = [width for width in range(1, count + 1) if count % width == 0]
-    return search(widths, parts, state_fits, attempt)
+    return search(widths=widths, parts=parts, state_fits=state_fits, attempt=attempt)
 
 
-def parts_of(batch: int, devices: int, photos: int) -> list[int]:
-    """Into how many parts a batch may be cut, ascending, each with whole groups of BatchNorm's.
+def accumulate_values(batch: int, devices: int, photos: int) -> list[int]:
+    """The numbers of parts into which a batch can be cut, ascending.
+
+    A part is spread evenly over the devices and holds whole groups of BatchNorm.
 
     Args:
-      batch: photos a step.
-      devices: that each part is spread over evenly.
-      photos: of a group; 0: all of a step.
+      batch: photos per step.
+      devices: number of devices.
+      photos: photos per group of BatchNorm; 0 means all photos of a step.
     """
     photos = photos or batch
     several = range(2, batch + 1)
@@ -100,23 +113,24 @@ def search(
     parts: Sequence[int],
     state_fits: Callable[[int], bool],
     attempt: Callable[[Choice], Plan],
-) -> Found:
-    """The best of the choices.
+) -> Best:
+    """Returns the choice with the shortest step, among those that are worth compiling.
 
-    fsdp is as narrow as the state allows, which gathers least. For each number of parts of a batch
-    the least rematerialisation that fits is tried, until none is needed or steps become longer.
-    What does not fit the compiler finds before it makes code; what does takes its full time.
+    The search takes the smallest fsdp with which the state fits, since it gathers least. For each
+    number of parts it finds the least rematerialisation that fits. It stops when no
+    rematerialisation is needed or the step becomes longer. A choice that does not fit costs little:
+    the compiler finds that out before it generates code.
 
     Args:
-      widths: of fsdp, ascending.
-      parts: a batch may be cut into, ascending.
-      state_fits: whether the state leaves enough for the rest, at a width of fsdp.
+      widths: values of fsdp, ascending.
+      parts: numbers of parts of a batch, ascending.
+      state_fits: whether the state leaves enough memory for activations with a value of fsdp.
       attempt: compiles a choice; raises DoesNotFit.
 
     Raises:
       UserError: nothing fits.
     """
-    best: Found | None = None
+    best: Best | None = None
     for fsdp in (width for width in widths if width == widths[-1] or state_fits(width)):
         for count in parts:
             found = _least_remat(fsdp, count, attempt)
@@ -127,12 +141,16 @@ def search(
                 break
         if best:
             return best
-    raise UserError("No width of fsdp, parts and remat fit --topology; take more chips.")
+    raise UserError(
+        "No --config.mesh.fsdp, --config.accumulate and --config.model.remat fit --topology;"
+        " give a topology with more chips."
+    )
 
 
-def _least_remat(fsdp: int, parts: int, attempt: Callable[[Choice], Plan]) -> Found | None:
+def _least_remat(fsdp: int, parts: int, attempt: Callable[[Choice], Plan]) -> Best | None:
+    """The choice with the least rematerialisation that fits; None if none fits."""
     for remat in REMAT:
-        choice = Choice(fsdp, parts, remat)
+        choice = Choice(fsdp=fsdp, accumulate=parts, remat=remat)
         try:
             plan = attempt(choice)
         except DoesNotFit:
@@ -140,6 +158,6 @@ def _least_remat(fsdp: int, parts: int, attempt: Callable[[Choice], Plan]) -> Fo
         if plan is None or (plan.memory and plan.needed > plan.memory):
             print(f"{choice.overrides()}: does not fit", flush=True)
             continue
-        print(f"{choice.overrides()}: {plan.step_seconds:.4f} s a step", flush=True)
-        return Found(choice, plan)
+        print(f"{choice.overrides()}: {plan.step_seconds:.4f} s per step", flush=True)
+        return Best(choice, plan)
     return None

@@ -1,4 +1,4 @@
-"""Multiplications of a function, counted in its jaxpr: what a model asks for, and what lanes do."""
+"""FLOPs of a function, counted in its jaxpr: of the model itself, or as matrix units execute it."""
 
 import math
 from collections.abc import Iterator
@@ -6,12 +6,15 @@ from typing import Any
 
 
 def forward(jaxpr: Any, lanes: int = 1) -> float:
-    """Two for each multiplication of the convolutions and products of a jaxpr; loops by length.
+    """FLOPs of the convolutions and matrix products of a jaxpr: two per multiplication.
+
+    A scan counts once per iteration. A condition counts as its most expensive branch.
 
     Args:
-      jaxpr: of a forward pass.
-      lanes: of the matrix units that do it. What they multiply is a multiple of that, in and out;
-        a convolution's window counts as channels in, and its groups merge as suits them best.
+      jaxpr: jaxpr of a forward pass.
+      lanes: width of the matrix units; 1 counts the model's own FLOPs. Otherwise the input and the
+        output channels are rounded up to a multiple of it. The window of a convolution counts as
+        input channels, and its groups are merged in the cheapest way.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -33,13 +36,15 @@ def forward(jaxpr: Any, lanes: int = 1) -> float:
                 if groups % m == 0
             )
             total += 2.0 * (math.prod(operands[-1]) // features) * merged
-        # Of a condition one branch runs; a function with its own gradient may stand there twice.
+        # The maximum: one branch of a condition runs, and a function with a custom gradient may
+        # have its jaxpr among the parameters twice.
         inside = max((forward(each, lanes) for each in _jaxprs(equation.params)), default=0.0)
         total += inside * (equation.params["length"] if equation.primitive.name == "scan" else 1)
     return total
 
 
 def _padded(size: int, lanes: int) -> int:
+    """Rounds size up to a multiple of lanes."""
     return -(-size // lanes) * lanes
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text (HLO): cycles and collectives."""
+"""Reads cycles and collectives from the text (HLO) of a compiled program."""
 
 import math
 import re
@@ -14,30 +14,38 @@ _MESH = re.compile(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}")
 
 
 class Collective(NamedTuple):
-    """A collective of a program as one device has it."""
+    """A collective of a program, as one device executes it.
 
-    kind: str  # one of COLLECTIVES
-    elements: int  # of the result; several results are added up
-    size: int  # bytes of the result
-    devices: int  # that take part; 0 where the text does not say
-    times: int  # it runs in one run of the program
+    Attributes:
+      kind: one of COLLECTIVES.
+      elements: number of elements of the result; several results are added up.
+      size: bytes of the result.
+      devices: number of devices that take part; 0 if the text does not say.
+      times: how often it runs in one run of the program.
+    """
+
+    kind: str
+    elements: int
+    size: int
+    devices: int
+    times: int
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends at least, in all its runs (of a ring, which is optimal)."""
+        """Bytes that one device sends in all its runs, with the optimal algorithm, a ring."""
         others = (self.devices - 1) / self.devices if self.devices else 1.0
-        # Of a reduce-scatter the result is one device's share of what is summed.
+        # The result of a reduce-scatter is one device's share of the sum.
         whole = self.size * (self.devices or 1) if self.kind == "reduce-scatter" else self.size
         passes = 2 if self.kind == "all-reduce" else 1
         return self.times * whole * (1.0 if self.kind == "collective-permute" else passes * others)
 
 
 def instructions(text: str) -> Iterator[tuple[str, int]]:
-    """The instructions that run, from the entry down, each with how often it does.
+    """Yields each instruction that runs and how often it runs, from the entry down.
 
-    A loop counts by its trips: those the compiler writes at it, as it does for CPU, or those of a
-    condition `counter < constant` with a counter from 0, as JAX makes of a scan. A loop of another
-    kind counts once.
+    The trip count of a loop is the one that the compiler notes, as it does for CPU. Otherwise it is
+    the constant of a condition `counter < constant`, with a counter from 0, as JAX makes of a scan.
+    Any other loop counts once.
 
     Args:
       text: `compiled.as_text()`.
@@ -63,13 +71,14 @@ def instructions(text: str) -> Iterator[tuple[str, int]]:
             for called in re.findall(r" call\(.*to_apply=%([\w.\-]+)", line):
                 yield from walk(called, times)
             branches = re.search(r"branch_computations=\{(.*?)\}", line)
-            if branches:  # one of them runs; the first stands for all
+            if branches:  # one branch runs; take the first
                 yield from walk(branches[1].split(",")[0].strip().removeprefix("%"), times)
 
     yield from walk(entry, 1)
 
 
 def _trips(loop: str, computations: dict[str, list[str]]) -> int:
+    """The trip count of a loop instruction; 1 if unknown."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop)
     if known:
         return int(known[1])
@@ -81,7 +90,7 @@ def _trips(loop: str, computations: dict[str, list[str]]) -> int:
 
 
 def cycles(text: str) -> int:
-    """The compiler's own estimate of each instruction's cycles, added up; 0 where it makes none."""
+    """The sum of the compiler's estimates of cycles; 0 if the compiler makes none."""
     total = 0
     for line, times in instructions(text):
         found = re.search(r'"estimated_cycles":"(\d+)"', line)
@@ -90,7 +99,7 @@ def cycles(text: str) -> int:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a program, in the order of their kinds and sizes."""
+    """The collectives of a program, sorted by kind and size."""
     found = []
     for line, times in instructions(text):
         match = _COLLECTIVE.search(line)
@@ -102,18 +111,29 @@ def collectives(text: str) -> list[Collective]:
         counts = [math.prod(int(n) for n in dims.split(",") if n) for _, dims in shapes]
         bits = [int(re.sub(r"\D", "", kind)) for kind, _ in shapes]
         size = sum(n * b for n, b in zip(counts, bits, strict=True)) // 8
-        found.append(Collective(match[2], sum(counts), size, _devices(line), times))
+        found.append(
+            Collective(
+                kind=match[2],
+                elements=sum(counts),
+                size=size,
+                devices=_devices(line),
+                times=times,
+            )
+        )
     return sorted(found)
 
 
 def _devices(line: str) -> int:
-    """How many take part in a collective: [groups,N]<=..., {{0,1,...},...} or mesh[...] {axes}."""
+    """The number of devices in a group of a collective; 0 if the text does not say.
+
+    The text has one of three forms: [groups,N]<=..., {{0,1,...},...} or mesh[...] {axes}.
+    """
     group, mesh = _GROUP.search(line), _MESH.search(line)
     if group:
         return int(group[1]) if group[1] else len(group[2].split(","))
     if not mesh:
         return 0
     sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    # Part of an axis is 'axis':(before)size.
+    # A part of an axis is written 'axis':(before)size.
     axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
     return math.prod(int(part) if part else sizes[axis] for axis, part in axes)

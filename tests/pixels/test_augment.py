@@ -1,3 +1,5 @@
+"""Augmentations against plain NumPy forms, their probabilities, and their keys."""
+
 import colorsys
 
 import jax
@@ -25,7 +27,7 @@ def test_flip_mirrors_half_and_only_left_to_right():
     assert 0.4 < mirrored.mean() < 0.6
 
 
-def test_flip_depends_on_the_key_alone_on_any_number_of_devices():
+def test_flip_depends_only_on_the_key_on_8_devices():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 4, 4, 3), np.uint8)
     keys = rng.integers(0, 2**32, (16, 2), np.uint32)
@@ -45,14 +47,14 @@ def keys_of(count, seed=0):
 
 
 def draws(keys, purpose, shape):
-    """The uniform draws that a function of the given purpose makes for each key."""
+    """The uniform draws of a purpose for each key."""
     fold = lambda key: jax.random.fold_in(jax.random.wrap_key_data(jnp.array(key)), purpose)  # noqa: E731
     return np.stack([np.asarray(jax.random.uniform(fold(key), shape)) for key in keys])
 
 
 @pytest.fixture
 def images():
-    """Random colours, with greys, blacks, whites and ties between channels among them."""
+    """Random colours, including black, white, grey and ties between channels."""
     images = np.random.default_rng(0).random((12, 6, 5, 3)).astype(np.float32)
     images[0, 0] = 0
     images[0, 1] = 1
@@ -106,7 +108,7 @@ def test_grey_equals_the_plain_form(images):
 
 
 def plain_blur(image, deviation):
-    """Each pixel the Gaussian-weighted mean of the image's pixels, column by column, row by row."""
+    """Replaces pixels by Gaussian-weighted means, first along columns, then along rows."""
     for axis in (0, 1):
         place = np.arange(image.shape[axis])
         weights = np.exp(-((place[:, None] - place) ** 2) / (2 * deviation**2))
@@ -127,7 +129,7 @@ def test_blur_equals_the_plain_form(images):
 
 
 @pytest.mark.slow
-def test_shares_are_the_probabilities():
+def test_the_shares_of_changed_images_are_the_probabilities():
     images = np.random.default_rng(0).random((600, 2, 2, 3)).astype(np.float32)
     keys = jnp.array(keys_of(600))
     for function, share in (
@@ -139,7 +141,7 @@ def test_shares_are_the_probabilities():
         assert abs((changed > 1e-4).mean() - share) < 0.07
 
 
-def test_crops_of_a_photo_have_keys_of_their_own():
+def test_each_crop_has_its_own_key():
     keys = jnp.array(keys_of(3))
     all_four = np.asarray(augment.crop_keys(keys, 0, 4))
     assert len({tuple(key) for key in all_four.reshape(-1, 2)}) == 12
@@ -147,23 +149,25 @@ def test_crops_of_a_photo_have_keys_of_their_own():
 
 
 @pytest.mark.slow
-def test_the_same_pixels_for_a_key_on_any_number_of_devices():
+def test_augmented_pixels_are_the_same_alone_and_on_8_devices():
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
     keys = keys_of(16)
 
-    def all_of_it(images, keys):
-        return augment.augmented(images, keys, augment.Augmentation(1.0, 0.2, 0.5))
+    def augmented(images, keys):
+        return augment.augmented(
+            images, keys, augment.Augmentation(distortion=1.0, grey=0.2, blur=0.5)
+        )
 
-    whole = jax.jit(all_of_it)(images, keys)
-    alone = np.stack([all_of_it(images[i : i + 1], keys[i : i + 1])[0] for i in range(16)])
+    whole = jax.jit(augmented)(images, keys)
+    alone = np.stack([augmented(images[i : i + 1], keys[i : i + 1])[0] for i in range(16)])
     np.testing.assert_allclose(whole, alone, atol=1e-5)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     placed = jax.device_put(images, sharding), jax.device_put(keys, sharding)
-    np.testing.assert_allclose(whole, jax.jit(all_of_it)(*placed), atol=1e-5)
+    np.testing.assert_allclose(whole, jax.jit(augmented)(*placed), atol=1e-5)
 
 
-def test_what_is_set_to_0_is_left_out():
+def test_an_augmentation_set_to_0_is_left_out():
     crops = jnp.array(np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), np.uint8))
     keys = jnp.array(keys_of(16))
     flipped = augment.normalize(augment.flip(crops, keys))

@@ -1,3 +1,5 @@
+"""Crops against torchvision's boxes and Pillow's and TensorFlow's resizing."""
+
 import io
 import math
 
@@ -16,7 +18,7 @@ SIDE = 140
 
 
 def plain_box(height, width, draws, wanted):
-    """torchvision's RandomResizedCrop.get_params of given draws: top, left, height, width."""
+    """RandomResizedCrop.get_params of torchvision with given draws: top, left, height, width."""
     for area, ratio, top, left in draws.astype(float):
         area = (wanted.smallest + (wanted.largest - wanted.smallest) * area) * height * width
         ratio = math.exp((2 * ratio - 1) * math.log(wanted.ratio))
@@ -33,19 +35,19 @@ def plain_box(height, width, draws, wanted):
 
 @pytest.mark.parametrize("shape", [(90, 140), (140, 90), (1, 1), (3, 400), (400, 3)])
 @pytest.mark.parametrize("wanted", [Crops(1, 24, 0.3), Crops(1, 24, 0.05, 0.14)])
-def test_boxes_are_torchvisions(shape, wanted):
+def test_boxes_equal_torchvisions(shape, wanted):
     keys = jax.random.split(jax.random.key(1), 200)
     draw = jax.jit(jax.vmap(lambda key: crops.box(jnp.array(shape), key, wanted)))
     found = np.asarray(draw(keys))
     draws = np.stack([jax.random.uniform(key, (10, 4)) for key in keys])
     expected = np.array([plain_box(*shape, each, wanted) for each in draws])
-    # A product that ends in a half is rounded either way.
+    # Values near a half may round either way.
     assert (np.abs(found - expected) <= 1).all() and (found == expected).all(1).mean() > 0.98
     assert (found[:, :2] >= 0).all() and (found[:, 2:] >= 1).all()
     assert (found[:, :2] + found[:, 2:] <= np.array(shape)).all()
 
 
-def test_boxes_cover_the_ranges():
+def test_boxes_cover_the_ranges_of_area_and_ratio():
     keys = jax.random.split(jax.random.key(0), 1000)
     wanted = Crops(1, 24, 0.3)
     boxes = np.asarray(jax.vmap(lambda key: crops.box(jnp.array([90, 140]), key, wanted))(keys))
@@ -60,8 +62,8 @@ def padded(pixels, side=SIDE):
 
 
 @pytest.mark.parametrize("size", [16, 48, 130])
-def test_parts_are_resized_as_pillow_and_tensorflow_do(size):
-    """Shrunk, grown, and of photos whose surroundings would show."""
+def test_boxes_are_resized_as_by_pillow_and_tensorflow(size):
+    """Boxes shrink and grow; the padding is white, so that a leak from it would show."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -73,7 +75,7 @@ def test_parts_are_resized_as_pillow_and_tensorflow_do(size):
     for crop, (top, left, height, width) in zip(found[0].astype(int), boxes, strict=True):
         part = pixels[top : top + height, left : left + width]
         ours = tf.image.resize(part, [size, size], "bilinear", antialias=True).numpy()
-        assert np.abs(crop - ours).max() < 0.51  # rounded
+        assert np.abs(crop - ours).max() < 0.51  # ours is rounded
         pillow = Image.fromarray(part).resize((size, size), Image.Resampling.BILINEAR)
         assert np.abs(crop - np.asarray(pillow)).max() <= 1
 
@@ -119,13 +121,13 @@ def test_a_batch_of_photos_becomes_one_of_crops():
     assert len({*crops_of_one}) == 5
 
 
-def test_more_crops_leave_the_first_where_they_were():
+def test_further_sizes_do_not_change_the_first_crops():
     given = batch(3)
     alone = crops.cut(given, SIZES[:1])["crops0"]
     np.testing.assert_array_equal(crops.cut(given, SIZES)["crops0"], alone)
 
 
-def test_the_same_crops_for_a_key_on_any_number_of_devices():
+def test_crops_are_the_same_on_8_devices():
     given = batch(8)
     whole = crops.cut(given, SIZES)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -137,4 +139,4 @@ def test_the_same_crops_for_a_key_on_any_number_of_devices():
         difference = np.asarray(whole[name]).astype(int) - np.asarray(sharded[name])
         assert np.abs(difference).max() <= 1
     text = cut.lower(jax.device_put(given, sharding)).compile().as_text()
-    assert "all-" not in text  # a device cuts its own photos
+    assert "all-" not in text  # no communication: each device cuts its own photos

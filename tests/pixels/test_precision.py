@@ -1,4 +1,4 @@
-"""Products that must not be left to what a device takes for precise enough: pixels and scores."""
+"""Products of pixels and of scores ask for their precision; a TPU's default is too coarse."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 KEYS = RNG.integers(0, 2**32, (2, 2), np.uint32)
 PIXELS = RNG.integers(0, 256, (2, 90, 90, 3), np.uint8)
 BATCH = {"photos": PIXELS, "shape": np.full((2, 2), 90, np.int32), "key": KEYS}
-SWAV = augment.Augmentation(1.0, 0.2, 0.5)
+SWAV = augment.Augmentation(distortion=1.0, grey=0.2, blur=0.5)
 
 
 def cut(batch):
@@ -43,11 +43,11 @@ def scores(prototypes, embeddings):
         (jax.grad(scores, (0, 1)), np.ones((2, 8, 8), np.float32), ["HIGHEST"] * 3),
     ],
 )
-def test_no_product_of_pixels_or_scores_leaves_its_precision_open(function, arguments, wanted):
+def test_products_of_pixels_and_scores_ask_for_a_precision(function, arguments, wanted):
     assert precision.asked(function, *arguments) == wanted
 
 
-def test_crops_on_a_tpu_are_those_of_exact_products():
+def test_crops_on_a_tpu_differ_by_at_most_one_level():
     boxes = jnp.array([[(0, 0, 90, 60), (10, 20, 60, 40), (40, 3, 31, 50)]], jnp.float32)
     photos = jnp.array(PIXELS[:1])
     found = precision.on_tpu(lambda photos: crops.resized(photos, boxes, 48), photos)
@@ -56,7 +56,7 @@ def test_crops_on_a_tpu_are_those_of_exact_products():
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_blur_is_exact_to_a_hundredth_of_a_level_on_a_tpu(probability):
+def test_blur_on_a_tpu_is_within_a_hundredth_of_a_level(probability):
     images = jnp.array(RNG.random((2, 24, 24, 3), np.float32))
 
     def blurred(images):

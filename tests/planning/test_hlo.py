@@ -1,4 +1,4 @@
-"""What is read from a program's text: on hand-written text and on what XLA compiles here."""
+"""hlo on hand-written program text and on a program that XLA compiles here."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hashvision.planning import hlo
 
-# As libtpu writes it: cycles at the call of a fusion, trips at a loop, collectives inside what is
-# called.
+# In the form of libtpu: cycles at the call of a fusion, the trip count in a loop's condition,
+# collectives inside called computations.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %fused_computation (p: f32[8]) -> f32[8] {
@@ -45,14 +45,14 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
 
 
-def test_cycles_count_loops_by_their_trips_and_nothing_that_does_not_run():
+def test_cycles_multiply_loops_by_trips_and_skip_unused_computations():
     assert hlo.cycles(TEXT) == 7 + 5 * 10
     known = TEXT.replace("body=%body\n", 'body=%body, config={"known_trip_count":{"n":"3"}}\n')
     assert hlo.cycles(known) == 7 + 3 * 10
     assert hlo.cycles(TEXT.replace("direction=LT", "direction=GT")) == 7 + 10
 
 
-def test_collectives_are_found_in_loops_and_in_what_is_called():
+def test_collectives_are_found_in_loops_and_called_computations():
     assert hlo.collectives(TEXT) == [
         ("all-gather", 128, 256, 8, 1),
         ("all-reduce", 12, 48, 4, 5),
@@ -61,14 +61,14 @@ def test_collectives_are_found_in_loops_and_in_what_is_called():
     ]
 
 
-def test_bytes_sent_are_those_of_a_ring():
-    # Chan et al. 2007, section 4: (n - 1) / n of the whole once, twice where it is also summed.
+def test_bytes_sent_are_for_a_ring():
+    # Chan et al. 2007, section 4: (n - 1) / n of the whole, twice that for an all-reduce.
     sent = {each.kind: each.sent for each in hlo.collectives(TEXT)}
     assert sent == {
         "all-gather": 256 * 7 / 8,
         "all-reduce": 5 * 2 * 48 * 3 / 4,
         "collective-permute": 24,
-        "reduce-scatter": 8,  # 16 bytes are summed, of which half go to the other
+        "reduce-scatter": 8,  # the sum has 16 bytes; half goes to the other device
     }
 
 
@@ -83,14 +83,14 @@ def test_bytes_sent_are_those_of_a_ring():
         ("", 0),
     ],
 )
-def test_the_ways_a_program_writes_who_takes_part(groups, devices):
+def test_all_notations_of_replica_groups(groups, devices):
     line = f"%r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add"
     text = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n  {line}\n}}\n"
     assert [each.devices for each in hlo.collectives(text)] == [devices]
 
 
 @pytest.mark.parametrize("trips", [1, 3])
-def test_a_compiled_loop_of_reductions_on_8_devices(trips):
+def test_all_reduces_in_a_compiled_loop_on_8_devices(trips):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     whole, parts = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
 
@@ -105,4 +105,4 @@ def test_a_compiled_loop_of_reductions_on_8_devices(trips):
     reductions = [each for each in hlo.collectives(text) if each.elements == 5]
     assert sum(each.times for each in reductions) == trips
     assert {(each.kind, each.size, each.devices) for each in reductions} == {("all-reduce", 20, 8)}
-    assert hlo.cycles(text) == 0  # XLA for CPU estimates none
+    assert hlo.cycles(text) == 0  # XLA for CPU makes no estimates

@@ -1,3 +1,5 @@
+"""plan: its figures, its table, its topologies, and the topologies that README names."""
+
 import dataclasses
 import json
 import math
@@ -12,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 
 import datasets
-from hashvision.config import derive, recipes
+from hashvision import objectives
+from hashvision.config import recipes
 from hashvision.data import dataset, stream
 from hashvision.errors import UserError
 from hashvision.models import layers
@@ -30,32 +33,33 @@ SMALL = (
 
 
 @pytest.mark.slow
-def test_bytes_a_device_are_those_of_its_shards(monkeypatch):
-    """On the devices at hand in place of a topology's."""
+def test_bytes_per_device_are_the_bytes_of_its_shards(monkeypatch):
+    """Uses the devices of this process in place of a TPU topology."""
     monkeypatch.setattr(plan, "devices_of", lambda topology: jax.devices())
     config = recipes.load(str(CONFIGS / "demo.py"), list(SMALL))
     found = plan.plan(config, plan.Target("v5e:2x4", 100, 5000.0))
     built = program.build(config, 100, 5000.0)
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.abstract.params))
-    assert whole / 4 < found.held["parameters"] < whole  # large arrays in four, small ones whole
+    assert whole / 4 < found.held["parameters"] < whole  # only large arrays are sharded
     assert found.held["optimiser"] >= 2 * found.held["parameters"]  # AdamW's two moments
     batch = 32 * (48 * 48 * 3 + 2 * 4 + 16 * 4 + 2 * 4)
     assert found.held["batch"] == batch / 8
     assert found.held["temporary"] > 0
-    # The executable's arguments and results are the state and the batch, and a few scalars.
+    # Besides the state and the batch the executable has only a few scalars.
     assert 0 <= found.held["padding and results"] < 0.01 * found.needed
     assert found.memory == 16 * 2**30 and found.devices == 8
     assert f"{found.needed / 2**30:.2f}" in plan.table(found) and "fits" in plan.table(found)
     assert "all-gather" in found.text
 
 
-# 1,000 steps of 64 photos on four chips of 197 TFLOP/s at 1.5 GHz: half a second of cycles a step,
-# and half a second for what each sends: 100 GB reduced over two at 200 GB/s, half of it twice.
-def test_what_does_not_fit_says_by_how_much():
-    assert "does not fit, by 4.00 GiB a device" in plan.table(MADE_UP)
+# MADE_UP has 1,000 steps of 64 photos on four chips of 197 TFLOP/s at 1.5 GHz. A step has half a
+# second of cycles and half a second of collectives: each device sends 100 GB at 200 GB/s, which is
+# twice half of the all-reduced 100 GB.
+def test_the_table_says_how_much_memory_is_missing():
+    assert "does not fit: 4.00 GiB per device too much" in plan.table(MADE_UP)
 
 
-def test_cycles_of_a_quick_compilation_are_said_to_be_too_many():
+def test_the_table_warns_that_quick_cycles_are_too_many():
     assert "Without --quick" not in plan.table(MADE_UP)
     assert "Without --quick" in plan.table(dataclasses.replace(MADE_UP, quick=True))
 
@@ -65,8 +69,8 @@ def test_time_price_and_mfu_follow_from_cycles_and_bytes():
     assert MADE_UP.collective_seconds == pytest.approx(0.5)
     assert MADE_UP.mfu == pytest.approx(0.25) and MADE_UP.mfu_limit == 0.5
     text = plan.table(MADE_UP)
-    assert "64 a second, 64 from each of 1 hosts" in text
-    assert "0.3 hours of 1,000 steps" in text and "10 at 9.0 a chip and hour" in text
+    assert "64 per second, 64 from each of 1 hosts" in text
+    assert "0.3 hours of 1,000 steps" in text and "10 at 9.0 per chip-hour" in text
     values = json.loads(MADE_UP.as_json())
     assert values["mfu"] == pytest.approx(0.25) and values["held"] == MADE_UP.held
     assert values["collectives"][0]["sent"] == 1e11 and "text" not in values
@@ -74,14 +78,14 @@ def test_time_price_and_mfu_follow_from_cycles_and_bytes():
     assert values["price"] == pytest.approx(10) and values["hosts"] == 1
 
 
-def test_a_core_that_counts_as_a_device_has_half_a_chips_links():
+def test_a_device_that_is_half_a_chip_has_half_the_interconnect():
     core = dataclasses.replace(MADE_UP, topology="v4:2x2x1", devices=8)
     seconds = 1e11 / (plan.CHIPS["v4"].interconnect / 2 * 1e9)
     assert core.collective_seconds == pytest.approx(seconds)
 
 
-def test_the_clock_gives_the_peak_of_the_matrix_units():
-    # Matrix units of a chip, and their side: cloud.google.com/tpu/docs, the page of each kind.
+def test_matrix_units_at_this_clock_reach_the_peak():
+    # Number and side of the matrix units per chip (cloud.google.com/tpu/docs, page of each kind).
     units = {"v3": (4, 128), "v4": (8, 128), "v5e": (4, 128), "v5p": (8, 128), "v6e": (4, 256)}
     for kind, (count, side) in units.items():
         peak = count * side**2 * 2 * plan.CHIPS[kind].clock / 1000
@@ -101,7 +105,7 @@ def test_flops_of_loops_conditions_and_grouped_convolutions():
     assert found == 2 * (2 * 3 * 3) * 8 * 3 * 3 * 4 + (5 + 1) * 2 * 18 * 8 * 8
 
 
-def test_lanes_round_channels_up_and_merge_groups_where_that_pays():
+def test_lanes_round_channels_up_and_merge_groups_if_cheaper():
     def forward(x, kernel):
         return layers.grouped_conv(x, kernel, 1, "native")
 
@@ -113,17 +117,20 @@ def test_lanes_round_channels_up_and_merge_groups_where_that_pays():
 
     assert ratio(264, 2, 128) == pytest.approx(19 * 3 * 128**2 / (9 * 264**2))  # 2376, 264
     assert ratio(128, 2, 128) == 1
-    # Of 4 channels: 36 in and 4 out to 128 and 128, or 14 groups merged, 504 in and 56 out ...
+    # Groups of 4 channels have 36 inputs and 4 outputs; merging m groups multiplies both by m.
     assert ratio(4, 32, 128) == pytest.approx(
         min((32 // m) * -(-36 * m // 128) * 128 * 128 for m in (1, 2, 4, 8, 16, 32)) / (36 * 4 * 32)
     )
 
 
 @pytest.mark.parametrize(("variant", "gflops"), [("32x8d", 16.4), ("32x48d", 153.0)])
-def test_model_flops_are_the_papers(variant, gflops):
-    """Multiplications of a photo of 224 pixels (WSL, table 3: 16 and 153 billion), times 6."""
+def test_model_flops_match_the_paper(variant, gflops):
+    """Table 3 of WSL: 16 and 153 billion multiplications per photo at 224 pixels.
+
+    A step has 6 FLOPs per multiplication: 2 forward and 4 backward.
+    """
     config = recipes.load(str(CONFIGS / f"wsl_resnext101.py:{variant}"), ["--config.batch_size=8"])
-    derive.fill(config, 1e9)
+    objectives.fill(config, 1e9)
     built = program.build(config, 1500, 1e9, jax.devices()[:8])
     found = flops.forward(plan.forward_pass(config, built, 1500, 1e9))
     assert 3 * found == pytest.approx(8 * 6e9 * gflops, rel=0.02)
@@ -131,7 +138,7 @@ def test_model_flops_are_the_papers(variant, gflops):
 
 @pytest.mark.slow
 def test_plan_on_simulated_cpus_needs_no_tpu_compiler(tmp_path):
-    """As a user would, in a process of its own: devices are made before JAX starts."""
+    """Runs the command in its own process, since simulated devices need a fresh JAX."""
     arguments = [
         "plan",
         f"--config={CONFIGS / 'demo.py'}",
@@ -146,21 +153,21 @@ def test_plan_on_simulated_cpus_needs_no_tpu_compiler(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "regnety_200mf on cpu:2: 2 devices" in done.stdout
     assert "with little effort" in done.stdout
-    assert "estimates no cycles" in done.stdout and "there is" not in done.stdout
+    assert "does not estimate cycles" in done.stdout and "available" not in done.stdout
     values = json.loads((tmp_path / "plan.json").read_text())
     assert values["devices"] == 2 and values["step_seconds"] == 0
     assert {each["kind"] for each in values["collectives"]} == {"all-reduce"}
-    # 200 MF of multiplications at 224 pixels, at 32, where borders weigh more, and the classes.
+    # 200 million multiplications at 224 pixels, scaled to 32; borders and the classes add some.
     assert values["model_flops"] == pytest.approx(8 * 6 * 200e6 * (32 / 224) ** 2, rel=0.3)
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "tpu", "cpu:0", "cpu:²", "cpu:1000000"])
-def test_an_unknown_topology_is_named(topology):
-    with pytest.raises(UserError, match=f"--topology={topology} is none that is known"):
+def test_an_unknown_topology_is_refused_by_name(topology):
+    with pytest.raises(UserError, match=f"--topology={topology} is unknown; give KIND:SHAPE"):
         plan.devices_of(topology)
 
 
-def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
+def test_a_missing_compiler_message_says_how_to_install_it(monkeypatch):
     def absent(**_):
         raise RuntimeError("Unable to find libtpu\nand more")
 
@@ -170,7 +177,7 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
 
 
 README = (CONFIGS.parent / "README.md").read_text()
-# (recipe, its batch, KIND:SHAPE, fsdp) of each row of README's table that names a TPU.
+# (recipe, batch, KIND:SHAPE, fsdp) of each row of the README's table that names a TPU.
 ROWS = [
     (recipe, int(batch.replace(",", "")), topology, int(fsdp))
     for recipe, batch, topology, fsdp in re.findall(
@@ -181,21 +188,21 @@ TOPOLOGIES = sorted({row[2] for row in ROWS})
 
 
 def size_of(topology):
-    """Devices of a topology, and how many hosts it may have."""
+    """The number of devices of a topology, and the numbers of hosts that it may have."""
     kind, _, shape = topology.partition(":")
     chips = math.prod(map(int, shape.split("x")))
     hosts = {chips // math.prod(plan.host_bounds(topology)), max(1, chips // 4)}
     return chips * (2 if kind in ("v3", "v4") else 1), hosts
 
 
-def test_readmes_table_has_every_recipe_for_tpus():
+def test_the_readme_table_has_every_recipe_for_tpus():
     files = {row[0].partition(".")[0] for row in ROWS}
     assert files == {path.stem for path in CONFIGS.glob("*.py")} - {"base", "demo", "demo_swav"}
     assert len(ROWS) == 14 and "v5e:8x16" in TOPOLOGIES and "v4:8x8x8" in TOPOLOGIES
 
 
 @pytest.mark.parametrize(("recipe", "batch", "own", "fsdp"), ROWS, ids=[row[0] for row in ROWS])
-def test_a_recipe_starts_on_its_topology_and_on_all_that_its_batch_divides_over(
+def test_a_recipe_runs_on_its_topology_and_on_others_that_divide_its_batch(
     recipe, batch, own, fsdp
 ):
     config = recipes.load(str(CONFIGS / recipe), [])
@@ -211,7 +218,7 @@ def test_a_recipe_starts_on_its_topology_and_on_all_that_its_batch_divides_over(
 
 
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x4", "v6e:2x4", "v5e:4x4", *TOPOLOGIES])
-def test_hosts_are_those_of_the_topology(topology):
+def test_devices_and_hosts_of_a_topology(topology):
     pytest.importorskip("libtpu")
     devices = plan.devices_of(topology)
     count, hosts = size_of(topology)
@@ -229,7 +236,9 @@ def test_hosts_are_those_of_the_topology(topology):
         (8070, 10, "set --config.batch_size to a multiple of 32."),
     ],
 )
-def test_plan_refuses_lanes_as_train_does(batch, lanes, remedy, monkeypatch, tmp_path):
+def test_plan_and_train_refuse_lanes_with_the_same_message(
+    batch, lanes, remedy, monkeypatch, tmp_path
+):
     devices = [types.SimpleNamespace(process_index=number // 4) for number in range(128)]
     monkeypatch.setattr(plan, "devices_of", lambda topology: devices)
     overrides = [f"--config.batch_size={batch}", f"--config.data.lanes={lanes}"]
@@ -245,7 +254,7 @@ def test_plan_refuses_lanes_as_train_does(batch, lanes, remedy, monkeypatch, tmp
     assert str(planned.value).endswith(remedy)
 
 
-def test_a_host_of_eight_chips_has_its_own_cores():
+def test_a_host_of_eight_chips_has_the_cores_of_its_kind():
     eight = dataclasses.replace(MADE_UP, topology="v5e:2x4", devices=8, chips=8, hosts=1)
     assert eight.host_cores == 224 and dataclasses.replace(eight, hosts=2).host_cores == 112
     assert "from each of 1 hosts" in plan.table(eight)
