@@ -1,13 +1,14 @@
-"""Who meets whom: a band holds a row of each photo that has one key, and some of its rows meet.
+"""Which photos are compared: a band holds one row of each photo with one key, and pairs its rows.
 
-In a band of at most CELL rows all are compared. A larger one, as there are among many millions of
-photos, is cut into cells of at most CELL rows that are alike, PASSES times anew. Each cut halves a
-group of rows by where they lie between two of them, drawn at random (a random projection tree,
-Dasgupta and Freund 2008). Copies differ far less from each other than strangers do who share a key,
-so few cuts part them, and those of another pass do not. Over all passes a row keeps its NEAREST.
+In a band of at most CELL rows, all pairs are compared. Larger bands occur among many millions of
+photos. They are cut into cells of at most CELL similar rows, PASSES times with different cuts. Each
+cut halves a group of rows along the line through two of them, drawn at random (a random projection
+tree, Dasgupta and Freund 2008). Copies differ far less from each other than other photos that share
+a key. So few cuts separate them, and the cuts of another pass do not. A row keeps its NEAREST
+partners over all passes.
 
-Spectra are small integers, so products of them are exact: what is found depends neither on the
-order of rows nor on the machine.
+Spectra are small integers, so their products are exact. The result depends neither on the order of
+the rows nor on the machine.
 """
 
 from collections.abc import Iterator
@@ -17,37 +18,38 @@ import numpy as np
 from hashvision.duplicates import alignment
 from hashvision.duplicates.fingerprints import BITS, SPECTRUM, Fingerprint, unpack_spectra
 
-# All measured by tests/bench/bands.py on bands of a million rows.
+# Measured with tests/bench/bands.py on bands of a million rows.
 CELL = 256
 PASSES = 8
-NEAREST = 4  # posts before it that a row of a large band may meet, and photos of lower rank
+# In a large band a row meets at most so many earlier posts, and as many photos of lower rank.
+NEAREST = 4
 
-REMOVED, EVALUATION, POST = range(3)  # ranks: what no post may show comes before the posts
+REMOVED, EVALUATION, POST = range(3)  # ranks: photos that no post may show come before the posts
 ORDER = 8  # bytes of an order that a row holds
-_WHERE = [("file", "<u8"), ("offset", "<u4")]  # of a photo's fingerprint in the spool
-_STANDING = [("rank", "u1"), ("order", "<u8")]
-# Equal bytes make a band too: its rows have no box, and the digest in place of a spectrum.
+_LOCATION = [("file", "<u8"), ("offset", "<u4")]  # of a photo's fingerprint in the spool
+_POSITION = [("rank", "u1"), ("order", "<u8")]
+# Photos with equal bytes form a band too, whose rows have no box and the digest as spectrum.
 ROW = np.dtype(
-    [("band", "<u4"), *_STANDING, *_WHERE, ("box", "u1", 4), ("spectrum", "u1", SPECTRUM)]
+    [("band", "<u4"), *_POSITION, *_LOCATION, ("box", "u1", 4), ("spectrum", "u1", SPECTRUM)]
 )
-MEETING = np.dtype([("post", _WHERE), ("partner", [*_STANDING, *_WHERE])])
+MEETING = np.dtype([("post", _LOCATION), ("partner", [*_POSITION, *_LOCATION])])
 _DIGEST = 16  # bytes
-_NOBODY = 255  # the rank of what fills up cells
+_PADDING = 255  # the rank of the row that fills up cells
 _PAIRS_AT_ONCE = 1 << 21
 _ROWS_AT_ONCE = 1 << 16
-_LIKENESS = 24  # bits
-_LAST = 2**31 - 1  # the highest number of a row
+_CORRELATION_BITS = 24
+_LARGEST_ROW = 2**31 - 1  # the highest number of a row
 
 
 def rows(print_: Fingerprint, rank: int, order: bytes, file: str, offset: int) -> np.ndarray:
-    """The rows of a photo, ROW (n,): one for its bytes and one for each key.
+    """Returns the rows of a photo, ROW (n,): one for its bytes and one for each key.
 
     Args:
       print_: its fingerprint.
-      rank: POST or less.
-      order: among photos of that rank; the first ORDER bytes should tell most of them apart.
-      file: of the spool in which the fingerprint is, 16 hexadecimal digits.
-      offset: in that file, below 2^32.
+      rank: REMOVED, EVALUATION or POST.
+      order: of the photo among those of its rank; the first ORDER bytes should differ for most.
+      file: name of the spool file with the fingerprint, 16 hexadecimal digits.
+      offset: of the fingerprint in that file, below 2^32.
     """
     keys, boxes, _ = print_.rectangles
     made = np.zeros(1 + len(keys), ROW)
@@ -61,12 +63,12 @@ def rows(print_: Fingerprint, rank: int, order: bytes, file: str, offset: int) -
 
 
 def meetings(rows: np.ndarray) -> np.ndarray:
-    """Whom each post is compared with, in any order, some several times.
+    """Returns the pairs to compare, in any order; a pair may occur several times.
 
-    A post meets photos of lower rank, posts before it, and those whose orders begin with the same
-    ORDER bytes. Of equal bytes it meets the first of each rank. In a band of at most CELL rows it
-    meets all whose rectangles agree with its own; in a larger one the NEAREST of these with which
-    it shared a cell, and as many of lower rank.
+    A post meets photos of lower rank, earlier posts, and posts whose orders begin with the same
+    ORDER bytes. Among photos with its own bytes, it meets the first of each rank. In a band of at
+    most CELL rows, it meets all photos whose rectangles agree with its own. In a larger band, it
+    meets the NEAREST of those with which it shared a cell, and as many of lower rank.
 
     Args:
       rows: all rows of some bands, ROW (n,), in any order.
@@ -85,7 +87,7 @@ def meetings(rows: np.ndarray) -> np.ndarray:
 
 
 def runs(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of rows start whose values are equal, and how long they are: int64 (r,) each."""
+    """Finds runs of rows with equal values: their starts and lengths, int64 (r,) each."""
     new = np.zeros(len(columns[0]), bool)
     new[:1] = True
     for column in columns:
@@ -95,13 +97,13 @@ def runs(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _same_bytes(rows: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs int64 (2, n) of posts and the first photos, of each rank, with the same bytes."""
+    """Yields pairs int64 (2, n) of posts and the first photos of each rank with the same bytes."""
     digests = np.ascontiguousarray(rows["spectrum"][chosen, :_DIGEST]).view("<u8").T
     ranks, orders = rows["rank"][chosen], rows["order"][chosen]
     sort = np.lexsort((orders, ranks, *digests))
     chosen, digests, ranks, orders = chosen[sort], digests[:, sort], ranks[sort], orders[sort]
     starts, sizes = runs(*digests, ranks)
-    # Several, where their orders begin alike.
+    # Several photos are first if their orders begin with the same bytes.
     first = np.flatnonzero(orders == np.repeat(orders[starts], sizes))
     starts, sizes = runs(*digests)
     group = np.repeat(np.arange(len(starts)), sizes)
@@ -114,16 +116,16 @@ def _same_bytes(rows: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _agreeing(rows: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs int64 (2, n) of posts and partners of one band whose rectangles agree."""
+    """Yields pairs int64 (2, n) of posts and partners of one band whose rectangles agree."""
     chosen = chosen[np.argsort(rows["band"][chosen], kind="stable")]
     starts, sizes = runs(rows["band"][chosen])
     size_of = np.repeat(sizes, sizes)
-    small = chosen[(size_of > 1) & (size_of <= CELL)]  # most have nobody to meet
+    small = chosen[(size_of > 1) & (size_of <= CELL)]  # most bands have one row
     for pairs in _all_pairs(_Cells(rows[small])):
         yield small[pairs]
     for start, size in zip(starts[sizes > CELL], sizes[sizes > CELL], strict=True):
         large = chosen[start : start + size]
-        # Of what is equal in all of these it does not matter which comes first.
+        # Rows that are equal in all of these fields are interchangeable.
         fields = rows[large]
         sort = np.lexsort(
             (
@@ -137,7 +139,7 @@ def _agreeing(rows: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class _Cells:
-    """Rows of bands, unpacked, which are compared cell by cell; the last is nobody, to fill up."""
+    """Unpacked rows of bands, which are compared cell by cell; the last row is padding."""
 
     def __init__(self, rows: np.ndarray):
         """Takes ROW (n,)."""
@@ -146,13 +148,13 @@ class _Cells:
         self.spectra = np.concatenate((spectra, np.ones((1, BITS), np.int8)))
         self.boxes = np.concatenate((rows["box"], np.zeros((1, 4), np.uint8)))
         self.orders = np.append(rows["order"], np.uint64(0))
-        self.ranks = np.append(rows["rank"], np.uint8(_NOBODY))
+        self.ranks = np.append(rows["rank"], np.uint8(_PADDING))
 
-    def likeness(self, cells: np.ndarray) -> np.ndarray:
-        """How alike posts are to those whom they may meet, 0 where that is too little.
+    def correlations(self, cells: np.ndarray) -> np.ndarray:
+        """Returns the correlation of posts with partners that they may meet; 0 below ALIKE.
 
         Args:
-          cells: numbers of rows, int (c, m); those of a cell are compared with each other.
+          cells: numbers of rows, int (c, m); the rows of a cell are compared with each other.
 
         Returns:
           float32 (c, m, m): cell, post, partner.
@@ -166,49 +168,50 @@ class _Cells:
         return np.where(may & (found > alignment.ALIKE), found, np.float32(0))
 
     def overlapping(self, posts: np.ndarray, partners: np.ndarray) -> np.ndarray:
-        """Which photos overlap, bool (n,), laid upon each other by their rows, int (n,) each."""
+        """Returns which photos overlap, bool (n,), when aligned by their rows, int (n,) each."""
         return alignment.overlapping(self.boxes[posts], self.boxes[partners])
 
 
-def _portions(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Some cells at a time, of equal size, whose pairs fit into memory."""
+def _batches(cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields some of the cells (c, m) at a time, whose pairs fit in memory."""
     most = max(1, _PAIRS_AT_ONCE // cells.shape[1] ** 2)
     return (cells[start : start + most] for start in range(0, len(cells), most))
 
 
 def _all_pairs(rows: _Cells) -> Iterator[np.ndarray]:
-    """Pairs int64 (2, n) of posts and partners in bands of at most CELL rows."""
+    """Yields pairs int64 (2, n) of posts and partners in bands of at most CELL rows."""
     starts, sizes = runs(rows.bands)
     for size in np.unique(sizes).tolist():
-        for cells in _portions(starts[sizes == size][:, None] + np.arange(size)):
-            cell, post, partner = np.nonzero(rows.likeness(cells))
+        for cells in _batches(starts[sizes == size][:, None] + np.arange(size)):
+            cell, post, partner = np.nonzero(rows.correlations(cells))
             pairs = np.stack((cells[cell, post], cells[cell, partner]))
             yield pairs[:, rows.overlapping(*pairs)]
 
 
 def _nearest(rows: _Cells, seed: int) -> np.ndarray:
-    """Pairs int64 (2, n) of posts of one band and their NEAREST among those in their cells.
+    """Returns pairs int64 (2, n) of one band's posts and their NEAREST partners in their cells.
 
-    Posts and photos of lower rank are counted apart.
+    Posts and photos of lower rank are counted separately.
     """
     kinds = [rows.ranks < POST, rows.ranks == POST]
     best = [np.zeros((len(rows.ranks), NEAREST), np.uint64) for _ in kinds]
     for number in range(PASSES):
-        for cells in _portions(_cut(rows, np.random.default_rng((seed, number)))):
-            likeness = rows.likeness(cells)
+        for cells in _batches(_cut(rows, np.random.default_rng((seed, number)))):
+            correlations = rows.correlations(cells)
             for kind, known in zip(kinds, best, strict=True):
                 which = kind[cells][:, None, :]
                 if which.any():
-                    _remember(rows, cells, likeness * which, known)
+                    _update_nearest(rows, cells, correlations * which, known)
     pairs = []
     for known in best:
         post, place = np.nonzero(known)
-        pairs.append(np.stack((post, _LAST - (known[post, place] & np.uint64(_LAST)).astype(int))))
+        partner = _LARGEST_ROW - (known[post, place] & np.uint64(_LARGEST_ROW)).astype(int)
+        pairs.append(np.stack((post, partner)))
     return np.concatenate(pairs, axis=1)
 
 
 def _cut(rows: _Cells, random: np.random.Generator) -> np.ndarray:
-    """All rows in cells of at most CELL, by halving: int32 (c, m), ascending in each cell."""
+    """Cuts all rows into cells of at most CELL by halving: int32 (c, m), ascending in each cell."""
     number = len(rows.ranks) - 1
     halvings = (-(-number // CELL) - 1).bit_length()
     cells = np.full((1, -(-number // 2**halvings) << halvings), number, np.int32)
@@ -230,19 +233,23 @@ def _cut(rows: _Cells, random: np.random.Generator) -> np.ndarray:
     return np.sort(cells, axis=1)
 
 
-def _remember(rows: _Cells, cells: np.ndarray, likeness: np.ndarray, known: np.ndarray) -> None:
-    """Keeps the NEAREST of those known and those in the same cell.
+def _update_nearest(
+    rows: _Cells, cells: np.ndarray, correlations: np.ndarray, known: np.ndarray
+) -> None:
+    """Updates each row's NEAREST partners with those in its cell.
 
     Args:
       rows: of the band.
       cells: int (c, m).
-      likeness: float32 (c, m, m), 0 for what does not count.
-      known: uint64 (n, NEAREST) of each row, to change: the likeness, and below it _LAST less the
-        number of the partner, so that of two that are equally alike the first is the greater.
+      correlations: float32 (c, m, m), 0 for pairs that do not count.
+      known: uint64 (n, NEAREST) for each row, changed in place. The high bits are the correlation
+        and the low bits _LARGEST_ROW minus the partner's number, so that of two equal correlations
+        that of the first partner is the greater.
     """
     size = cells.shape[1]
-    most = min(size, 2 * NEAREST)  # of which some do not overlap
-    scores = np.minimum(likeness * 2**_LIKENESS, 2**_LIKENESS - 1).astype(np.uint32)
+    most = min(size, 2 * NEAREST)  # some of these do not overlap
+    scale = 2**_CORRELATION_BITS
+    scores = np.minimum(correlations * scale, scale - 1).astype(np.uint32)
     scores = scores << np.uint32(8) | np.arange(size)[::-1].astype(np.uint32)
     scores = np.partition(scores, size - most, axis=2)[:, :, size - most :]
     cell, post, place = np.nonzero(scores >> np.uint32(8))
@@ -254,7 +261,7 @@ def _remember(rows: _Cells, cells: np.ndarray, likeness: np.ndarray, known: np.n
     found[cell, post, NEAREST + place] = np.where(
         rows.overlapping(posts, partners),
         (score >> np.uint32(8)).astype(np.uint64) << np.uint64(32)
-        | (_LAST - partners).astype(np.uint64),
+        | (_LARGEST_ROW - partners).astype(np.uint64),
         np.uint64(0),
     )
     found.sort(axis=2)

@@ -1,13 +1,13 @@
-"""Fingerprints of photos: keys by which copies of one photo meet, and a thumbnail to compare.
+"""Fingerprints of photos, for the duplicate search: keys that copies share, and a thumbnail.
 
-A copy may be compressed anew, rescaled, squeezed, mirrored, cropped, framed, brightened or grey.
-So nothing is measured in the frame of the whole photo, which a crop moves: blobs of the picture
-(Lowe 2004, section 3) span rectangles, a pair of blobs each, and what lies within a rectangle is
-stretched to a square whose low frequencies give the key by their signs, as in perceptual hashing
-(Zauner 2010, section 3.2.1). A crop, a frame or a squeeze moves the blobs and with them the
-rectangles; grey levels change the size of a coefficient but seldom its sign; a mirrored picture
-has known signs inverted. Photos with a key in common whose rectangles look alike are candidates,
-and the two rectangles say how one lies on the other.
+A copy may be recompressed, rescaled, squeezed, mirrored, cropped, framed, brightened or grey. So
+nothing is measured relative to the whole photo, which a crop changes. Instead, each pair of blobs
+of the picture (Lowe 2004, section 3) spans a rectangle. Its content is stretched to a square, and
+the signs of the square's low frequencies give the key, as in perceptual hashing (Zauner 2010,
+section 3.2.1). A crop, a frame or a squeeze moves the rectangles along with the blobs. A change of
+grey levels changes the size of a coefficient but seldom its sign. Mirroring inverts known signs.
+Photos that share a key and whose rectangles look similar are candidates, and the two rectangles
+give the map from one to the other.
 """
 
 import hashlib
@@ -17,36 +17,37 @@ import typing
 import numpy as np
 from PIL import Image
 
-SIDE = 64  # pixels to which every photo is squeezed, its proportions forgotten
+SIDE = 64  # pixels; every photo is squeezed to a square of this side
 THUMBNAIL = 32
-# Measured on photos of Flickr8k at NOISE 0: one shares a key with 7 in 100,000 others. 44 bits make
-# that 2, but lose more of the copies cropped by a tenth on all four sides, of which these lose 1 in
-# 30; fewer blobs and keys (28 and 64) lose 1 in 8.
+# Measured on photos of Flickr8k at NOISE 0: a photo shares a key with 7 in 100,000 others. With 44
+# bits it is 2 in 100,000, but more copies are lost that are cropped by a tenth on all four sides;
+# these settings lose 1 in 30 of them, and fewer blobs and keys (28 and 64) lose 1 in 8.
 BITS = 35
 BLOBS = 36
 KEYS = 96
-SHORTEST = (
-    14.0  # side of a rectangle in pixels of SIDE; below, it holds too little to be told apart
-)
-# A coefficient counts as positive above this share of their root mean square. At 0, the bits of a
-# smooth picture's fine frequencies, where there is nothing, would be noise: of smooth pictures
-# compressed anew 58 in 100 kept a key, with 0.1 it is 88, with 0.2 all, for four times the keys
-# that different photos share.
+SHORTEST = 14.0  # side of a rectangle, in pixels of SIDE; smaller ones look too similar
+# A coefficient counts as positive above this share of the coefficients' root mean square. At 0, the
+# empty fine frequencies of a smooth picture give random bits: of recompressed smooth pictures, 58%
+# kept a key. At 0.1 it is 88%, and at 0.2 it is 100%, but different photos share four times as many
+# keys.
 NOISE = 0.15
-FAINTEST = 1.0  # grey levels by which a blob stands out; below, it is noise of the compression
-# ... and this share of the picture's standard deviation: two photos of nothing but a horizon or a
-# shadow have blobs of noise alone, away from that one edge, and must not meet.
+FAINTEST = 1.0  # contrast of a blob in grey levels; fainter ones are compression noise
+# ... and this share of the picture's standard deviation. Photos of only a horizon or a shadow have
+# nothing but noise away from that edge, and must not share keys.
 FAINTEST_SHARE = 0.04
-FEWEST_BLOBS = 6  # fewer are a plane, a gradient or a lone mark: equal bytes alone tell those
-# A frame: lines within FRAME_NOISE grey levels of the outermost one's, by their mean, and behind
-# them a line that departs by FRAME_STEP. A sky that darkens slowly is none.
+FEWEST_BLOBS = (
+    6  # pictures with fewer, such as a gradient or a lone mark, are compared by their bytes only
+)
+# A frame consists of lines whose mean difference from the outermost line's level is at most
+# FRAME_NOISE, followed by a line that differs by FRAME_STEP. So a sky that darkens slowly is not a
+# frame.
 FRAME_NOISE = 8.0
 FRAME_STEP = 20.0
-_NARROWEST = 32  # pixels; a smaller photo is not searched for a frame
+_NARROWEST = 32  # pixels; narrower photos are not searched for a frame
 
 
 def _blur(sigma: float) -> np.ndarray:
-    """Float32 (SIDE, SIDE), the matrix that blurs a column, mirrored at its ends."""
+    """Returns the matrix that blurs a column, mirrored at its ends: float32 (SIDE, SIDE)."""
     reach = int(4 * sigma + 1)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     places = np.arange(SIDE)[:, None] + np.arange(-reach, reach + 1)
@@ -57,7 +58,7 @@ def _blur(sigma: float) -> np.ndarray:
 
 
 _FINE, _COARSE = _blur(1.2), _blur(2.4)
-# The thumbnail is smooth, for one pixel must say the same wherever the pixels' borders fall.
+# The thumbnail is smooth, so that its pixels hardly depend on where their borders are.
 _SHRINK = _blur(1.4).reshape(THUMBNAIL, 2, SIDE).mean(1)
 _CELLS = 8
 _DCT = np.cos(np.pi * np.outer(np.arange(_CELLS), np.arange(_CELLS) + 0.5) / _CELLS)
@@ -68,25 +69,25 @@ _FREQUENCIES = sorted(
 )[:BITS]
 _DOWN, _ACROSS = np.array(_FREQUENCIES).T
 _WHITEN = np.hypot(_DOWN, _ACROSS).astype(np.float32)  # photos' amplitudes fall as 1 / frequency
-# Six bits a coefficient: of 175,000 keys that photos of Flickr8k share with their copies 1 in
-# 10,000 agrees no more than with eight, and no copy lost its last.
+# Six bits per coefficient. Of 175,000 keys that photos of Flickr8k share with their copies, 1 in
+# 10,000 agrees with eight bits but not with six, and no copy lost its last key.
 _LEVELS = 31  # on either side of 0
-_SPECTRUM_UNIT = 1 / 9  # of a level, in root mean squares: they reach to 3.4
+_SPECTRUM_UNIT = 1 / 9  # of a level, in root mean squares; levels reach to 3.4 of these
 SPECTRUM = -(-6 * BITS // 8)  # bytes
 _BIT = np.uint64(1) << np.arange(BITS, dtype=np.uint64)
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing (Knuth, volume 3, section 6.4)
 
 
 class Fingerprint(typing.NamedTuple):
-    """What is kept of a photo, some 4.4 KB, plain bytes so that any worker can read it.
+    """The fingerprint of a photo, about 4.4 KB, as plain bytes that any worker can read.
 
     Attributes:
       digest: 16 bytes, BLAKE2b of the file.
       thumbnail: uint8 (THUMBNAIL, THUMBNAIL), the grey picture within its frame, squeezed square.
-      keys: uint32 (n,) little-endian, ascending, n <= KEYS; none where the picture says too little.
+      keys: uint32 (n,) little-endian, ascending, n <= KEYS; none if the picture holds too little.
       boxes: uint8 (n, 4), each key's rectangle on the thumbnail in 255ths of its side: left, top,
         right, bottom; left and right swapped where the key is of the mirrored picture.
-      spectra: uint8 (n, SPECTRUM), the coefficients of which the key keeps only the signs.
+      spectra: uint8 (n, SPECTRUM), the packed coefficients whose signs form the key.
     """
 
     digest: bytes
@@ -110,20 +111,20 @@ class Fingerprint(typing.NamedTuple):
 
 
 def pack_spectra(spectra: np.ndarray) -> np.ndarray:
-    """Spectra int8 (n, BITS) of at most _LEVELS on either side of 0, as uint8 (n, SPECTRUM)."""
+    """Packs spectra int8 (n, BITS), from -_LEVELS to _LEVELS, into uint8 (n, SPECTRUM)."""
     bits = np.unpackbits((spectra + (_LEVELS + 1)).astype(np.uint8)[:, :, None], axis=2)
     return np.packbits(bits[:, :, 2:].reshape(len(spectra), 6 * BITS), axis=1)
 
 
 def unpack_spectra(packed: np.ndarray) -> np.ndarray:
-    """Spectra int8 (n, BITS) of uint8 (n, SPECTRUM)."""
+    """Unpacks uint8 (n, SPECTRUM) into spectra int8 (n, BITS)."""
     bits = np.zeros((len(packed), BITS, 8), np.uint8)
     bits[:, :, 2:] = np.unpackbits(packed, axis=1, count=6 * BITS).reshape(-1, BITS, 6)
     return np.packbits(bits, axis=2)[:, :, 0].astype(np.int8) - np.int8(_LEVELS + 1)
 
 
 def fingerprint(image: bytes) -> Fingerprint:
-    """Takes the fingerprint of an image file, of any size: a pure function of its bytes."""
+    """Returns the fingerprint of a JPEG file of any size, a pure function of its bytes."""
     picture = _picture(image)
     thumbnail = _SHRINK @ picture @ _SHRINK.T
     keys, boxes, spectra = _keys(picture)
@@ -142,9 +143,9 @@ def _quantised(spectra: np.ndarray) -> np.ndarray:
 
 
 def _picture(image: bytes) -> np.ndarray:
-    """Float32 (SIDE, SIDE), the grey levels within the photo's frame."""
+    """Returns the grey levels within the photo's frame, float32 (SIDE, SIDE)."""
     with Image.open(io.BytesIO(image), formats=("JPEG",)) as file:
-        file.draft("L", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no finer than needed, grey alone
+        file.draft("L", (2 * SIDE, 2 * SIDE))  # decodes only the resolution needed, and only grey
         grey = file.convert("L")
     levels = np.asarray(grey, np.float32)
     left, top, right, bottom = 0, 0, grey.width, grey.height
@@ -159,7 +160,7 @@ def _picture(image: bytes) -> np.ndarray:
 
 
 def _frame(lines: np.ndarray) -> int:
-    """How many of the first lines, float32 (lines, length), are a frame; 0 where there is none."""
+    """Returns how many of the first lines, float32 (lines, length), are a frame; 0 without one."""
     if len(lines) < _NARROWEST:
         return 0
     outer = lines[: len(lines) // 5 + 3]
@@ -167,11 +168,15 @@ def _frame(lines: np.ndarray) -> int:
     width = int(np.argmax(off > FRAME_NOISE))
     if not width or off[width : width + 2].max() < FRAME_STEP:
         return 0
-    return width + 1  # the line in which frame and picture mix
+    return width + 1  # includes the line in which frame and picture mix
 
 
 def _blobs(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Extrema of the difference of Gaussians, the strongest: x, y in pixels, and whether light."""
+    """Finds the BLOBS strongest extrema of the difference of Gaussians.
+
+    Returns:
+      x and y in pixels, and whether the blob is light; (n,) each.
+    """
     response = _FINE @ picture @ _FINE.T - _COARSE @ picture @ _COARSE.T
     centre = response[1:-1, 1:-1]
     sign, strength = np.sign(centre), np.abs(centre)
@@ -181,21 +186,21 @@ def _blobs(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             if (down, across) != (1, 1):
                 beside = response[down : down + SIDE - 2, across : across + SIDE - 2]
                 extreme &= (centre - beside) * sign > 0
-    extreme[[0, -1]] = extreme[:, [0, -1]] = False  # a blob at the edge may go on beyond
+    extreme[[0, -1]] = extreme[:, [0, -1]] = False  # a blob at the edge may extend beyond it
     y, x = np.nonzero(extreme)
     chosen = np.argsort(-strength[y, x], kind="stable")[:BLOBS]
     y, x = y[chosen] + 1, x[chosen] + 1
     peak = response[y, x]
     above, below = response[y - 1, x], response[y + 1, x]
     before, behind = response[y, x - 1], response[y, x + 1]
-    # The vertex of the parabola through three pixels; the peak is strict, so no divisor is 0.
+    # The vertex of the parabola through three pixels. The peak is strict, so no divisor is 0.
     shift_x = np.clip((before - behind) / (before + behind - 2 * peak) / 2, -0.5, 0.5)
     shift_y = np.clip((above - below) / (above + below - 2 * peak) / 2, -0.5, 0.5)
     return x + 0.5 + shift_x, y + 0.5 + shift_y, peak > 0
 
 
 def _keys(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys uint32 (n,), ascending, their boxes float (n, 4) in pixels, spectra float (n, BITS)."""
+    """Returns keys uint32 (n,), ascending, boxes float (n, 4) in pixels, spectra (n, BITS)."""
     x, y, light = _blobs(picture)
     one, other = np.triu_indices(len(x), 1)
     apart = (np.abs(x[one] - x[other]) >= SHORTEST) & (np.abs(y[one] - y[other]) >= SHORTEST)
@@ -205,10 +210,10 @@ def _keys(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     upper, lower = np.where(y[one] < y[other], (one, other), (other, one))
     left, right = np.minimum(x[one], x[other]), np.maximum(x[one], x[other])
     spectra = _spectra(picture, left, right, y[upper], y[lower])
-    # Of the picture and its mirror image, the key is that one's whose upper blob lies to the left.
+    # A picture and its mirror image share the key of the one whose upper blob is on the left.
     spectra[np.ix_(x[upper] > x[lower], _ACROSS % 2 == 1)] *= -1
     spectra /= np.sqrt((spectra**2).mean(1, keepdims=True))
-    # The keys least likely to change: whose weakest three coefficients are the farthest from 0.
+    # Keep the keys least likely to change: their weakest coefficients are farthest from NOISE.
     weakest = np.partition(np.abs(spectra - NOISE), 2, axis=1)[:, :3].sum(1)
     chosen = np.argsort(-weakest, kind="stable")[:KEYS]
     upper, lower, spectra = upper[chosen], lower[chosen], spectra[chosen]
@@ -223,9 +228,9 @@ def _keys(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _spectra(
     picture: np.ndarray, left: np.ndarray, right: np.ndarray, top: np.ndarray, bottom: np.ndarray
 ) -> np.ndarray:
-    """Whitened DCT coefficients, float (n, BITS), of n rectangles averaged to 8x8 cells.
+    """Returns whitened DCT coefficients, float (n, BITS), of n rectangles averaged to 8x8 cells.
 
-    Cells have corners between pixels: their sums are read off the integral image, interpolated.
+    The corners of cells are between pixels, so their sums are interpolated in the integral image.
     """
     integral = np.zeros((SIDE + 1, SIDE + 1), np.float32)
     integral[1:, 1:] = (picture - picture.mean()).cumsum(0).cumsum(1)

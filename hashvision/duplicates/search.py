@@ -1,11 +1,11 @@
-"""Near-duplicates among the posts, and posts that leak photos of evaluation sets, as a Beam join.
+"""Finds duplicate posts, and posts that show evaluation or removed photos, as a Beam join.
 
-Photos meet in bands, by equal bytes or by a key of their fingerprints whose rectangles agree; those
-that meet are compared by the fingerprints alone. A photo has some hundred bands, far too many to be
-elements of a PCollection each: they lie in the spool as arrays, cut into as many parts as there is
-work for, and what travels is where the arrays lie.
+Photos meet in bands: by equal bytes, or by a shared key of their fingerprints whose rectangles
+agree. Photos that meet are compared by their fingerprints. A photo has some hundred bands, too many
+to be elements of a PCollection. So bands are arrays in the spool, cut into parts, and Beam passes
+on only the locations of the arrays.
 
-    posts, evaluation > bands (by band) > meetings (by post) > matches
+    posts, evaluation, removed > bands (by band) > meetings (by post) > pairs
 """
 
 import collections
@@ -33,57 +33,57 @@ from hashvision.sources.reasons import Dropped
 
 ORDER = 40  # bytes of an order
 _SCATTER = np.uint64(0x9E3779B97F4A7C15)
-_TOGETHER = 4000  # photos whose bands are written at once: 22 MB
+_PHOTOS_PER_WRITE = 4000  # their bands take 22 MB
 _LARGEST_OFFSET = 2**31  # of a fingerprint in its file; rows have four bytes for it
-_FIRST_READ = 6000  # bytes, of a fingerprint whose name is not long
-_LABELS = ".jsonl"  # of a file that says what photos show
-_KNOWN = 4096  # fingerprints that a comparison keeps
-_KINDS = ("removed", "leak", "duplicate")  # of matches, by the partner's rank
-_FURTHER = 8  # posts that a post is compared with once it has a match
+_FIRST_READ = 6000  # bytes; holds a fingerprint unless its name is long
+_LABELS = ".jsonl"  # suffix of a file of labels
+_CACHED = 4096  # fingerprints that a comparison keeps in memory
+_KINDS = ("removed", "leak", "duplicate")  # of pairs, by the partner's rank
+_FURTHER_POSTS = 8  # that a post is compared with after its first duplicate
 
 
 class DuplicatePair(typing.NamedTuple):
-    """Why a post is dropped."""
+    """A post, and the photo or earlier post that it duplicates."""
 
-    order: bytes
-    name: str
-    # "removed" where it shows a removed photo, "leak" of an evaluation photo, or "duplicate" of a
-    # post that comes before
-    kind: str
-    partner: str  # the name of that photo or post
+    order: bytes  # ORDER, of the post
+    name: str  # of the post
+    kind: str  # of its partner: "removed" photo, "leak" for an evaluation photo, "duplicate" post
+    partner: str  # name of the photo or post
     similarity: float  # from DUPLICATE to 1
-    also: tuple[str, ...] = ()  # names of other posts before it that it shows, some at least
+    also: tuple[str, ...] = ()  # names of other earlier posts that it duplicates, maybe not all
 
 
 class FindDuplicates(beam.PTransform):
-    """Posts and photos they may not show, (order, name, Fingerprint), to a DuplicatePair per post to drop.
+    """Turns posts, and photos that they may not show, into a DuplicatePair for each post to drop.
 
-    A post that shows an evaluation photo is dropped as a leak of the one it resembles most. Any
-    other is dropped if it shows the same photo as a post before it in `order`, with the first such
-    as the partner, whether or not that one is dropped in its turn: so of a chain of copies, each
-    near to the next alone, the first is kept. A removed photo counts before all others: no DuplicatePair
-    names it. Orders are ORDER bytes, compared as bytes, each once among the photos of a rank; posts
-    whose orders share the first `bands.ORDER` bytes cost more. What comes out depends on no
-    bundling and no worker's order.
+    Inputs are (order, name, Fingerprint). Orders are ORDER bytes and compare as bytes; each occurs
+    once among the photos of a rank. Posts whose orders share the first `bands.ORDER` bytes take
+    more time. The result depends neither on bundles nor on the order of workers.
 
-    All this is so where photos meet (`bands.meetings`). Two that share a band of at most
-    `bands.CELL` rows do; of larger bands a post finds those before it that are nearest. So the
-    first of many copies is kept wherever it stands, and another is left out if in any band it
-    meets any copy before it; that one, not always the first of all, is then the partner.
+    - A post that shows a removed photo gets a pair of kind "removed", whose partner has no name.
+    - Any other post that shows an evaluation photo gets one with the most similar of these.
+    - Any other post that shows the same photo as an earlier post gets one with the first such post,
+      even if that post is dropped, too. So the first post of a chain of copies is kept, even if
+      each copy is similar only to the next.
+
+    This holds for photos that meet (`bands.meetings`). Two photos meet if they share a band of at
+    most `bands.CELL` rows; in larger bands, a post meets the nearest of the earlier posts. So the
+    first of many copies is always kept. Another copy is dropped if it meets any earlier copy in any
+    band, and then that copy is its partner, which may not be the first of all.
     """
 
     def __init__(self, folder: str, parts: int = 16):
-        """Takes what is needed to write things down.
+        """Takes the settings.
 
         Args:
           folder: of the spool.
-          parts: into how many parts bands and meetings are cut; each fits into memory.
+          parts: number of parts that bands and meetings are cut into; each must fit in memory.
         """
         super().__init__()
         self.folder, self.parts = folder, parts
 
     def expand(self, input_or_inputs: typing.Any) -> pvalue.PCollection:
-        """Takes {"posts": PCollection}, and others of "evaluation" and "removed" photos."""
+        """Takes {"posts": PCollection}, and maybe "evaluation" and "removed"; returns the pairs."""
         return (
             [
                 input_or_inputs[name]
@@ -100,28 +100,28 @@ class FindDuplicates(beam.PTransform):
 
 
 class WriteBands(beam.DoFn):
-    """(order, name, Fingerprint) to (part, where bands of that part lie)."""
+    """Turns (order, name, Fingerprint) into (part, location of bands of that part)."""
 
     def __init__(self, folder: str, parts: int, rank: int):
-        """Takes the spool's folder, the number of parts, and the photos' rank."""
+        """Takes the spool's folder, the number of parts, and the rank of the photos."""
         self.folder, self.parts, self.rank = folder, parts, rank
 
     def start_bundle(self) -> None:
-        """Begins a file."""
+        """Starts a spool file."""
         self.writer, self.rows = spool.SpoolWriter(self.folder), []
 
     def process(
         self, element: tuple[bytes, str, Fingerprint]
     ) -> Iterable[tuple[int, spool.Location]]:
-        """Yields once in _TOGETHER photos."""
+        """Yields after every _PHOTOS_PER_WRITE photos."""
         order, name, print_ = element
         location = self.writer.write(_pack(order, name, print_))
         self.rows.append(bands.rows(print_, self.rank, order, location.file, location.offset))
-        if len(self.rows) == _TOGETHER or location.offset > _LARGEST_OFFSET:
+        if len(self.rows) == _PHOTOS_PER_WRITE or location.offset > _LARGEST_OFFSET:
             yield from self._write()
 
     def finish_bundle(self) -> typing.Any:
-        """Yields the rest, and ends the file."""
+        """Yields the rest and closes the file."""
         for each in self._write():
             yield WindowedValue(each, 0, (GlobalWindow(),))
 
@@ -136,7 +136,7 @@ class WriteBands(beam.DoFn):
 def _write_parts(
     writer: spool.SpoolWriter, rows: np.ndarray, keys: np.ndarray, parts: int
 ) -> Iterator[tuple[int, spool.Location]]:
-    """Writes rows by the part to which their keys, unsigned integers, belong."""
+    """Writes each row to the part of its key, an unsigned integer; yields (part, location)."""
     if not len(rows):
         return
     part = (keys.astype(np.uint64) * _SCATTER >> np.uint64(32)) % np.uint64(parts)
@@ -154,7 +154,7 @@ def _read_parts(folder: str, locations: Iterable[spool.Location], kind: np.dtype
 
 
 class Meet(beam.DoFn):
-    """The bands of a part to (part, where meetings lie), by posts now."""
+    """Turns the bands of a part into (part, location of meetings), with parts now by post."""
 
     def __init__(self, folder: str, parts: int):
         """Takes the spool's folder and the number of parts."""
@@ -163,7 +163,7 @@ class Meet(beam.DoFn):
     def process(
         self, element: tuple[int, Iterable[spool.Location]]
     ) -> Iterable[tuple[int, spool.Location]]:
-        """Yields once a part."""
+        """Yields once for each part that gets meetings."""
         met = bands.meetings(_read_parts(self.folder, element[1], bands.ROW))
         writer = spool.SpoolWriter(self.folder)
         keys = met["post"]["file"] + met["post"]["offset"]
@@ -175,8 +175,8 @@ def _columns(photos: np.ndarray, *names: str) -> list[np.ndarray]:
     return [photos[name] for name in names or ("file", "offset")]
 
 
-class _Seen(typing.NamedTuple):
-    """A photo whose fingerprint was read."""
+class _Photo(typing.NamedTuple):
+    """A photo whose fingerprint has been read."""
 
     order: bytes
     name: str
@@ -184,57 +184,68 @@ class _Seen(typing.NamedTuple):
 
 
 class Compare(beam.DoFn):
-    """The meetings of a part's posts to matches."""
+    """Compares the posts of a part with the photos that they meet."""
 
     def __init__(self, folder: str):
         """Takes the spool's folder."""
         self.folder = folder
 
     def process(self, element: tuple[int, Iterable[spool.Location]]) -> Iterable[DuplicatePair]:
-        """Yields Matches."""
+        """Yields DuplicatePairs."""
         met = _read_parts(self.folder, element[1], bands.MEETING)
         post, partner = met["post"], met["partner"]
         columns = (*_columns(post), *_columns(partner, "rank", "order"), *_columns(partner))
         sort = np.lexsort(columns[::-1])
         columns = [each[sort] for each in columns]
-        once, _ = bands.runs(*columns)  # though many met in several bands
+        once, _ = bands.runs(*columns)  # drops meetings in further bands
         met, (file, offset, *_) = met[sort][once], [each[once] for each in columns]
         self.reader, self.known = spool.SpoolReader(self.folder), collections.OrderedDict()
         for start, size in zip(*bands.runs(file, offset), strict=True):
             same = met[start : start + size]
-            match = self._match(self._photo(same["post"][0]), same["partner"])
-            if match:
-                yield match
+            pair = self._compare(self._photo(same["post"][0]), same["partner"])
+            if pair:
+                yield pair
         self.reader.close()
 
-    def _match(self, post: _Seen, partners: np.ndarray) -> DuplicatePair | None:
-        """The DuplicatePair of a post with the photos it met, by rank and the beginning of their order."""
-        match, also, tried = None, [], 0
+    def _compare(self, post: _Photo, partners: np.ndarray) -> DuplicatePair | None:
+        """Returns the pair of a post, or None.
+
+        Args:
+          post: the post.
+          partners: the photos that it meets, sorted by rank and the first bytes of their orders.
+        """
+        pair, also, further = None, [], 0
         for rank, other in self._in_order(partners):
-            if rank == bands.POST and (other.order >= post.order or tried == _FURTHER):
+            if rank == bands.POST and (other.order >= post.order or further == _FURTHER_POSTS):
                 break
-            if match and rank == bands.POST:
-                tried += 1
-            elif match and match.kind == "removed":
+            if pair and rank == bands.POST:
+                further += 1
+            elif pair and pair.kind == "removed":
                 continue
-            alike = similarity(post.print_, other.print_)
-            if alike < DUPLICATE:
+            found = similarity(post.print_, other.print_)
+            if found < DUPLICATE:
                 continue
-            if match is None or (rank == bands.EVALUATION and alike > match.similarity):
-                match = DuplicatePair(post.order, post.name, _KINDS[rank], other.name, alike)
+            if pair is None or (rank == bands.EVALUATION and found > pair.similarity):
+                pair = DuplicatePair(
+                    order=post.order,
+                    name=post.name,
+                    kind=_KINDS[rank],
+                    partner=other.name,
+                    similarity=found,
+                )
             elif rank == bands.POST:
                 also.append(other.name)
-        return match and match._replace(also=tuple(also))
+        return pair and pair._replace(also=tuple(also))
 
-    def _in_order(self, partners: np.ndarray) -> Iterator[tuple[int, _Seen]]:
-        """(rank, photo) by rank and order; photos are read as late as may be."""
+    def _in_order(self, partners: np.ndarray) -> Iterator[tuple[int, _Photo]]:
+        """Yields (rank, photo) by rank and order; reads photos only when they are needed."""
         for start, size in zip(*bands.runs(*_columns(partners, "rank", "order")), strict=True):
             same = partners[start : start + size]
             for photo in sorted(map(self._photo, same), key=lambda photo: photo.order):
                 yield int(same["rank"][0]), photo
 
-    def _photo(self, where: typing.Any) -> _Seen:
-        """The photo whose fingerprint lies there, as rows of bands have it."""
+    def _photo(self, where: typing.Any) -> _Photo:
+        """Reads the photo of a `file` and `offset`, as rows of bands hold them."""
         location = spool.Location(f"{where['file']:016x}", int(where["offset"]), _FIRST_READ)
         if location not in self.known:
             packed = self.reader.read(location)
@@ -243,7 +254,7 @@ class Compare(beam.DoFn):
                 packed = self.reader.read(location._replace(size=size))
             self.known[location] = _unpack(packed)
         self.known.move_to_end(location)
-        if len(self.known) > _KNOWN:
+        if len(self.known) > _CACHED:
             self.known.popitem(last=False)
         return self.known[location]
 
@@ -258,33 +269,33 @@ def _pack(order: bytes, name: str, print_: Fingerprint) -> bytes:
 
 
 def _packed_ends(packed: bytes) -> list[int]:
-    """Where the parts of a fingerprint end, by its first bytes; the name is the last."""
+    """Returns where the parts of a packed fingerprint end, from its head; the name is the last."""
     name, keys, _ = _HEAD.unpack_from(packed)
     sizes = [_HEAD.size, 16, THUMBNAIL**2, keys, keys, keys // 4 * SPECTRUM, name]
     return np.cumsum(sizes).tolist()
 
 
-def _unpack(packed: bytes) -> _Seen:
+def _unpack(packed: bytes) -> _Photo:
     ends = _packed_ends(packed)
     *parts, name = [packed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
     order = _HEAD.unpack_from(packed)[2]
-    return _Seen(order, name.decode("utf-8", "surrogatepass"), Fingerprint(*parts))
+    return _Photo(order, name.decode("utf-8", "surrogatepass"), Fingerprint(*parts))
 
 
 def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The files that may be photos of evaluation sets, whatever their names.
+    """Yields the files that may be photos of evaluation sets, whatever their names.
 
-    What they are shows when they are decoded. So all that `evaluate` would read is among them:
-    every file below the folders, and what a labels.jsonl there names outside of them.
+    These are all files below the folders, and files elsewhere that a labels.jsonl there names. So
+    they include all that `evaluate` would read; files that are not photos fail to decode later.
 
     Args:
       folders: of photos, in any layout; a labels.jsonl stands for its folder.
 
     Yields:
-      (name, path), in an order of their own; the name is the path from the folder's own name on.
+      (name, path), in a fixed order; the name is the path relative to the folder's parent.
 
     Raises:
-      UserError: a folder does not exist, is a dataset folder or has no photo in it.
+      UserError: a folder does not exist, is a dataset folder, or holds no photo.
     """
     for folder in folders:
         root = storage.absolute(folder)
@@ -292,13 +303,13 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
             root = os.path.dirname(root)
         if not storage.is_folder(root):
             raise UserError(
-                f"the evaluation set {folder} does not exist; give --evaluation_sets folders of "
-                "photos"
+                f"The evaluation set {folder} does not exist; give --evaluation_sets folders of"
+                " photos."
             )
         if storage.is_file(f"{root}/manifest.json"):
             raise UserError(
-                f"the evaluation set {folder} is a dataset folder, in which photos are not files; "
-                "give --evaluation_sets folders of photos"
+                f"The evaluation set {folder} is a dataset folder, whose photos are not files; give"
+                " --evaluation_sets folders of photos."
             )
         found = False
         for path in _files_below(root):
@@ -307,8 +318,8 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield files.shown(name), path
         if not found:
             raise UserError(
-                f"the evaluation set {folder} has no photo in it that can be decoded; give "
-                "--evaluation_sets folders of photos"
+                f"The evaluation set {folder} holds no photo that can be decoded; give"
+                " --evaluation_sets folders of photos."
             )
 
 
@@ -323,7 +334,7 @@ def _files_below(root: str) -> Iterator[str]:
 
 
 def _labelled(folder: str, name: str) -> Iterator[str]:
-    """The paths that a file of labels names, as far as it can be read."""
+    """Yields the paths that a file of labels names, as far as it can be read."""
     try:
         lines = files.read(f"{folder}/{name}").split(b"\n")
     except Dropped:
@@ -345,11 +356,12 @@ def _is_photo(path: str) -> bool:
 
 
 def fingerprint_file(path: str, short_side: int) -> Fingerprint:
-    """The fingerprint of an image file of any kind and size, reduced as the posts' photos are.
+    """Returns the fingerprint of an image file of any kind, reduced like the posts' photos.
 
     Args:
       path: of the file.
-      short_side: as of the posts, for a post of the same bytes to be found even if it is flat.
+      short_side: in pixels, the same as for the posts; so even a flat photo matches a post with
+        its bytes.
 
     Raises:
       Dropped: as `files.read` and `pictures.normalise_photo` do.
@@ -360,13 +372,13 @@ def fingerprint_file(path: str, short_side: int) -> Fingerprint:
 def write_contact_sheet(
     path: str, pairs: Sequence[tuple[bytes, bytes, str]], columns: int = 4, size: int = 112
 ) -> None:
-    """Draws pairs of photos side by side, each with a caption below.
+    """Writes a PNG file of pairs of photos side by side, with a caption below each pair.
 
     Args:
-      path: of the PNG file to write.
-      pairs: (image file's bytes, image file's bytes, caption) each, drawn row by row.
-      columns: pairs a row.
-      size: pixels of a photo's longer side.
+      path: of the PNG file.
+      pairs: (bytes of an image file, bytes of another, caption), drawn row by row.
+      columns: pairs per row.
+      size: longer side of each photo, in pixels.
     """
 
     def shrink(photo: Image.Image) -> Image.Image:

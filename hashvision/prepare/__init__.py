@@ -1,3 +1,3 @@
-"""Posts to a dataset folder, on Apache Beam: reading, tags, vocabulary, shards; never JAX."""
+"""Makes a dataset folder from posts, on Apache Beam and without JAX."""
 
-import hashvision.duplicates  # noqa: F401 (it silences Beam's warning on import)
+import hashvision.duplicates  # noqa: F401 (its import silences a warning of Beam)

@@ -1,4 +1,4 @@
-"""The dataset folder as `prepare` leaves it: shards, metadata and manifest, whole or not at all."""
+"""The dataset folder that `prepare` writes: shards, metadata and manifest, complete or absent."""
 
 import collections
 import csv
@@ -26,14 +26,15 @@ from hashvision.sources.reasons import REASONS, UNTOLD
 SUMMARY = "summary.json"
 VOCABULARY = dataset.VOCABULARY
 MANIFEST = dataset.MANIFEST
-_REPLACING = "replacing"  # an object in an output that is being copied to, or was when a kill came
+# An object in a remote output while it is replaced; it stays if the run is killed meanwhile.
+_REPLACING = "replacing"
 DUPLICATES = "duplicates"  # -*.csv and .png
-_PARTIAL = re.compile(r"\.[0-9a-f]{32}(\.partial)?$")  # behind a name, until the file is whole
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}(\.partial)?$")  # suffix of a name until the file is complete
 _SPOOLED = re.compile(rf"{spool.FOLDER}/(([0-9a-f]{{16}}){{1,2}})?")  # 32 in earlier versions
 
 
 def write_json(path: str, content: typing.Any) -> str:
-    """Writes `content` as JSON, in ASCII; the SHA-256 of the file."""
+    """Writes `content` as JSON, in ASCII, and returns the SHA-256 of the file."""
     text = json.dumps(content, indent=1) + "\n"
     storage.write(path, text)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -47,13 +48,21 @@ def write_shard(
     counts: np.ndarray,
     key: Key,
 ) -> dict[str, typing.Any]:
-    """Writes a shard, its index and its notes on copies; each has its name when it is whole.
+    """Writes a shard, its index and its table of copies; a file gets its name when it is complete.
+
+    Args:
+      folder: of the dataset.
+      shard: number of the shard, from 0.
+      shards: number of all shards.
+      rows: the shard's records, in order.
+      counts: int64 (classes,), posts of each class.
+      key: of the dataset.
 
     Returns:
-      What the manifest says of the shard: name, records, bytes, and digests of the three files.
+      The shard's entry in the manifest: name, records, bytes, and digests of the three files.
     """
     path = f"{folder}/{records.shard_name(shard, shards)}"
-    suffix = f".{uuid.uuid4().hex}"  # two workers may try the same shard
+    suffix = f".{uuid.uuid4().hex}"  # two workers may write the same shard
     with storage.as_os_errors(path + suffix):
         index, copies = records.write_shard(path + suffix, rows, counts, key)
     index_digest = _save(f"{folder}/{records.index_name(shard, shards)}", index)
@@ -72,7 +81,7 @@ def write_shard(
 
 
 def _save(path: str, table: np.ndarray) -> str:
-    """Writes an array; the SHA-256 of the file."""
+    """Writes an array as .npy and returns the SHA-256 of the file."""
     saved = io.BytesIO()
     np.save(saved, table)
     storage.write(path, saved.getvalue())
@@ -80,20 +89,22 @@ def _save(path: str, table: np.ndarray) -> str:
 
 
 class Summary(typing.NamedTuple):
-    """What the graph hands to the driver; of it only the list of shards grows with the dump."""
+    """What the graph passes to the driver; only the list of shards grows with the dump."""
 
-    dropped: Mapping[str, tuple[int, list[int]]]  # reason -> count, offsets of some in the dump
+    dropped: Mapping[str, tuple[int, list[int]]]  # reason -> (count, offsets of some posts)
     vocabulary: Mapping[str, typing.Any]
-    labels: Mapping[int, int]  # classes of a photo -> photos
+    labels: Mapping[int, int]  # number of classes of a photo -> photos
     shards: Sequence[Mapping[str, typing.Any]]
     shard_count: int
-    read: int  # lines of the dump, counted where they are read
-    pairs: Sequence[Sequence[typing.Any]]  # of the least alike photos taken for the same
-    matched: Sequence[tuple[str, int]]  # kind and hash of each name on the removal list
+    read: int  # lines of the dump, counted when they are read
+    pairs: Sequence[
+        Sequence[typing.Any]
+    ]  # the least similar ones, as `once.sheet_entry` returns them
+    matched: Sequence[tuple[str, int]]  # kind and hash of each removal that matches a post
 
 
-def take_summary(folder: str) -> Summary:
-    """What the graph has written; the file goes."""
+def read_summary(folder: str) -> Summary:
+    """Reads the graph's summary and removes its file."""
     summary = Summary(**json.loads(storage.read(f"{folder}/{SUMMARY}")))
     storage.remove(f"{folder}/{SUMMARY}")
     return summary
@@ -102,40 +113,41 @@ def take_summary(folder: str) -> Summary:
 def finish(
     folder: str, summary: Summary, settings: Mapping[str, typing.Any], key: Key
 ) -> dict[str, typing.Any]:
-    """Adds vocabulary, TFDS metadata and, last, the manifest to the shards of a run.
+    """Adds the vocabulary, TFDS metadata and, last, the manifest to the shards of a run.
 
     Args:
-      folder: where the graph has written the shards.
-      summary: what it says of them.
-      settings: the run's options, as the manifest repeats them.
+      folder: in which the graph has written the shards.
+      summary: of the graph.
+      settings: the run's options, for the manifest.
       key: of the dataset.
 
     Returns:
       The manifest.
 
     Raises:
-      UserError: no post was kept, or the runner lost some on the way.
+      UserError: no post was kept, or the runner lost some.
     """
     dropped = {reason: {"count": 0, "examples": []} for reason in REASONS}
     for reason, (count, offsets) in summary.dropped.items():
-        told = [] if reason in UNTOLD else offsets
-        dropped[reason] = {"count": count, "examples": [f"byte {offset}" for offset in told]}
+        shown = [] if reason in UNTOLD else offsets
+        dropped[reason] = {"count": count, "examples": [f"byte {offset}" for offset in shown]}
     kept = sum(shard["records"] for shard in summary.shards)
     if not kept:
         counts = ", ".join(f"{d['count']} {reason}" for reason, d in dropped.items())
         raise UserError(
-            f"no post of {settings['posts']} came through ({counts}); look at the file, at "
-            "--images and, for no_tag, at --minimum_count, or keep what has no tag with "
-            "--keep_untagged"
+            f"No post of {settings['posts']} was kept ({counts}); check the file, --images and, for"
+            " no_tag, --minimum_count, or keep posts without a tag with --keep_untagged."
         )
     accounted = kept + sum(d["count"] for d in dropped.values())
     if accounted != summary.read:
         raise UserError(
-            f"the runner accounts for {accounted:,} of the {summary.read:,} posts read from"
-            f" {settings['posts']}; run prepare again, without --direct_running_mode"
+            f"The Beam runner returned {accounted:,} of the {summary.read:,} posts of"
+            f" {settings['posts']}; run prepare again, without --direct_running_mode."
         )
     if summary.pairs:
-        once.write_duplicate_pairs(f"{folder}/{DUPLICATES}.png", folder, summary.pairs)
+        once.write_duplicate_pairs(
+            f"{folder}/{DUPLICATES}.png", staging=folder, pairs=summary.pairs
+        )
     storage.remove_folder(f"{folder}/{spool.FOLDER}")
     classes = summary.vocabulary["classes"]
     class_counts = np.array([entry["count"] for entry in classes], np.int64)
@@ -177,34 +189,53 @@ def finish(
 def _all_shards(
     folder: str, summary: Summary, class_counts: np.ndarray, key: Key
 ) -> list[Mapping[str, typing.Any]]:
-    """The shards in order; one to which no id fell, however unlikely, is written empty for TFDS."""
+    """Returns the shards in order; writes empty ones for those without posts, as TFDS needs."""
     written = {shard["name"]: shard for shard in summary.shards}
     ordered = []
     for shard in range(summary.shard_count):
         found = written.get(records.shard_name(shard, summary.shard_count))
         ordered.append(
-            found or write_shard(folder, shard, summary.shard_count, [], class_counts, key)
+            found
+            or write_shard(
+                folder,
+                shard=shard,
+                shards=summary.shard_count,
+                rows=[],
+                counts=class_counts,
+                key=key,
+            )
         )
     return ordered
 
 
 def write_duplicates(folder: str, shard: int, shards: int, rows: Iterable[tuple[str, ...]]) -> None:
-    """Writes the posts of a shard's range of ids that are left out as copies, as a CSV file."""
+    """Writes a CSV file of the dropped copies whose ids are in a shard's range.
+
+    Args:
+      folder: of the dataset.
+      shard: number of the shard, from 0.
+      shards: number of all shards.
+      rows: as `once.csv_row` returns them, in any order.
+    """
     path = f"{folder}/{DUPLICATES}-{shard:05d}-of-{shards:05d}.csv"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(once.FIELDS)
-    writer.writerows([_safe(cell) for cell in row] for row in sorted(rows))
+    writer.writerows([_escape_formula(cell) for cell in row] for row in sorted(rows))
     storage.write(path, text.getvalue())
 
 
-def _safe(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: one that looks like it gets an apostrophe."""
+def _escape_formula(cell: str) -> str:
+    """Puts an apostrophe before a cell that a spreadsheet would take for a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many photos have which number of posts of their rarest class: two int64 (D,)."""
+    """Counts the photos by the number of posts of their rarest class.
+
+    Returns:
+      The distinct numbers of posts, ascending, and the photos of each: two int64 (D,).
+    """
 
     def of_shard(shard: int) -> tuple[np.ndarray, np.ndarray]:
         index = np.load(io.BytesIO(storage.read(f"{folder}/{records.index_name(shard, shards)}")))
@@ -237,62 +268,62 @@ def _write_tfds_metadata(
 
 
 def make_staging(output: str) -> AbstractContextManager[str]:
-    """Holds the output's lock and gives an empty folder beside it, in which the dataset is made.
+    """Holds the output's lock and makes an empty folder beside it, in which the dataset is made.
 
     Raises:
-      UserError: another `prepare` holds the lock, or the output holds other things than a dataset.
+      UserError: another `prepare` holds the lock, or the output holds anything but a dataset.
       OSError: the folder cannot be written.
     """
-    return staging.staging_folder(output, _is_of_staging, _check)
+    return staging.staging_folder(output, is_own=_is_staging_file, check=_check_replaceable)
 
 
-def _is_of_output(path: str) -> bool:
+def _is_output_file(path: str) -> bool:
     return path == _REPLACING or dataset.is_file_of(_PARTIAL.sub("", path))
 
 
-def _is_of_staging(path: str) -> bool:
+def _is_staging_file(path: str) -> bool:
     spooled = _SPOOLED.fullmatch(path) is not None
-    return spooled or _PARTIAL.sub("", path) == SUMMARY or _is_of_output(path)
+    return spooled or _PARTIAL.sub("", path) == SUMMARY or _is_output_file(path)
 
 
-def _check(output: str) -> None:
-    """Raises a UserError unless there is nothing in the output, or a dataset and nothing else."""
+def _check_replaceable(output: str) -> None:
+    """Raises a UserError unless the output is empty, or holds a dataset and nothing else."""
     if storage.exists(output) and not storage.is_folder(output):
-        raise UserError(f"The output {output} is a file; give a folder.")
+        raise UserError(f"The output {output} is a file; give --output a folder.")
     _, folders, files = next(storage.walk(output), ("", [], []))
     if not folders and not files:
         return
-    marked = MANIFEST in files and dataset.is_manifest(storage.read(f"{output}/{MANIFEST}"))
-    stranger = staging.first_foreign_path(output, _is_of_output)
-    if not marked and _REPLACING not in files:
+    has_manifest = MANIFEST in files and dataset.is_manifest(storage.read(f"{output}/{MANIFEST}"))
+    foreign = staging.first_foreign_path(output, _is_output_file)
+    if not has_manifest and _REPLACING not in files:
         raise UserError(
             f"The output {output} exists and is not a hashvision dataset: it holds"
-            f" {stranger or files[0]}; give another --output."
+            f" {foreign or files[0]}; choose another --output."
         )
-    if stranger:
+    if foreign:
         raise UserError(
-            f"The output {output} holds {stranger}, which is not of its dataset and would be lost;"
-            " move that away, or give another --output."
+            f"The output {output} holds {foreign}, which is not part of its dataset and would be"
+            " lost; move it elsewhere, or choose another --output."
         )
 
 
 def replace(made: str, output: str) -> None:
-    """Puts the finished folder in the output's place; what lay there goes when it stands.
+    """Moves the finished folder to the output's place, and then removes the former dataset.
 
-    Remote storage has no such step. There what lay in the output goes first, beginning with the
-    manifest, and the new manifest comes last: killed on the way, it leaves no dataset that opens,
-    and an output that another run takes.
+    Remote storage cannot move a folder in one step. There the former files are removed first,
+    beginning with the manifest, and the new manifest is moved last. A run that is killed meanwhile
+    leaves no dataset that opens, and another run may replace its output.
 
     Raises:
-      UserError: the output holds other things than a dataset by now.
+      UserError: the output holds anything but a dataset by now.
     """
-    _check(output)
-    for name in storage.names(made):  # of attempts at a shard that failed
+    _check_replaceable(output)
+    for name in storage.names(made):  # files of failed attempts at a shard
         if not dataset.is_file_of(name):
             storage.remove(f"{made}/{name}")
     if storage.is_remote(output):
         return _replace_objects(made, output)
-    staging.replace(made, output, _is_of_output)
+    staging.replace(made, output, _is_output_file)
 
 
 def _replace_objects(made: str, output: str) -> None:

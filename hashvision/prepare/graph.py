@@ -1,9 +1,9 @@
-"""The Beam graph from a dump of posts to a dataset folder.
+"""The Beam graph from a dump of posts to a dataset folder, which `prepare` runs.
 
-The graph, left to right; everything that grows with the dump stays in Beam, pictures even in files
-beside the dataset, and what the vocabulary needs of it is bounded: the MAXIMUM_TAGS commonest tags
-with a count each, MAXIMUM_TERMS terms, and for each frequent tag one vector of co-occurrence
-counts, reduced to three numbers where it lies.
+Everything that grows with the dump stays in Beam, and photos stay in spool files beside the
+dataset. What the vocabulary needs is bounded: the MAXIMUM_TAGS most common tags with a count each,
+MAXIMUM_TERMS terms, and for each frequent tag one vector of co-occurrence counts, which the worker
+reduces to three numbers.
 
     ranges > chunks > posts > once > photos > labelled > shards
        '> states '^                    '> tags > counts, spreads > vocabulary '^
@@ -28,28 +28,36 @@ from hashvision.tags.wordnet import Lexicon
 
 MAXIMUM_TAGS = 1_000_000
 EXAMPLES = 20
-# Fewer records a shard would leave some shard empty now and then: ids fall to shards at random.
+# With fewer records per shard a shard would sometimes be empty, because ids choose their shards
+# at random.
 MINIMUM_RECORDS = 64
-# Of the dump, to one part of the join of copies: some 15,000 posts, whose bands take 200 MB.
-BYTES_A_PART = 4 * 2**20
+# Of the dump, per part of the join of copies: some 15,000 posts, whose bands take 200 MB.
+BYTES_PER_PART = 4 * 2**20
 
 
 def shard_of(order: tuple[int, int], shards: int) -> int:
-    """Shards cut the hashes' range evenly, so any shard is a random sample of the posts."""
+    """Returns the shard of a post; shards cut the range of id hashes evenly.
+
+    So every shard is a random sample of the posts.
+
+    Args:
+      order: of the post, as Photo has it: (hash of the id, offset of its line).
+      shards: number of shards.
+    """
     return order[0] * shards >> 64
 
 
 def count_shards(records_bytes: tuple[int, int], shard_bytes: int) -> int:
-    """Number of shards of about `shard_bytes` for (records, bytes)."""
+    """Returns the number of shards of about `shard_bytes` for (records, bytes), at least 1."""
     kept, total = records_bytes
     return max(1, min(round(total / shard_bytes), kept // MINIMUM_RECORDS))
 
 
 class Label(beam.DoFn):
-    """A Photo to (Photo, class numbers), or dropped for want of one."""
+    """Turns a Photo into (Photo, class numbers), or drops it if it has no class."""
 
     def __init__(self, keep_untagged: bool):
-        """Takes whether photos of no class are kept."""
+        """Takes whether to keep photos without a class."""
         self.keep_untagged = keep_untagged
 
     def process(self, element: Photo, classes: Mapping[str, int]) -> Iterable[typing.Any]:
@@ -62,10 +70,10 @@ class Label(beam.DoFn):
 
 
 class WriteShard(beam.DoFn):
-    """All records of a shard to its TFRecord file and its index."""
+    """Writes all records of a shard to its TFRecord file, its index and its table of copies."""
 
     def __init__(self, output: str, key: Key):
-        """Takes the folder to write into, and the dataset's key."""
+        """Takes the folder to write in, and the dataset's key."""
         self.output, self.key = output, key
 
     def process(
@@ -74,7 +82,7 @@ class WriteShard(beam.DoFn):
         shards: int,
         counts: list[int],
     ) -> Iterable[dict[str, typing.Any]]:
-        """Yields what the manifest says of the shard."""
+        """Yields the shard's entry in the manifest."""
         shard, labelled = element
         unpacked = ((Photo.unpack(photo), labels) for photo, labels in labelled)
         ordered = sorted(unpacked, key=lambda pair: pair[0].order)
@@ -91,16 +99,21 @@ class WriteShard(beam.DoFn):
             for photo, labels in ordered
         )
         yield folder.write_shard(
-            self.output, shard, shards, rows, np.array(counts, np.int64), self.key
+            self.output,
+            shard=shard,
+            shards=shards,
+            rows=rows,
+            counts=np.array(counts, np.int64),
+            key=self.key,
         )
         spooled.close()
 
 
 class TermCounts(beam.CombineFn):
-    """Posts in which each term came, as one vector: the memory of a tag, however frequent."""
+    """Counts the posts that have each term, in one array of a fixed size."""
 
     def create_accumulator(self) -> np.ndarray:
-        """Int64 (2, spread.MAXIMUM_TERMS), words and tags."""
+        """Returns zeros, int64 (2, spread.MAXIMUM_TERMS), for words and tags."""
         return np.zeros((2, spread.MAXIMUM_TERMS), np.int64)
 
     def add_input(
@@ -112,31 +125,31 @@ class TermCounts(beam.CombineFn):
         return mutable_accumulator
 
     def merge_accumulators(self, accumulators: Iterable[np.ndarray]) -> np.ndarray:
-        """Adds."""
+        """Returns the sum."""
         return np.sum(list(accumulators), axis=0)
 
     def extract_output(self, accumulator: np.ndarray) -> np.ndarray:
-        """As it stands."""
+        """Returns the accumulator."""
         return accumulator
 
 
 class DropCounts(beam.CombineFn):
-    """Count of the dropped posts of one reason, and where the first of them stand in the dump."""
+    """Counts the dropped posts of one reason, and keeps the offsets of the first EXAMPLES."""
 
     def create_accumulator(self) -> tuple[int, list[int]]:
-        """Nothing dropped."""
+        """Returns a count of 0 and no offsets."""
         return 0, []
 
     def add_input(
         self, mutable_accumulator: tuple[int, list[int]], element: int
     ) -> tuple[int, list[int]]:
-        """Adds one."""
+        """Adds the post whose line starts at byte `element`."""
         return self.merge_accumulators([mutable_accumulator, (1, [element])])
 
     def merge_accumulators(
         self, accumulators: Iterable[tuple[int, list[int]]]
     ) -> tuple[int, list[int]]:
-        """Adds counts and keeps the first examples."""
+        """Adds the counts and keeps the first offsets."""
         total, examples = 0, []
         for count, some in accumulators:
             total += count
@@ -144,12 +157,12 @@ class DropCounts(beam.CombineFn):
         return total, sorted(examples)[:EXAMPLES]
 
     def extract_output(self, accumulator: tuple[int, list[int]]) -> tuple[int, list[int]]:
-        """As it stands."""
+        """Returns the accumulator."""
         return accumulator
 
 
 class Options(typing.NamedTuple):
-    """What a run is told besides its dump."""
+    """The settings of a run, as `prepare` documents them."""
 
     minimum_count: int
     short_side: int
@@ -169,20 +182,20 @@ def build(
     evaluation: Sequence[tuple[str, str]],
     options: Options,
 ) -> None:
-    """Adds the whole graph to `pipeline`; it writes the shards and its summary into `output`.
+    """Adds the whole graph to `pipeline`; it writes the shards and its summary in `output`.
 
     Args:
       pipeline: to add to.
       ranges: of the dump, as (path, start, end).
       images: folder of the photos.
-      output: folder to write into.
-      lexicon: by which tags are merged, or None.
-      removed: posts that may not be used, by the dataset's key.
+      output: folder to write in.
+      lexicon: WordNet, for merging tags; None to merge them by spelling only.
+      removed: posts that may not be used, hashed with the dataset's key.
       evaluation: (name, path) of the photos that no post may show.
-      options: the rest.
+      options: the other settings.
     """
     minimum_count, shard_bytes = options.minimum_count, options.shard_bytes
-    parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_A_PART
+    parts = 16 + sum(end - start for _, start, end in ranges) // BYTES_PER_PART
     read = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
@@ -198,7 +211,7 @@ def build(
         | "SameId" >> beam.GroupByKey()
         | "Superseded" >> beam.FlatMapTuple(lambda _, packed: states.superseded(packed))
     )
-    # A range is quick to read, its photos are slow: so chunks are spread among all workers.
+    # Lines are quick to read and photos are slow, so chunks are spread among all workers.
     posts = (
         {
             "chunk": read.chunks | "ByStart" >> beam.Map(lambda chunk: (chunk.start, chunk)),
@@ -208,7 +221,11 @@ def build(
         | "ReadPosts"
         >> beam.ParDo(
             reading.ReadPosts(
-                images, output, options.short_side, removed, options.keep_copies_of_removed
+                images,
+                staging=output,
+                short_side=options.short_side,
+                removed=removed,
+                keep_copies=options.keep_copies_of_removed,
             )
         ).with_outputs("dropped", "fingerprints", "removed", "matched", main="photos")
     )
@@ -223,11 +240,11 @@ def build(
         "fingerprints": posts.fingerprints,
         "removed": posts.removed,
         "evaluation": leaks,
-    } | "Once" >> once.Once(output, parts, options.keep_duplicates)
+    } | "Once" >> once.Once(output, parts=parts, keep_duplicates=options.keep_duplicates)
     photos = single["photos"]
     start = pipeline | "Start" >> beam.Create([None])
 
-    # Tags, counted and measured.
+    # Counts and spreads of the tags.
     contexts = photos | "Contexts" >> beam.Map(lambda photo: (photo.tags, photo.words))
     number = pvalue.AsSingleton(contexts | "CountPosts" >> beam.combiners.Count.Globally())
     tag_counts = contexts | "Tags" >> beam.FlatMap(lambda context: context[0]) | _count("Tags")
@@ -235,7 +252,7 @@ def build(
     word_terms = _terms("Word", word_counts)
     tag_terms = _terms("Tag", tag_counts)
     counts = pvalue.AsSingleton(
-        tag_counts | "CommonestTags" >> _commonest(MAXIMUM_TAGS) | "Counts" >> beam.Map(dict)
+        tag_counts | "CommonestTags" >> _most_common(MAXIMUM_TAGS) | "Counts" >> beam.Map(dict)
     )
     spreads = (
         contexts
@@ -301,25 +318,28 @@ def build(
         >> beam.ParDo(WriteShard(output, removed.key), shards, pvalue.AsSingleton(post_counts))
     )
 
-    # What the driver is told.
+    # The summary for the driver.
     dropped = (
         (posts.dropped, single["dropped"], labelled.dropped)
         | "AllDropped" >> beam.Flatten()
         | "CountDropped" >> beam.CombinePerKey(DropCounts())
     )
     pairs = (
-        single["matches"]
-        | "Pairs" >> beam.Map(once.pair)
+        single["pairs"]
+        | "Pairs" >> beam.Map(once.sheet_entry)
         | "LeastAlike" >> beam.combiners.Top.Of(once.SHOWN)
     )
     _ = (
-        single["matches"]
-        | "Rows" >> beam.Map(once.row)
+        single["pairs"]
+        | "Rows" >> beam.Map(once.csv_row)
         | "RowShard"
         >> beam.Map(lambda row, n: (shard_of((records.id_hash(row[0]), 0), n), row), shards)
         | "RowsOfShard" >> beam.GroupByKey()
         | "WriteRows"
-        >> beam.Map(lambda pair, n: folder.write_duplicates(output, pair[0], n, pair[1]), shards)
+        >> beam.Map(
+            lambda pair, n: folder.write_duplicates(output, shard=pair[0], shards=n, rows=pair[1]),
+            shards,
+        )
     )
     labels = (
         labelled.photos | "LabelsOfPhoto" >> beam.Map(lambda pair: len(pair[1])) | _count("Labels")
@@ -350,13 +370,13 @@ def _count(name: str) -> beam.PTransform:
 def _terms(name: str, counted: typing.Any) -> pvalue.AsSingleton:
     return pvalue.AsSingleton(
         counted
-        | f"Commonest{name}Terms" >> _commonest(spread.MAXIMUM_TERMS)
+        | f"Commonest{name}Terms" >> _most_common(spread.MAXIMUM_TERMS)
         | f"Number{name}Terms" >> beam.Map(spread.number_terms)
     )
 
 
-def _commonest(count: int) -> beam.PTransform:
-    """The commonest of (element, count), ties by the element's own order, as one list."""
+def _most_common(count: int) -> beam.PTransform:
+    """Returns the most common of (element, count) as one list; ties go to the larger element."""
     return beam.combiners.Top.Of(count, key=lambda pair: (pair[1], pair[0]))
 
 

@@ -1,4 +1,4 @@
-"""The first steps of the graph: a dump to photos that are whole, public and allowed."""
+"""The first steps of the graph: from a dump to photos that are intact, public and allowed."""
 
 import hashlib
 import json
@@ -18,69 +18,72 @@ from hashvision.sources import dates, pictures, posts
 from hashvision.sources.reasons import Dropped
 from hashvision.tags import hashtags
 
-# Neighbouring lines go to one worker: their photos often lie in one tar.
+# Lines per Chunk. Neighbouring lines go to one worker, because their photos are often in one tar.
 LINES = 200
 
 
 class Chunk(typing.NamedTuple):
-    """Where neighbouring lines of a dump lie: lines may hold photos, and do not travel."""
+    """The place of neighbouring lines in a dump.
+
+    Lines may hold photos, so Beam passes on their place only.
+    """
 
     path: str
     start: int  # byte offset of the first line
-    end: int  # behind the first byte of the last line
-    lines: int  # that are not blank
+    end: int  # one more than the offset of the last line
+    lines: int  # number of lines that are not blank
 
 
 class Photo(typing.NamedTuple):
-    """A post that has come through up to its labels; its picture lies in the spool."""
+    """A post that has passed all checks but that of its labels; its picture is in the spool."""
 
-    order: tuple[int, int]  # hash of the id, place in the dump: the records' order
+    order: tuple[int, int]  # hash of the id, offset in the dump; records are sorted by it
     id: str
     owner: str
-    when: int  # as `dates.sortable` has it
-    tags: tuple[str, ...]  # folded, sorted, each once
-    words: tuple[str, ...]  # the same of the rest of the text
-    sha256: bytes  # of the file as it was posted
+    when: int  # date, as returned by `dates.sortable`
+    tags: tuple[str, ...]  # folded, sorted and unique
+    words: tuple[str, ...]  # of the rest of the text, sorted and unique
+    sha256: bytes  # of the posted file
     location: spool.Location
-    copies: tuple[spool.Location, ...] = ()  # where the posts lie that show it too
+    copies: tuple[spool.Location, ...] = ()  # lists of the posts that show it too
 
     @property
     def key(self) -> bytes:
-        """The order as 16 bytes; no other post has them."""
+        """The order as 16 bytes, which no other post has."""
         return b"".join(number.to_bytes(8, "big") for number in self.order)
 
     def pack(self) -> bytes:
-        """The photo in a fifth of the memory: a runner in one process keeps what it groups."""
+        """Packs the photo in a fifth of its memory; a local runner keeps all that it groups."""
         fields = self._replace(sha256=self.sha256.hex())
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @classmethod
     def unpack(cls, packed: bytes | str) -> "Photo":
-        """The photo that was packed."""
+        """Returns the photo that `pack` packed."""
         order, name, owner, when, tags, words, sha256, location, copies = json.loads(packed)
         return cls(
-            (order[0], order[1]),
-            name,
-            owner,
-            when,
-            tuple(tags),
-            tuple(words),
-            bytes.fromhex(sha256),
-            spool.Location(*location),
-            tuple(spool.Location(*each) for each in copies),
+            order=(order[0], order[1]),
+            id=name,
+            owner=owner,
+            when=when,
+            tags=tuple(tags),
+            words=tuple(words),
+            sha256=bytes.fromhex(sha256),
+            location=spool.Location(*location),
+            copies=tuple(spool.Location(*each) for each in copies),
         )
 
 
 def dropped(reason: str, offset: int) -> pvalue.TaggedOutput:
-    """What a step says of a post that does not come through: (reason, byte offset of its line)."""
+    """Returns the output of a step that drops a post: (reason, byte offset of its line)."""
     return pvalue.TaggedOutput("dropped", (reason, offset))
 
 
 class ReadLines(beam.DoFn):
-    """Cuts a range (path, start, end) of the dump into Chunks, and finds the State of each line."""
+    """Cuts a range (path, start, end) of the dump into Chunks, and makes a State of each line."""
 
     def process(self, element: tuple[str, int, int]) -> Iterable[typing.Any]:
-        """Yields Chunks of LINES lines, and States under "states"."""
+        """Yields Chunks of at most LINES lines, and States under "states"."""
         path, start, end = element
         first, last, lines = start, start, 0
         with storage.open(path) as file:
@@ -104,37 +107,37 @@ class ReadPosts(beam.DoFn):
     def __init__(
         self, images: str, staging: str, short_side: int, removed: Names, keep_copies: bool
     ):
-        """Takes what the steps need.
+        """Takes the settings.
 
         Args:
           images: folder of the photos.
-          staging: folder in which the spool lies.
-          short_side: pixels to which photos are reduced.
-          removed: what may not be used.
-          keep_copies: whether other posts may show what a removed owner posted.
+          staging: folder of the spool folder.
+          short_side: in pixels, to which larger photos are reduced.
+          removed: posts that may not be used.
+          keep_copies: whether other posts may show the photos of a removed owner.
         """
         self.images, self.short_side, self.removed = images, short_side, removed
         self.folder, self.keep_copies = f"{staging}/{spool.FOLDER}", keep_copies
 
     def start_bundle(self) -> None:
-        """Begins a file for the bundle's photos."""
+        """Opens a spool file for the bundle's photos."""
         self.writer = spool.SpoolWriter(self.folder)
 
     def finish_bundle(self) -> None:
-        """Ends it: what reads the photos waits for the bundle."""
+        """Closes the file; steps that read the photos wait for the bundle."""
         self.writer.close()
 
     def process(self, element: tuple[int, Mapping[str, typing.Any]]) -> Iterable[typing.Any]:
-        """Yields what becomes of each line of a chunk.
+        """Reads the posts of a chunk.
 
         Args:
-          element: where the chunk starts; the "chunk" itself, and its "superseded" lines as
-            `states.superseded` yields them.
+          element: (start of the chunk, {"chunk": its Chunk, "superseded": (offset, reason) of its
+            lines that do not count, from `states.superseded`}).
 
         Yields:
           Photos; under "fingerprints" (Photo, Fingerprint); under "removed" (offset, Fingerprint)
           of photos that no post may show; under "dropped" (reason, offset); and under "matched"
-          (kind, hash) of the names on the list.
+          (kind, hash) of the removals that name a post.
         """
         superseded = dict(element[1]["superseded"])
         for path, start, end, _ in element[1]["chunk"]:
@@ -147,30 +150,32 @@ class ReadPosts(beam.DoFn):
                         yield dropped(why.reason, offset)
 
     def _read(self, offset: int, post: posts.Post, reason: str | None) -> Iterator[typing.Any]:
-        """Yields the post's Photo and fingerprint, or the fingerprint alone to find its copies by.
+        """Yields the post's Photo and fingerprint; of a removed post the fingerprint only.
+
+        The fingerprint of a removed post finds its copies.
 
         Args:
           offset: of its line.
           post: the post.
-          reason: for which another line with its id has it dropped, if one has.
+          reason: to drop it because of another line with its id, or None.
 
         Raises:
           Dropped: the post is not kept.
         """
         by_id = yield from self._holds("id", post.id)
         by_owner = yield from self._holds("owner", post.owner)
-        followed = by_id or (by_owner and not self.keep_copies)
+        drop_copies = by_id or (by_owner and not self.keep_copies)
         reason = self._reason(post, reason)
-        if reason == "private" and not followed:
-            raise Dropped(reason)  # its photo is never opened
+        if reason == "private" and not drop_copies:
+            raise Dropped(reason)  # without opening its photo
         if reason != "private" and (by_id or by_owner):
             reason = "removed"
         try:
             encoded = posts.read_photo(post, self.images)
             digest = hashlib.sha256(encoded).digest()
             if reason != "private" and (yield from self._holds("sha256", digest)):
-                followed, reason = True, "removed"
-            if reason and not followed:
+                drop_copies, reason = True, "removed"
+            if reason and not drop_copies:
                 raise Dropped(reason)
             image = pictures.normalise_photo(encoded, self.short_side)
         except Dropped as why:
@@ -193,7 +198,7 @@ class ReadPosts(beam.DoFn):
         yield pvalue.TaggedOutput("fingerprints", (photo, fingerprint(image)))
 
     def _holds(self, kind: str, value: str | bytes) -> Generator[typing.Any, None, bool]:
-        """Whether the list names an id, an owner or a file; yields the name as it is there."""
+        """Returns whether the list names an id, owner or file; yields its (kind, hash) if so."""
         named = self.removed.holds(kind, value)
         if named:
             name = kind, self.removed.key.hash(kind, value)
@@ -201,7 +206,7 @@ class ReadPosts(beam.DoFn):
         return named
 
     def _reason(self, post: posts.Post, superseded: str | None) -> str | None:
-        """Why a post is dropped, as far as its lines tell."""
+        """Returns the reason to drop a post that its lines give, or None."""
         if superseded == "private":
             return superseded
         try:

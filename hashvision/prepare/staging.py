@@ -1,6 +1,6 @@
-"""Outputs that appear whole or not at all: made in a folder beside their place, under its lock.
+"""Outputs that appear complete or not at all: made in a folder beside the output, under its lock.
 
-Nothing is deleted that this program did not write: what may go is known by its name.
+`prepare` and `drawn` use it. It deletes only files that this program wrote, which it knows by name.
 """
 
 import contextlib
@@ -13,24 +13,24 @@ from hashvision import locks, storage
 from hashvision.errors import UserError
 
 _FORMER = "-former"
-# What stands behind the output's name; earlier versions put in host and process, too.
+# The suffix of the output's name; earlier versions added host and process id.
 _STAGING = re.compile(rf"\.preparing-(.+-\d+-)?[0-9a-f]{{8}}({_FORMER})?")
 _MOUNTS = "/proc/self/mountinfo"
 
-# Whether this program writes a path, relative to the output; that of a folder ends in "/".
+# Whether this program writes a path, relative to the output; a folder's path ends in "/".
 IsOwn = Callable[[str], bool]
 
 
 def resolve_output(output: str, inputs: Iterable[str] = ()) -> str:
-    """The folder that an output names: absolute, and of a link the one it leads to.
+    """Returns the absolute path of an output, with links resolved.
 
     Args:
       output: as the user gives it.
-      inputs: what is read, which the output must not hold.
+      inputs: paths that the command reads, which must not be in the output.
 
     Raises:
-      UserError: it cannot be replaced by another folder, or holds what is needed.
-      OSError: it cannot be looked at.
+      UserError: the output cannot be replaced by another folder, or holds a path that is needed.
+      OSError: the output cannot be inspected.
     """
     path = storage.absolute(output)
     if storage.is_remote(path):
@@ -40,52 +40,51 @@ def resolve_output(output: str, inputs: Iterable[str] = ()) -> str:
         path = os.path.realpath(path)
         with contextlib.suppress(FileNotFoundError):
             os.stat(path)
-        if _holds(path, os.path.realpath(os.curdir)):
+        if _contains(path, os.path.realpath(os.curdir)):
             raise UserError(
-                f"--output={output} is the folder in which this command runs, or holds it; give a"
-                " folder of its own."
+                f"--output={output} is or contains the current folder; give another folder."
             )
         if os.path.ismount(path) or path in _mounts():
             raise UserError(
-                f"--output={output} is a mount point, which cannot be replaced by a new dataset;"
-                f" give a folder in it, such as {os.path.join(path, 'dataset')}."
+                f"--output={output} is a mount point, which a new dataset cannot replace; give a"
+                f" folder in it, such as {os.path.join(path, 'dataset')}."
             )
     for each in inputs:
         there = each if storage.is_remote(each) else os.path.realpath(each)
-        if _holds(path, there):
+        if _contains(path, there):
             raise UserError(
-                f"--output={output} holds {each}, which this command reads; give a folder of its"
-                " own."
+                f"--output={output} contains {each}, which this command reads; give another folder."
             )
     return path
 
 
-def _holds(folder: str, path: str) -> bool:
+def _contains(folder: str, path: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _mounts() -> set[str]:
-    """Where file systems are mounted, parts of one on itself included; none without Linux."""
+    """Returns all mount points, bind mounts included; the empty set on systems other than Linux."""
     try:
         with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
             paths = [line.split()[4] for line in file]
     except OSError:
         return set()
-    # A space stands there as \040.
+    # The file writes a space as \040.
     return {re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), path) for path in paths}
 
 
 @contextlib.contextmanager
 def staging_folder(output: str, is_own: IsOwn, check: Callable[[str], None]) -> Iterator[str]:
-    """Holds the output's lock and makes an empty folder beside it; what stays of that goes.
+    """Holds the output's lock and makes an empty folder beside it, which is removed at the end.
 
-    What runs that were killed left there is cleared away first: under the lock all of them are
-    dead. A folder that one of them had moved in `replace` comes back, if nothing took its place.
+    First it removes what killed runs left there: while this process holds the lock, all of them
+    have ended. If one was killed in `replace` after it had moved the output away, and nothing has
+    taken the output's place, the output is moved back.
 
     Args:
-      output: what `place` found.
-      is_own: which files are this program's.
-      check: raises a UserError if the output may not be replaced.
+      output: as `resolve_output` returns it.
+      is_own: which files belong to this program.
+      check: raises a UserError if the output must not be replaced.
 
     Yields:
       The folder.
@@ -95,7 +94,7 @@ def staging_folder(output: str, is_own: IsOwn, check: Callable[[str], None]) -> 
       OSError: the folder cannot be written.
     """
     with locks.Lock(f"{output}.lock", f"The output {output}", "give another --output"):
-        _clear_away(output, is_own)
+        _remove_leftovers(output, is_own)
         check(output)
         staging = f"{output}.preparing-{uuid.uuid4().hex[:8]}"
         try:
@@ -105,7 +104,8 @@ def staging_folder(output: str, is_own: IsOwn, check: Callable[[str], None]) -> 
             remove(staging, is_own)
 
 
-def _clear_away(output: str, is_own: IsOwn) -> None:
+def _remove_leftovers(output: str, is_own: IsOwn) -> None:
+    """Removes the staging folders of killed runs, or moves the former output back."""
     parent, name = os.path.split(output)
     _, folders, _ = next(storage.walk(parent), ("", [], []))
     for each in folders:
@@ -119,7 +119,7 @@ def _clear_away(output: str, is_own: IsOwn) -> None:
 
 
 def first_foreign_path(folder: str, is_own: IsOwn) -> str | None:
-    """The first path in a folder, relative to it, that this program did not write."""
+    """Returns the first path in a folder, relative to it, that this program did not write."""
     for path, folders, files in storage.walk(folder):
         below = path[len(folder) + 1 :]
         for each in [*(f"{name}/" for name in folders), *files]:
@@ -130,7 +130,7 @@ def first_foreign_path(folder: str, is_own: IsOwn) -> str | None:
 
 
 def remove(folder: str, is_own: IsOwn) -> None:
-    """Removes a folder, if it is there, but for what this program did not write in it."""
+    """Removes a folder if it exists, except files in it that this program did not write."""
     remote, files, emptied = storage.is_remote(folder), [], [folder]
     for path, folders, names in storage.walk(folder):
         below = path[len(folder) + 1 :]
@@ -139,8 +139,8 @@ def remove(folder: str, is_own: IsOwn) -> None:
         emptied += [f"{path}/{name}" for name in folders if is_own(f"{inside}{name}/")]
     storage.each(_remove_file, files, remote)
     if not remote:
-        for path in sorted(emptied, reverse=True):  # what lies in a folder sorts behind it
-            with contextlib.suppress(OSError):  # something else lies in it
+        for path in sorted(emptied, reverse=True):  # subfolders first
+            with contextlib.suppress(OSError):  # the folder still holds foreign files
                 os.rmdir(path)
 
 
@@ -150,10 +150,10 @@ def _remove_file(path: str) -> None:
 
 
 def replace(staging: str, output: str, is_own: IsOwn) -> None:
-    """Puts a finished folder of a disk in the output's place; what lay there goes when it stands.
+    """Moves a finished local folder to the output's place, and then removes the former output.
 
     Raises:
-      OSError: it cannot be moved; the output is as it was.
+      OSError: the folder cannot be moved; the output is unchanged.
     """
     former = staging + _FORMER
     had_former = os.path.exists(output)

@@ -1,4 +1,7 @@
-"""Which line of a post counts where its id comes twice: private anywhere wins, else the latest."""
+"""Which line of a post counts if its id occurs several times: any private line, else the latest.
+
+`reading` makes a State of each line; `graph` groups them by id and drops the superseded lines.
+"""
 
 import itertools
 import struct
@@ -13,33 +16,43 @@ _PACKED = struct.Struct(">8sQQQ?")
 
 
 class State(typing.NamedTuple):
-    """What one line says of its post."""
+    """What one line says about its post."""
 
     key: bytes  # 8, the hash of the id
-    when: int  # as `dates.sortable` has it
-    offset: int  # of the line in the dump
-    chunk: int  # start of the line's Chunk
+    when: int  # date, as returned by `dates.sortable`
+    offset: int  # of the line in the dump, in bytes
+    chunk: int  # start of the line's Chunk, in bytes
     public: bool
 
     def pack(self) -> bytes:
-        """The state in 33 bytes: there is one for each line of the dump."""
+        """Packs the state in 33 bytes, because there is one for each line of the dump."""
         return _PACKED.pack(*self)
 
 
 def state_of(post: Post, offset: int, chunk: int) -> State:
-    """The state of the post on the line at `offset`."""
-    when = dates.sortable(post.created_at)
-    key = records.id_hash(post.id).to_bytes(8, "big")
-    return State(key, when, offset, chunk, post.visibility == "public")
+    """Returns the state of a post.
+
+    Args:
+      post: the post.
+      offset: of its line in the dump, in bytes.
+      chunk: start of the Chunk with that line, in bytes.
+    """
+    return State(
+        key=records.id_hash(post.id).to_bytes(8, "big"),
+        when=dates.sortable(post.created_at),
+        offset=offset,
+        chunk=chunk,
+        public=post.visibility == "public",
+    )
 
 
 def superseded(packed: Iterable[bytes]) -> Iterator[tuple[int, tuple[int, str]]]:
-    """The public lines that do not count.
+    """Finds the public lines that do not count.
 
-    The latest state has the latest date; of equal dates it is the one later in the dump.
+    The latest state is the one with the latest date. Among equal dates it is the last in the dump.
 
     Args:
-      packed: all states of some posts.
+      packed: all states of some posts, as `State.pack` returns them.
 
     Yields:
       (chunk, (offset, "private" or "duplicate_id")).

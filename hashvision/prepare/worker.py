@@ -1,8 +1,8 @@
-"""A worker process of Beam on this machine, which ends when the process that started it has ended.
+"""A Beam worker process on this machine that ends when the process that started it has ended.
 
     python -m hashvision.prepare.worker DRIVER
 
-DRIVER is the number of that process; all else Beam tells by the environment.
+DRIVER is the process id of the driver. Beam passes everything else in environment variables.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ import time
 
 
 def main() -> None:
-    """Works until the driver lets it go or has ended; what goes wrong in a step is told it."""
-    end_with(int(sys.argv.pop()))
-    # Beam sends to the driver what it logs and raises, and prints both here, too.
+    """Works until the driver releases it or has ended; errors in a step are sent to the driver."""
+    end_with_driver(int(sys.argv.pop()))
+    # Beam sends its log and its errors to the driver, and prints both here as well.
     logging.getLogger().addHandler(logging.NullHandler())
     from apache_beam.runners.worker import sdk_worker_main
 
@@ -24,8 +24,13 @@ def main() -> None:
         sdk_worker_main.main(sys.argv)
 
 
-def end_with(driver: int, every: float = 1.0) -> None:
-    """Ends this process once its parent is no longer that one; `every` is in seconds."""
+def end_with_driver(driver: int, every: float = 1.0) -> None:
+    """Ends this process, with exit code 1, once its parent is no longer the driver.
+
+    Args:
+      driver: process id.
+      every: seconds between two checks.
+    """
 
     def watch() -> None:
         while os.getppid() == driver:

@@ -1,1 +1,1 @@
-"""Drawn posts, so that everything runs without a download."""
+"""Draws posts and their photos, so that everything runs without a download."""

@@ -1,4 +1,4 @@
-"""What people write below a drawn scene: a caption and hashtags in all their spellings."""
+"""Writes the text of a drawn post: a caption, and hashtags in many spellings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,18 +7,18 @@ import numpy as np
 
 from hashvision.synthetic import objects
 
-# Rates that the tests hold the tags to.
-UNTAGGED = 0.15  # of the objects
-WRONG = 0.05  # of the tagged objects carry another kind's tag instead
+# Rates that the tests check.
+UNTAGGED = 0.15  # share of the objects that get no tag
+WRONG = 0.05  # share of the tagged objects that get the tag of another kind
 
 
 class Words(NamedTuple):
     """What people call a kind of object.
 
     Attributes:
-        phrases: the kind in a sentence, article included.
-        lemmas: what it is tagged by: lemmas of one WordNet synset, the most used first.
-        weights: how often each of these is chosen.
+        phrases: names of the kind in a sentence, with the article.
+        lemmas: its tags, which are lemmas of one WordNet synset, the most used first.
+        weights: how often each lemma is chosen; they sum to 1.
     """
 
     phrases: tuple[str, ...]
@@ -26,7 +26,7 @@ class Words(NamedTuple):
     weights: tuple[float, ...]
 
 
-# All lemmas of a kind share a noun synset of Open English WordNet 2025 (synset in the comment).
+# All lemmas of a kind share a noun synset of Open English WordNet 2025 (see the comments).
 WORDS = {
     "dog": Words(  # oewn-02086723-n
         ("a dog", "a good dog"),
@@ -112,7 +112,7 @@ def _plural(lemma: str) -> str:
 
 
 def _spell(rng: np.random.Generator, lemma: str) -> str:
-    """A lemma as somebody types it for a hashtag, without the sign."""
+    """Returns a lemma in one of the spellings of a hashtag, without the sign."""
     words = lemma.split()
     style = rng.random()
     if style < 0.16:
@@ -129,7 +129,13 @@ def _spell(rng: np.random.Generator, lemma: str) -> str:
 
 
 def write_tags(rng: np.random.Generator, kinds: Sequence[str]) -> str:
-    """Hashtags for a scene, truthful at the module's rates, as one string."""
+    """Writes the hashtags of a scene as one string.
+
+    Args:
+        rng: decides everything.
+        kinds: what the scene holds. UNTAGGED and WRONG say how many of these get no tag or a wrong
+            one.
+    """
     tags = []
     for kind in kinds:
         if rng.random() < UNTAGGED:
@@ -151,7 +157,7 @@ def write_tags(rng: np.random.Generator, kinds: Sequence[str]) -> str:
 
 
 def write_caption(rng: np.random.Generator, kinds: Sequence[str]) -> str:
-    """One sentence that names what is in the scene."""
+    """Writes one sentence that names all kinds in the scene."""
     phrases = [_choose(rng, WORDS[kind].phrases) for kind in kinds]
     things = " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
     caption = _choose(rng, _CAPTIONS).format(things)

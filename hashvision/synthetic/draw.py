@@ -1,9 +1,9 @@
-"""Writes drawn posts, the embedded default, so that everything runs with no download.
+"""Writes drawn posts (the `drawn` command), so that everything runs without a download.
 
-They imitate a real dump in all that prepare must cope with: tags in synonyms and spellings, spam,
-missing and wrong tags, a long tail of kinds and owners, private posts, reposts and broken files.
-Every draw is keyed by (seed, stream, number): post 7 is the same whether 20 or 3,000 are written,
-but for the three posts whose files are spoilt.
+They imitate what `prepare` meets in a real dump: tags in synonyms and spellings, spam, missing and
+wrong tags, long tails of kinds and owners, private posts, reposts and broken files. Randomness is
+keyed by (seed, stream, number). So post 7 is the same whether 20 or 3,000 posts are written, except
+for the three posts whose files are broken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hashvision.errors import UserError
 from hashvision.prepare import staging
 from hashvision.synthetic import captions, objects, scenes
 
-# All that is written.
+# All paths that `write` writes, relative to the output.
 _PATHS = re.compile(
     r"posts\.jsonl|(multilabel/)?images/([pm]\d+\.jpg)?|multilabel/(labels\.jsonl)?"
     r"|transfer/((train|test)/(\w+/(\d+\.jpg)?)?)?"
@@ -37,38 +37,38 @@ _PATHS = re.compile(
 
 FEWEST_POSTS = 20
 SMALLEST_SIZE = 32
-MANY = 500  # from so many posts on they are drawn on all cores
-POSTS_PER_CLEAN_SCENE = 15  # 3,000 posts bring 200 multi-label scenes
+MANY = 500  # with at least so many posts, they are drawn on all cores
+POSTS_PER_CLEAN_SCENE = 15  # 3,000 posts give 200 multi-label scenes
 OWNERS = 400
 
-# Rates that the tests hold the posts to.
-PRIVATE = 0.04  # of the posts
-REPOSTED = 0.03  # of the posts
-OBJECT_COUNTS = (0.5, 0.35, 0.15)  # scenes of one, two and three objects
+# Rates that the tests check.
+PRIVATE = 0.04  # share of the posts
+REPOSTED = 0.03  # share of the posts
+OBJECT_COUNTS = (0.5, 0.35, 0.15)  # shares of scenes with one, two and three objects
 
 # Streams of random numbers; see _rng.
-_PLAN, _SCENE, _TEXT, _FILE, _TRANSFER, _MULTILABEL, _SPOILT, _SHEET = range(8)
+_PLAN, _SCENE, _TEXT, _FILE, _TRANSFER, _MULTILABEL, _BROKEN, _SHEET = range(8)
 
 
 KINDS = objects.KINDS  # the most frequent first
 
-# Chosen without replacement within a post, which flattens the tail: the weights fall by a factor
-# of 9 so that the objects drawn fall by about 8.
+# The kinds of a post are drawn without replacement, which flattens the tail. So the weights fall by
+# a factor of 9 for the objects to fall by about 8.
 _FREQUENCY = 9.0 ** -np.linspace(0, 1, len(KINDS))
 _FREQUENCY /= _FREQUENCY.sum()
 
 
 class DrawnPost(NamedTuple):
-    """One drawn post, before its picture is drawn.
+    """A post whose picture is not drawn yet.
 
     Attributes:
-        number: its place in the dump, from 0.
-        source: the number of the post whose scene it shows: its own, or a reposted one's.
-        kinds: what the scene holds, as it is: the truth, not the tags.
-        caption: the sentence that names it.
-        tags: the hashtags as typed, joined.
-        owner: the owner's name.
-        private: whether only the owner's friends may see it.
+        number: of the post in the dump, from 0.
+        source: the number of the post whose scene it shows: its own, or that of the reposted one.
+        kinds: what the scene really holds, unlike its tags.
+        caption: a sentence that names the kinds.
+        tags: the hashtags, as one string.
+        owner: the owner's id.
+        private: whether the post is private.
         created_at: ISO 8601, UTC.
     """
 
@@ -87,7 +87,7 @@ class DrawnPost(NamedTuple):
         return f"p{self.number:06d}"
 
     def json(self) -> str:
-        """The post as one line of posts.jsonl."""
+        """Returns the post as a line of posts.jsonl, without the line break."""
         fields = {
             "id": self.id,
             "image": f"images/{self.id}.jpg",
@@ -105,9 +105,9 @@ def _rng(seed: int, stream: int, *number: int) -> np.random.Generator:
 
 
 def _owner_and_source(seed: int, number: int) -> tuple[int, int]:
-    """A post's owner and the number of the post whose scene it shows."""
+    """Draws a post's owner, and the number of the post whose scene it shows."""
     rng = _rng(seed, _PLAN, number)
-    owner = int(OWNERS * rng.random() ** 2.5)  # few own many posts
+    owner = int(OWNERS * rng.random() ** 2.5)  # few owners have many posts
     if number == 0 or rng.random() >= REPOSTED:
         return owner, number
     other, source = _owner_and_source(seed, int(rng.integers(number)))
@@ -118,7 +118,7 @@ def _owner_and_source(seed: int, number: int) -> tuple[int, int]:
 
 
 def _kinds_of(seed: int, number: int) -> tuple[str, ...]:
-    """The kinds in the scene first posted as that number."""
+    """Draws the kinds in the scene that the post of this number shows first."""
     rng = _rng(seed, _SCENE, number, 0)
     count = 1 + int(rng.choice(3, p=OBJECT_COUNTS))
     chosen = rng.choice(len(KINDS), count, replace=False, p=_FREQUENCY)
@@ -126,10 +126,10 @@ def _kinds_of(seed: int, number: int) -> tuple[str, ...]:
 
 
 def plan_post(seed: int, number: int) -> DrawnPost:
-    """Decides all of a post but its pixels.
+    """Draws everything of a post except its picture.
 
     Args:
-        seed: of the whole dump, from 0.
+        seed: of the whole dump, at least 0.
         number: of the post, from 0.
     """
     owner, source = _owner_and_source(seed, number)
@@ -163,15 +163,15 @@ def _quality(rng: np.random.Generator) -> int:
 def draw_post(seed: int, post: DrawnPost, size: int) -> bytes:
     """Draws a post's picture.
 
-    A repost is the same bytes as its source's or, as often, these encoded once more.
+    A repost has the same bytes as its source or, as often, its source's picture encoded again.
 
     Args:
-        seed: the one the post was planned with.
-        post: of plan_post.
-        size: pixels across and down.
+        seed: the one given to `plan_post`.
+        post: from `plan_post`.
+        size: width and height, in pixels.
 
     Returns:
-        JPEG bytes.
+        The bytes of a JPEG file.
     """
     rng = _rng(seed, _SCENE, post.source, 1)
     photo = _jpeg(scenes.draw_scene(rng, post.kinds, size), _quality(rng))
@@ -186,15 +186,15 @@ def _draw_posts(seed: int, posts: Sequence[DrawnPost], size: int) -> Iterator[by
     if len(posts) < MANY:
         yield from map(draw, posts)
         return
-    # Not forked: whoever calls may have threads running.
+    # Spawned rather than forked, because the caller may have threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(draw, posts, chunksize=50)
 
 
 def _write_posts(folder: Path, posts: int, size: int, seed: int) -> None:
     planned = [plan_post(seed, number) for number in range(posts)]
-    # One post for each way in which a file fails; a private one's would never be opened.
-    rng = _rng(seed, _SPOILT, 0)
+    # Break one public file in each of three ways; `prepare` never opens that of a private post.
+    rng = _rng(seed, _BROKEN, 0)
     public = [post.number for post in planned if not post.private]
     missing, empty, cut = rng.choice(public, 3, replace=False)
     (folder / "images").mkdir()
@@ -243,23 +243,23 @@ def write(
     size: int = 96,
     seed: int = 0,
 ) -> None:
-    """Writes the drawn posts and two clean evaluation sets, the same bytes for the same arguments.
+    """Writes the drawn posts and two clean evaluation sets; the same arguments give the same bytes.
 
-    OUTPUT/posts.jsonl and OUTPUT/images hold the posts (one line more than posts: a broken one);
-    OUTPUT/transfer/{train,test}/KIND one object a picture, as many of each kind;
-    OUTPUT/multilabel/labels.jsonl and its images one to three objects, all named. The folder is
-    drawn beside its place and moved there when whole.
+    OUTPUT/posts.jsonl and OUTPUT/images hold the posts; one more line of posts.jsonl is broken.
+    OUTPUT/transfer/{train,test}/KIND hold pictures of one object, the same number for each kind.
+    OUTPUT/multilabel/labels.jsonl names all of the one to three objects in each of its images.
+    The output appears only when it is complete.
 
     Args:
-        output: a folder that does not exist yet or is empty; on a disk.
-        posts: how many, at least FEWEST_POSTS.
-        test_per_class: pictures of each kind in each of transfer/train and transfer/test.
-        size: pixels across and down, at least SMALLEST_SIZE.
-        seed: of all randomness, from 0.
+        output: a local folder that does not exist or is empty.
+        posts: number of posts, at least FEWEST_POSTS.
+        test_per_class: pictures of each kind in transfer/train and in transfer/test, at least 1.
+        size: width and height of all pictures, in pixels, at least SMALLEST_SIZE.
+        seed: of all randomness, at least 0.
 
     Raises:
-        UserError: if the output has content or is in use, or a number is too small.
-        OSError: if it cannot be written.
+        UserError: the output holds files or is in use, or a number is too small.
+        OSError: the output cannot be written.
     """
     for name, number, least in (
         ("posts", posts, FEWEST_POSTS),
@@ -268,38 +268,39 @@ def write(
         ("seed", seed, 0),
     ):
         if number < least:
-            raise UserError(f"drawn posts: {name} is {number}; make it {least} or more.")
+            raise UserError(f"--{name}={number} must be at least {least}.")
     output = staging.resolve_output(os.fspath(output))
     if storage.is_remote(output):
-        raise UserError(f"drawn posts: {output} is not a folder of this machine; give one.")
-    with staging.beside(output, _is_own, _check) as made:
+        raise UserError(f"--output={output} is not on this machine; give a local folder.")
+    with staging.staging_folder(output, is_own=_is_own, check=_check_empty) as made:
         folder = Path(made)
-        _write_posts(folder, posts, size, seed)
-        _write_transfer(folder / "transfer", test_per_class, size, seed)
-        _write_multilabel(folder / "multilabel", max(1, posts // POSTS_PER_CLEAN_SCENE), size, seed)
-        storage.move(made, output)  # which an empty folder lets happen, and no other
+        clean_scenes = max(1, posts // POSTS_PER_CLEAN_SCENE)
+        _write_posts(folder, posts=posts, size=size, seed=seed)
+        _write_transfer(folder / "transfer", per_class=test_per_class, size=size, seed=seed)
+        _write_multilabel(folder / "multilabel", count=clean_scenes, size=size, seed=seed)
+        storage.move(made, output)  # fails unless the output is an empty folder or does not exist
 
 
 def _is_own(path: str) -> bool:
     return _PATHS.fullmatch(path) is not None
 
 
-def _check(output: str) -> None:
-    """Raises a UserError unless there is nothing in the output."""
+def _check_empty(output: str) -> None:
+    """Raises a UserError unless the output is an empty folder or does not exist."""
     if os.path.exists(output) and not (os.path.isdir(output) and not os.listdir(output)):
         raise UserError(
-            f"drawn posts: {output} already exists; delete it or name another output folder."
+            f"The output {output} already exists; delete it, or choose another --output."
         )
 
 
 def draw_contact_sheet(path: str | Path, columns: int = 6, size: int = 96, seed: int = 0) -> None:
-    """Draws samples of every kind, a row each, and below them posts with several objects.
+    """Writes a PNG file: a row of samples of each kind, then a row of posts with several objects.
 
     Args:
-        path: of the PNG file to write.
-        columns: samples a row.
-        size: pixels of a sample.
-        seed: as in write; the posts at the bottom are posts of that dump.
+        path: of the PNG file.
+        columns: samples per row.
+        size: width and height of a sample, in pixels.
+        seed: as in `write`; the posts in the last row are from that dump.
     """
     margin, gap, words = 76, 4, 92
     font = ImageFont.load_default(10)

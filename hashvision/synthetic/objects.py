@@ -1,4 +1,4 @@
-"""Draws a dozen kinds of object, part by part: what a scene is made of."""
+"""Draws the twelve kinds of object, part by part, for `scenes`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-BODY, SECOND, DARK, LIGHT = 1, 2, 3, 4  # the parts of an object; BODY and SECOND carry a texture
+BODY, SECOND, DARK, LIGHT = 1, 2, 3, 4  # parts of an object; BODY and SECOND may get a texture
 
 _CIRCLE = np.stack(
     [np.cos(np.linspace(0, 2 * np.pi, 28, False)), np.sin(np.linspace(0, 2 * np.pi, 28, False))], 1
@@ -21,15 +21,15 @@ class Pen:
     """Draws parts in an object's own frame, x right and y down, both within about [-1, 1].
 
     Attributes:
-        parts: a PIL image of mode "L" whose pixels are part numbers, 0 where nothing is.
+        parts: a PIL image of mode "L" whose pixels are part numbers, 0 for none.
     """
 
     def __init__(self, side: int, centre: tuple[float, float], matrix: np.ndarray):
-        """Opens an empty side x side canvas.
+        """Makes an empty canvas of side x side pixels.
 
         Args:
-            side: pixels of the canvas.
-            centre: where the object's origin comes, in pixels.
+            side: of the canvas, in pixels.
+            centre: of the object's origin, in pixels.
             matrix: 2x2, from the object's frame to pixels.
         """
         self.parts = Image.new("L", (side, side))
@@ -65,7 +65,7 @@ class Pen:
                 self._draw.ellipse(box, fill=part)
 
     def ring(self, x: float, y: float, radius: float, width: float, part: int) -> None:
-        """Draws a circle's outline."""
+        """Draws the outline of a circle."""
         loop = np.concatenate([_CIRCLE, _CIRCLE[:2]]) * radius + (x, y)
         self.stroke(loop, width, part)
 
@@ -154,7 +154,7 @@ def _snake(pen: Pen, rng: np.random.Generator) -> None:
         swing = rng.uniform(0.24, 0.42)
         phase = rng.uniform(0, 2 * np.pi)
         x, y = -0.9 + 1.55 * t, swing * np.sin(2 * np.pi * waves * t + phase)
-    else:  # coiled, the head coming out of the coil
+    else:  # coiled, with the head at the outer end
         turn = rng.uniform(0, 0.6) + 2 * np.pi * rng.uniform(1.4, 1.8) * t
         radius = 0.12 + 0.6 * t
         x, y = radius * np.cos(turn), 0.8 * radius * np.sin(turn)
@@ -380,5 +380,5 @@ DRAWERS: dict[str, Callable[[Pen, np.random.Generator], None]] = {
     "giraffe": _giraffe,
 }
 KINDS = tuple(DRAWERS)
-# What flies, swims or lies about may be turned further than what stands on the ground.
+# Largest turns, in degrees; objects that stand on the ground turn less.
 TURNS = {"airplane": 50, "butterfly": 60, "snake": 70, "fish": 30, "eyeglasses": 25}

@@ -1,9 +1,8 @@
-"""Draws photo-like scenes of a dozen kinds of object, for whoever needs pictures with no download.
+"""Draws photo-like scenes of twelve kinds of object, for runs without a download.
 
-A scene never lets colour tell its kind: all colours are drawn before, and without regard to, what
-is in it. What tells is shape alone, so a network has something to learn from it and a mean colour
-has not. Objects are vivid and what is behind them is muted, as a photographer would have it: two
-minutes of training must do.
+Colour says nothing about the kinds in a scene, because it is drawn independently of them. Only
+shape does, so a network has something to learn and the mean colour is of no use. Objects are vivid
+and backgrounds muted, so that two minutes of training suffice.
 """
 
 from __future__ import annotations
@@ -18,30 +17,33 @@ from PIL import Image, ImageFilter
 
 from hashvision.synthetic.objects import BODY, DARK, DRAWERS, LIGHT, TURNS, Pen
 
-SUPERSAMPLING = 2  # objects are drawn at twice the size and averaged down: soft edges, cheaply
-_TEXTURED = 2  # parts up to this number
+SUPERSAMPLING = 2  # objects are drawn at twice the size and averaged, for soft edges
+_TEXTURED = 2  # parts up to this number get a texture
 MUTED, VIVID = (0.0, 0.3), (0.5, 1.0)  # saturation of backgrounds and of objects
-_ALTERNATE = 4  # part p where its texture is "on" is looked up at p + _ALTERNATE
+_ALTERNATE = 4  # the second colour of part p in a texture is at p + _ALTERNATE
 
 Colour = tuple[float, float, float]
 
 
 @functools.cache
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates (x, y), float32 (side, side), each from -1 to 1."""
+    """Returns pixel coordinates x and y, float32 (side, side), each from -1 to 1."""
     line = np.linspace(-1, 1, side, dtype=np.float32)
     x, y = np.meshgrid(line, line)
     return x, y
 
 
 def _colour(rng: np.random.Generator, saturation: tuple[float, float]) -> Colour:
-    """A colour of any hue and of saturation between the two, RGB in [0, 1]."""
+    """Draws a colour of any hue, with its saturation in the range: RGB in [0, 1]."""
     hue, value = rng.random(2).tolist()
     return colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), 0.35 + 0.65 * value)
 
 
 def _colour_apart(rng: np.random.Generator, others: Sequence[Colour], least: float) -> Colour:
-    """An object's colour at least that far, in RGB, from the others, or the farthest of a dozen."""
+    """Draws an object's colour at an RGB distance of at least `least` from all others.
+
+    If 12 draws give none, it is the farthest of these.
+    """
     best, reach = _colour(rng, VIVID), -1.0
     for _ in range(12):
         candidate = _colour(rng, VIVID)
@@ -54,17 +56,17 @@ def _colour_apart(rng: np.random.Generator, others: Sequence[Colour], least: flo
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Noise with bumps of `cell` pixels, float32 of the given shape, about [0, 1]."""
+    """Draws noise with bumps of `cell` pixels: float32 of the given shape, about in [0, 1]."""
     rows, columns = (max(3, round(pixels / cell)) for pixels in shape)
     coarse = Image.fromarray(rng.random((rows, columns), dtype=np.float32))
     return np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray | None:
-    """Where a texture's second colour shows, bool of the given shape; None for a plain one.
+    """Draws where the second colour of a texture shows: bool of the given shape, or None if plain.
 
     Args:
-        rng: decides between plain (twice as often), stripes, dots, checks and noise.
+        rng: chooses plain (twice as often as the others), noise, stripes, dots or checks.
         shape: rows and columns.
         period: of the repeats, in pixels.
     """
@@ -89,9 +91,9 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int], period: float) ->
 
 
 def _background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[Colour]]:
-    """A background, float32 (side, side, 3) in [0, 1], and the colours it is made of."""
+    """Draws a background: float32 (side, side, 3) in [0, 1], and its two colours."""
     one, far = _colour(rng, MUTED), _colour(rng, MUTED)
-    # Half-way at most: what lies on both colours must stand out from both.
+    # Mix in 45% of the first colour, because objects must stand out from both.
     red, green, blue = (0.45 * a + 0.55 * b for a, b in zip(one, far, strict=True))
     two = (red, green, blue)
     x, y = _grid(side)
@@ -123,7 +125,7 @@ def _background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[C
 
 
 def _moved(mask: Image.Image, by: tuple[float, float]) -> np.ndarray:
-    """A grey image moved by whole pixels (right, down), as float32 (rows, columns, 1) in [0, 1]."""
+    """Moves a grey image by whole pixels (right, down): float32 (rows, columns, 1) in [0, 1]."""
     x, y = round(by[0]), round(by[1])
     moved = mask.crop((-x, -y, mask.width - x, mask.height - y))
     return np.asarray(moved, np.float32)[..., None] / 255
@@ -136,7 +138,7 @@ def _lay(
     rng: np.random.Generator,
     light: tuple[float, float],
 ) -> None:
-    """Paints parts over a picture, in place, with a shadow, a rim and a rounding by the light.
+    """Paints parts over a picture, in place, with a shadow, a rim and shading.
 
     Args:
         picture: float32 (side, side, 3).
@@ -150,7 +152,7 @@ def _lay(
         return
     side = picture.shape[0]
     step = side // 12
-    # Only the window that the parts and their shadow fall into is worked on.
+    # Work only on the window of the parts and their shadow.
     left, top = (max(0, edge // SUPERSAMPLING - 2 * step) for edge in box[:2])
     right, bottom = (min(side, edge // SUPERSAMPLING + 2 * step) for edge in box[2:])
     picture = picture[top:bottom, left:right]
@@ -167,8 +169,8 @@ def _lay(
     if texture is not None:
         inside = (codes > 0) & (codes <= _TEXTURED) & texture
         codes += inside.view(np.uint8) * np.uint8(_ALTERNATE)
-    # Four raw channels, black where nothing is, so that averaging down weighs colour by cover;
-    # looked up as one 32-bit number a pixel, for speed.
+    # Four raw channels, black without a part, so that averaging weights colours by coverage. For
+    # speed each pixel is looked up as one 32-bit number.
     pixels = np.take(table.view(np.uint32)[:, 0], codes)
     shape = (codes.shape[1], codes.shape[0])
     reduced = Image.frombytes("RGBX", shape, pixels.tobytes()).reduce(SUPERSAMPLING)
@@ -192,7 +194,7 @@ def _lay(
 def _clutter(
     rng: np.random.Generator, picture: np.ndarray, count: int, largest: float, light
 ) -> None:
-    """Paints `count` meaningless shapes, each at most `largest` of the frame across."""
+    """Paints `count` random shapes, each at most `largest` wide, as a share of the frame."""
     side = picture.shape[0]
     for _ in range(count):
         half = SUPERSAMPLING * side * rng.uniform(0.4, 1) * largest / 2
@@ -217,9 +219,9 @@ def _clutter(
 def _places(
     rng: np.random.Generator, count: int, smallest: float
 ) -> list[tuple[float, float, float]]:
-    """Where objects go: (x, y, size) in shares of the frame, the nearest (lowest) last."""
+    """Draws where objects are: (x, y, size) in shares of the frame, the lowest and nearest last."""
     if count == 1:
-        size = 0.9 - (0.9 - smallest) * rng.random() ** 1.5  # large is likelier than small
+        size = 0.9 - (0.9 - smallest) * rng.random() ** 1.5  # large sizes are more likely
         room = 0.5 * (1 - size) + 0.04  # up to 4% of the frame may be cut off
         return [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), size)]
     places = []
@@ -239,13 +241,13 @@ def _places(
 def draw_scene(
     rng: np.random.Generator, kinds: Sequence[str], size: int, smallest: float = 0.4
 ) -> np.ndarray:
-    """Draws one scene holding one object of each of the given kinds.
+    """Draws a scene with one object of each of the given kinds.
 
     Args:
         rng: decides everything but the kinds; the same state gives the same pixels.
         kinds: one to three of KINDS.
-        size: pixels across and down.
-        smallest: the least share of the frame that a lone object spans.
+        size: width and height, in pixels.
+        smallest: share of the frame that a single object spans at least.
 
     Returns:
         uint8 (size, size, 3).
@@ -278,7 +280,7 @@ def draw_scene(
 def _photograph(
     rng: np.random.Generator, picture: np.ndarray, light: tuple[float, float]
 ) -> np.ndarray:
-    """Lights a float32 picture and takes it as a cheap camera would, to uint8."""
+    """Lights a float32 picture and adds the flaws of a cheap camera: uint8 (size, size, 3)."""
     size = picture.shape[0]
     x, y = _grid(size)
     falling = 1 + rng.uniform(0, 0.3) * (light[0] * x + light[1] * y)

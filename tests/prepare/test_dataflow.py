@@ -92,9 +92,17 @@ def test_dry_run_only_prints(cloud):
 @pytest.mark.parametrize(
     ("arguments", "settings", "sentence"),
     [
-        ([INPUTS[0]], {}, "Give --output=gs://..., which all workers can reach."),
-        (["--posts=p", INPUTS[1]], {}, "Give --posts=gs://..., which all workers can reach."),
-        (INPUTS, {"BUCKET": "/mnt"}, "BUCKET=/mnt of "),
+        (
+            [INPUTS[0]],
+            {},
+            "--output is not in a bucket, which all workers can reach; give --output=gs://BUCKET/PATH.",
+        ),
+        (
+            ["--posts=p", INPUTS[1]],
+            {},
+            "--posts is not in a bucket, which all workers can reach; give --posts=gs://BUCKET/PATH.",
+        ),
+        (INPUTS, {"BUCKET": "/mnt"}, "BUCKET=/mnt in "),
         (INPUTS, {"PROJECT": ""}, "{}/pod.env does not set PROJECT; "),
     ],
 )

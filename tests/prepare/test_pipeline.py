@@ -313,7 +313,7 @@ def test_nothing_that_is_amiss_leaves_a_trace(made, tmp_path: pathlib.Path):
         ),
         ((dump, str(other)), {}, "is not a hashvision dataset: it holds thesis.txt"),
         ((dump, str(other / "thesis.txt")), {}, "is a file"),
-        ((str(empty), str(output)), {}, "no post of empty.jsonl came through"),
+        ((str(empty), str(output)), {}, "No post of empty.jsonl was kept"),
     ]
     for arguments, options, message in cases:
         with pytest.raises(UserError, match=message):
@@ -345,7 +345,7 @@ def test_the_manifest_holds_digests_of_all_and_the_key_lies_beside_the_dataset(m
 
 def test_a_key_in_the_dataset_protects_nobody(made, tmp_path):
     output = tmp_path / "set"
-    with pytest.raises(UserError, match="--key=.* lies in the dataset"):
+    with pytest.raises(UserError, match="--key=.* is in the dataset"):
         pipeline.prepare(made[2], str(output), key=str(output / "key"))
     assert not output.exists()
 
@@ -353,19 +353,20 @@ def test_a_key_in_the_dataset_protects_nobody(made, tmp_path):
 def test_a_key_that_changes_on_the_way_is_noticed(made, tmp_path, monkeypatch):
     whole = folder.finish
 
-    def finish(*arguments):
+    def finish(*arguments, **options):
         (tmp_path / "set.key").write_text("00" * 32)
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     monkeypatch.setattr(folder, "finish", finish)
-    with pytest.raises(UserError, match="set.key was replaced meanwhile"):
+    with pytest.raises(UserError, match="set.key was replaced during the run"):
         pipeline.prepare(made[2], str(tmp_path / "set"), short_side=16)
     assert os.listdir(tmp_path) == ["set.key"]
 
 
 def test_cells_that_a_spreadsheet_takes_for_formulas_are_made_safe(tmp_path):
     rows = [(f"{sign}1+cmd|' /C calc'!A0", "duplicate_photo", "p1", "0.9") for sign in "=+-@\t\r"]
-    folder.write_duplicates(str(tmp_path), 0, 1, [*rows, ("p=2", "duplicate_photo", "-3", "1.0")])
+    rows.append(("p=2", "duplicate_photo", "-3", "1.0"))
+    folder.write_duplicates(str(tmp_path), shard=0, shards=1, rows=rows)
     (path,) = tmp_path.iterdir()
     with path.open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
@@ -423,7 +424,7 @@ def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeyp
         return whole(self, offset, *rest) if offset else iter(())
 
     monkeypatch.setattr(reading.ReadPosts, "_read", forgetful)
-    with pytest.raises(UserError, match="accounts for 913 of the 914 posts"):
+    with pytest.raises(UserError, match="returned 913 of the 914 posts"):
         pipeline.prepare(made[2], str(tmp_path / "lost"), short_side=16)
     assert list(tmp_path.iterdir()) == [tmp_path / "lost.key"]
 
@@ -448,7 +449,7 @@ def test_photos_without_any_text_are_kept_where_asked(tmp_path):
     assert not opened.rows(0, 80)["rarest"].any()
     natural = stream.Stream(opened, batch_size=8, lanes=4, seed=0, method="natural")
     assert natural.epoch_length == 80
-    _, batch = next(reader.Reader(natural, 8, 4, threads=1).batches())
+    _, batch = next(reader.BatchReader(natural, 8, 4, threads=1).batches())
     assert batch["photos"].shape == (8, 8, 8, 3) and (batch["labels"] == -1).all()
     with pytest.raises(UserError, match="too few photos with a tag"):
         stream.Stream(opened, batch_size=8, lanes=4, seed=0, method="square_root", tagged_only=True)

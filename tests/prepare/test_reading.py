@@ -44,7 +44,13 @@ def test_what_is_moved_of_a_dump_is_small_whatever_its_lines_hold(tmp_path, monk
     assert sum(chunk.lines for chunk in chunks) == 10 and len(states) == 8
     assert max(len(pickle.dumps(each)) for each in (*chunks, *states)) < 500
     # Each line is read again, once.
-    step = reading.ReadPosts("", str(tmp_path), 64, removals.NOTHING, False)
+    step = reading.ReadPosts(
+        "",
+        staging=str(tmp_path),
+        short_side=64,
+        removed=removals.NOTHING,
+        keep_copies=False,
+    )
     step.start_bundle()
     read = [
         each.value
@@ -65,7 +71,9 @@ def read(tmp_path):
         offsets = write(path, posts)
         names = removals.names([removals.Removal(*each, "", "") for each in listed])
         options = {"keep_copies": False, **options}
-        step = reading.ReadPosts(str(tmp_path), str(tmp_path), 64, names, **options)
+        step = reading.ReadPosts(
+            str(tmp_path), staging=str(tmp_path), short_side=64, removed=names, **options
+        )
         step.start_bundle()
         (chunk,), _ = chunks_and_states(path)
         lines = [(offsets[number], reason) for number, reason in superseded]

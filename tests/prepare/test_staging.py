@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from datasets import jpeg, record
@@ -17,7 +18,7 @@ from hashvision import __main__, locks
 from hashvision.data import dataset
 from hashvision.data.keys import NO_KEY
 from hashvision.errors import UserError
-from hashvision.prepare import folder, pipeline, staging
+from hashvision.prepare import folder, pipeline, runner, staging
 from hashvision.synthetic import draw
 from runs import REPO
 
@@ -107,9 +108,9 @@ def test_what_comes_into_the_output_while_it_is_made_is_kept(posts, tmp_path, mo
     output = put(tmp_path / "set", manifest_json=json.dumps(OLD))
     finish = folder.finish
 
-    def late(*arguments):
+    def late(*arguments, **options):
         put(output, thesis_txt="mine")
-        return finish(*arguments)
+        return finish(*arguments, **options)
 
     monkeypatch.setattr(folder, "finish", late)
     assert "holds thesis.txt" in refused(posts, output)
@@ -207,7 +208,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_stays(posts, tmp_path, capfd, f
     with files_of_at_most(8_000):
         line = fails(capfd, "prepare", f"--posts={posts}", f"--output={tmp_path / 'set'}", *flags)
     gc.collect()  # now, and not in another test
-    assert "There is no room for " in line and "(File too large)" in line
+    assert "There is no space for " in line and "(File too large)" in line
     assert str(tmp_path / "set.preparing-") in line and os.listdir(tmp_path) == ["set.key"]
 
 
@@ -215,7 +216,14 @@ def test_a_shard_that_finds_no_room_says_so(tmp_path):
     rows = [record(number, jpeg(number), ()) for number in range(40)]
     wanted = "File too large.*posts-train.tfrecord-00000-of-00001"
     with files_of_at_most(8_000), pytest.raises(OSError, match=wanted):
-        folder.write_shard(str(tmp_path), 0, 1, rows, folder.np.zeros(1, int), NO_KEY)
+        folder.write_shard(
+            str(tmp_path),
+            shard=0,
+            shards=1,
+            rows=rows,
+            counts=np.zeros(1, int),
+            key=NO_KEY,
+        )
 
 
 def test_outputs_that_cannot_be_are_one_sentence(posts, tmp_path, capsys):
@@ -241,13 +249,13 @@ def test_an_error_in_a_step_is_what_it_was(tmp_path):
         ("OSError: [Errno 28] No space: '/a: b' -> '/c'\n\n", OSError, "'/a: b'"),
         ("RuntimeError: OSError: [Errno 28] No: \"/it's\" [while running 'X[a]']", OSError, "it's"),
         (
-            "hashvision.errors.UserError: Mend it: now. [while running 'X']",
+            "hashvision.errors.UserError: Fix it: now. [while running 'X']",
             UserError,
-            "^Mend .*w.$",
+            "^Fix .*w.$",
         ),
         ("KeyError: 28\nValueError: [Errno x] no", RuntimeError, "Errno x"),
     ):
-        with pytest.raises(kind, match=words), pipeline.reraise_step_errors("the set"):
+        with pytest.raises(kind, match=words), runner.reraise_step_errors("the set"):
             raise RuntimeError(told)
 
 
@@ -272,15 +280,15 @@ def test_places_that_cannot_be_replaced_are_refused_before_any_work(posts, tmp_p
     monkeypatch.chdir(tmp_path / "here")
     nothing = str(tmp_path / "absent.jsonl")  # nobody has looked at it
     for output, words in (
-        (".", "in which this command runs"),
-        ("..", "in which this command runs"),
-        ("/", "in which this command runs"),
+        (".", "is or contains the current folder"),
+        ("..", "is or contains the current folder"),
+        ("/", "is or contains the current folder"),
         ("", "path is empty"),
         ("file:///data/set", "give its path, /data/set"),
         ("gs://bucket", "a whole bucket"),
-        (os.path.dirname(posts), "holds .*posts.jsonl"),
-        (images, "holds .*images"),
-        (images.parent, "holds .*images"),
+        (os.path.dirname(posts), "contains .*posts.jsonl"),
+        (images, "contains .*images"),
+        (images.parent, "contains .*images"),
     ):
         dump = posts if "posts.jsonl" in words else nothing
         with pytest.raises(UserError, match=words):
@@ -371,7 +379,7 @@ def test_a_worker_that_is_killed_is_not_waited_for(tmp_path):
         for process in processes_of(driver.pid):
             os.kill(process, signal.SIGKILL)
     assert driver.returncode == 2 and len(err.splitlines()) == 1, err
-    assert "A worker of --direct_num_workers has ended" in err
+    assert "A worker process has ended" in err
     assert sorted(os.listdir(tmp_path)) == ["in", "set.key"]
 
 

@@ -36,10 +36,10 @@ def prepare(
     """Runs prepare; returns its manifest, and by id each Record as it was given to the writer."""
     written, whole = {}, folders.write_shard
 
-    def keep(folder, shard, shards, rows, *more):
+    def keep(folder, rows, **options):
         rows = list(rows)
         written.update((row.id, row) for row in rows)
-        return whole(folder, shard, shards, rows, *more)
+        return whole(folder, rows=rows, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folders, "write_shard", keep)
