@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Measures speed beside the peers. `bash launch/bench.sh` runs all of it and makes benchmarks.json and
-# benchmarks.md anew; `bash launch/bench.sh NAME ARGUMENTS` runs one and prints its figures:
-#   train_step   the training step beside PyTorch's (--rounds=20, --batches=16, --native, ...)
-#   input        the host's input beside torchvision's (--photos=FOLDER, --plan=FILE, ...)
-#   prepare      posts a second as posts and workers grow (--posts=1000,4000, --workers=1,2)
-#   restart      how soon a host knows its photos within an epoch of a billion records (--hosts=64,16)
-#   tpu          the TPU compiler's cycles beside XLA's own grouped form (--topologies=v5p:2x2x1, --depth=8, ...)
-# The first two need PEER_PYTHON, a Python that has torch, torchvision, timm and lightly (in a venv of its
-# own); the last needs `.venv/bin/python -m pip install --require-hashes -r requirements-tpu.txt`. All of it
-# takes some three hours on two cores, which should do nothing else. HASHVISION_BENCHMARK=DAY, the day in
-# benchmarks.md, lets one add its figures to that run.
+# Measures speed and compares it with other libraries. `bash launch/bench.sh` runs all benchmarks and replaces
+# benchmarks.json and benchmarks.md. `bash launch/bench.sh NAME ARGUMENTS` runs one and prints its figures:
+#   train_step   the training step, against PyTorch (--rounds=20, --batches=16, --native, ...)
+#   input        the host's input pipeline, against torchvision (--photos=FOLDER, --plan=FILE, ...)
+#   prepare      posts per second for several numbers of posts and workers (--posts=1000,4000, --workers=1,2)
+#   restart      how soon a host finds its position in an epoch of a billion records (--hosts=64,16)
+#   tpu          the TPU compiler's cycles, against XLA's grouped convolutions (--topologies=v5p:2x2x1, --depth=8, ...)
+# The first two need PEER_PYTHON, a Python with torch, torchvision, timm and lightly (in its own venv). The last needs
+# `.venv/bin/python -m pip install --require-hashes -r requirements-tpu.txt`. All of them take about three hours on two
+# cores, which should be otherwise idle. To add the figures of one benchmark to an existing run, set
+# HASHVISION_BENCHMARK=DAY to the day in benchmarks.md.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 names=(train_step input prepare restart tpu)
@@ -23,7 +23,7 @@ if [ $# -gt 0 ]; then
 fi
 case " ${names[*]} " in *" train_step "* | *" input "*)
     if ! "${PEER_PYTHON:-false}" -c "import torch" 2>/dev/null; then
-        echo "Set PEER_PYTHON to a Python that has torch, torchvision, timm and lightly; there is nothing to compare with." >&2
+        echo "PEER_PYTHON does not run torch; set it to a Python with torch, torchvision, timm and lightly." >&2
         exit 2
     fi
     ;;
@@ -31,7 +31,7 @@ esac
 setup requirements-test.txt
 case " ${names[*]} " in *" tpu "*)
     if ! .venv/bin/python -c "import libtpu" 2>/dev/null; then
-        echo "Install the TPU's compiler first: .venv/bin/python -m pip install --require-hashes -r requirements-tpu.txt" >&2
+        echo "The TPU compiler is missing; run .venv/bin/python -m pip install --require-hashes -r requirements-tpu.txt." >&2
         exit 2
     fi
     ;;
@@ -49,7 +49,7 @@ if [ $# -gt 0 ]; then
     exit
 fi
 rm -f benchmarks.json benchmarks.md
-HASHVISION_BENCHMARK=$(date +%F) # one run, though midnight may pass
+HASHVISION_BENCHMARK=$(date +%F) # the same day for all, even past midnight
 export HASHVISION_BENCHMARK
 measure train_step --steps=supervised --batches=16 --native
 measure train_step --steps=supervised --batches=64

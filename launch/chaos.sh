@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Harms a run of several processes twenty times (killed, stopped, disk full, damaged checkpoints and
-# shards, other numbers of hosts) and asserts that it ends as one that nothing happened to. Some ten
-# minutes on two cores. `bash launch/chaos.sh --kills=5 --seed=1` for fewer, or other ones.
-# `bash launch/chaos.sh fuzz` tries 100,000 inputs at every door (tests/support/doors.py) and prints a table:
-# some hours; `fuzz --cases=2000 --doors=labels,overrides --seed=1` for fewer, some, or other ones.
+# Disturbs a training run of several processes twenty times (kills, stops, a full disk, damaged checkpoints and shards,
+# other numbers of hosts), and asserts that it ends like an undisturbed run. Takes about ten minutes on two cores;
+# `bash launch/chaos.sh --kills=5 --seed=1` sets the number of disturbances and their seed.
+# `bash launch/chaos.sh fuzz` tries 100,000 hostile inputs on each kind of input (tests/support/doors.py) and prints a
+# table. It takes hours; `fuzz --cases=2000 --doors=labels,overrides --seed=1` sets the number, the kinds and the seed.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 setup requirements-test.txt

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole way on this machine: draws the embedded posts, prepares, trains, evaluates and prints a
-# table, into runs/. With arguments it sets up and hands them to the verbs:
-#   bash launch/local.sh train --config=configs/demo.py --workdir=runs/mine ...
+# Runs everything on this machine: draws posts, prepares a dataset, trains, evaluates and prints a table. The results
+# are in runs/drawn. With arguments it installs the requirements and passes the arguments to hashvision:
+#   bash launch/local.sh train --config=demo --workdir=runs/mine ...
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 setup requirements.txt
@@ -12,13 +12,13 @@ if [ $# -gt 0 ]; then
     exit
 fi
 
-# On CPU XLA's own code matters little beside its kernels, and compiles a third faster so.
+# On CPU this makes compilation a third faster and training hardly slower: most time is spent in ready-made kernels.
 export XLA_FLAGS=${XLA_FLAGS:---xla_backend_optimization_level=1}
 runs=runs/drawn
-[ -d $runs/posts ] || hashvision drawn --output=$runs/posts
+[ -d $runs/posts ] || hashvision draw --output=$runs/posts
 hashvision prepare --posts=$runs/posts/posts.jsonl --output=$runs/dataset
 rm -rf $runs/workdir
-hashvision train --config=configs/demo.py:drawn --config.dataset=$runs/dataset --workdir=$runs/workdir
+hashvision train --config=demo:drawn --config.dataset=$runs/dataset --workdir=$runs/workdir
 
 posts=$runs/posts
 for untrained in --untrained ""; do
@@ -42,8 +42,8 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*[!d].json")):
 PYTHON
 cat <<END
 
-posts        $runs/posts (contact_sheet.png shows them)
+posts        $runs/posts (see contact_sheet.png)
 dataset      $runs/dataset (manifest.json, vocabulary.json)
 run          $runs/workdir (checkpoints, metrics.jsonl, tensorboard)
-evaluations  $runs/workdir/evaluations, tables in $runs/evaluations.log
+evaluations  $runs/workdir/evaluations (tables: $runs/evaluations.log)
 END

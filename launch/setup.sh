@@ -1,10 +1,10 @@
-# Makes .venv with the pinned dependencies; sourced by the other scripts, from any folder.
-# With bash, git and Python 3.11 or newer this is all the set-up there is.
+# Creates .venv with the pinned requirements. The other scripts source this file; it works from any folder.
+# It needs bash, git and Python 3.11 to 3.13, and there is no other set-up.
 # shellcheck shell=bash
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-# Images of containers often set this. Every process would then compile TensorFlow anew: 13 s of CPU.
+# Container images often set this. Every process would then compile TensorFlow's Python files again: 13 s of CPU.
 unset PYTHONDONTWRITEBYTECODE
 
 find_python() {
@@ -15,11 +15,11 @@ find_python() {
             return
         fi
     done
-    echo "hashvision needs Python 3.11, 3.12 or 3.13 on the PATH; none was found." >&2
+    echo "hashvision needs Python 3.11, 3.12 or 3.13; put one on the PATH." >&2
     return 2
 }
 
-setup() { # setup FILE: .venv holds what the requirements file pins
+setup() { # setup FILE: installs the pins of a requirements file into .venv, unless they are there
     local python
     if cmp -s "$1" ".venv/$1"; then
         return
@@ -27,7 +27,7 @@ setup() { # setup FILE: .venv holds what the requirements file pins
     python=$(find_python)
     echo "Installing $1 into .venv with $("$python" --version); this takes a minute or two."
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    # Python compiles what it imports; pip would compile all of TensorFlow, of which little is used.
+    # --no-compile: Python compiles what it imports, while pip would compile all of TensorFlow.
     .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check \
         --require-hashes -r "$1"
     cp "$1" ".venv/$1"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests: `bash launch/test.sh` all of them, `bash launch/test.sh quick` those of
-# seconds; further arguments go to pytest.
+# Runs the checks of style and types and all tests; `bash launch/test.sh quick` runs only the fast tests. Further
+# arguments go to pytest.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 setup requirements-test.txt
@@ -14,5 +14,5 @@ else
     .venv/bin/python -m ruff format --check .
     .venv/bin/basedpyright --pythonpath .venv/bin/python
 fi
-# Slow files come first (tests/conftest.py), where pytest-xdist would begin with those of many tests.
+# tests/conftest.py puts slow files first; --no-loadscope-reorder keeps pytest-xdist from putting large ones first.
 exec .venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh has each worker of a pod do; there it is ~/hashvision/worker.sh, and beside it lie
-#   COMMIT/     the code           venv-HASH/  what its requirements pin
-#   command     what to run        log, code   what it said, and its exit code once it has ended
-#   lock        held while it runs, by it and by nothing that outlives it or a restart of the machine
-# Each verb answers in one line, `worker 1 of 4: ...`: gcloud does not always tell that a worker failed.
+# Runs on each worker of a pod, called by launch/tpu_vm.sh. On the worker it is ~/hashvision/worker.sh, beside
+#   COMMIT/     the code           venv-HASH/  the environment that its requirements pin
+#   command     what to run        log, code   its output, and its exit code when it has ended
+#   lock        held while the run lasts; released when it ends or the machine restarts
+# Each command answers in one line, `worker 1 of 4: ...`, since gcloud does not always report that a worker failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# Google's metadata server knows the workers, in one of two forms: HOST,HOST or NAME:ID:HOST,NAME:ID:HOST;
-# the first is the coordinator (so reads JAX them, jax/_src/clusters/cloud_tpu_cluster.py).
+# Google's metadata server lists the workers as HOST,HOST or as NAME:ID:HOST,NAME:ID:HOST. The first one is the
+# coordinator, as in JAX (jax/_src/clusters/cloud_tpu_cluster.py).
 attribute() {
     curl --silent --show-error --fail --retry 5 --header "Metadata-Flavor: Google" \
         "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/attributes/$1"
@@ -21,7 +21,7 @@ answer() {
     echo "worker $number of ${#hosts[@]}: $*"
 }
 
-venv() { # venv COMMIT: one for all commits of the same pins, so that a running one is never touched
+venv() { # venv COMMIT: names its environment; commits with the same pins share one, which never changes
     echo "venv-$(cat "$1"/requirements{,-tpu}.txt | sha256sum | cut -c -12)"
 }
 
@@ -29,7 +29,7 @@ setup() { # setup COMMIT
     local venv
     venv=$(venv "$1")
     if [ ! -e "$venv/complete" ]; then
-        # TPU images bring Python 3.10, which is too old; uv fetches one, and installs in a minute.
+        # TPU images have Python 3.10, which is too old. uv fetches a newer one and installs in a minute.
         PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet --require-hashes -r "$1/requirements-uv.txt"
         python3 -m uv venv --quiet --clear --python ">=3.11,<3.14" "$venv"
         python3 -m uv pip install --quiet --python "$venv/bin/python" --require-hashes \
@@ -41,21 +41,21 @@ setup() { # setup COMMIT
 
 train() { # train COMMIT PORT WORKDIR CONFIG [OVERRIDES]
     if [ ! -e "$1" ] || [ ! -e "$(venv "$1")/complete" ]; then
-        answer "refused: commit $1 is not set up here; \`setup\` does that"
+        answer "refused: commit $1 is not installed; run \`setup\`"
         return
     fi
     exec 9>>lock
     if ! flock --wait 1 9; then
         if cmp -s command <(printf '%s\0' "$@"); then
-            answer "running already"
+            answer "already running"
         else
-            answer "refused: another run is going on; \`stop\` ends it"
+            answer "refused: another run is active; \`stop\` stops it"
         fi
         return
     fi
     printf '%s\0' "$@" >./command
     rm -f code pid stopped
-    # In a session of its own it survives the end of this one; it keeps the lock.
+    # Its own session outlives this one, and inherits the lock.
     setsid bash "${BASH_SOURCE[0]##*/}" run </dev/null >>log 2>&1 &
     answer "started"
 }
@@ -76,7 +76,7 @@ run() {
     ) &
     training=$!
     echo $training >pid
-    trap : TERM # when the machine goes down training saves, and this still says how it ended
+    trap : TERM # at shutdown training saves; stay alive to record how it ended
     while :; do
         code=0
         wait $training || code=$?
@@ -84,16 +84,16 @@ run() {
     done
     echo $code >code.partial
     mv code.partial code
-    # The disk goes with the machine; the workdir stays.
+    # The disk is deleted with the machine; the workdir is not.
     case $workdir in
         *://*) gcloud storage cp --quiet log "$workdir/logs/$(hostname)-$number.log" ;;
         *) mkdir -p "$workdir/logs" && cp log "$workdir/logs/$(hostname)-$number.log" ;;
-    esac || echo "The log could not be copied to $workdir/logs."
-    kill -KILL -- -$$ # whatever of the run is left holds the chips
+    esac || echo "Could not copy the log to $workdir/logs."
+    kill -KILL -- -$$ # processes left over from the run would keep the chips busy
 }
 
 status() { # status WORKDIR
-    local said="" checkpoint="" code
+    local reason="" checkpoint="" code
     if [ "$number" = 0 ]; then
         checkpoint=$(checkpoint "$1")
         checkpoint=", ${checkpoint:+checkpoint }${checkpoint:-no checkpoint}"
@@ -105,10 +105,10 @@ status() { # status WORKDIR
     elif [ -e code ]; then
         code=$(<code)
         if [ "$code" != 0 ]; then
-            said=$(tail -n 200 log | grep '^hashvision: ' | tail -n 1 || true)
-            said=": ${said:-$(tail -n 1 log)}"
+            reason=$(tail -n 200 log | grep '^hashvision: ' | tail -n 1 || true)
+            reason=": ${reason:-$(tail -n 1 log)}"
         fi
-        answer "ended $code$checkpoint$said"
+        answer "ended $code$checkpoint$reason"
     elif [ -e command ]; then
         answer "lost$checkpoint: the machine was restarted"
     else
@@ -116,14 +116,14 @@ status() { # status WORKDIR
     fi
 }
 
-checkpoint() { # checkpoint WORKDIR: the step of the newest
+checkpoint() { # checkpoint WORKDIR: prints the step of the newest checkpoint
     case $1 in
         *://*) gcloud storage ls "$1/checkpoints/" ;;
         *) ls "$1/checkpoints" ;;
     esac 2>/dev/null | sed 's,/*$,,; s,.*/,,' | grep -x '[0-9]*' | sort -n | tail -n 1 || true
 }
 
-stop() { # training saves at SIGTERM; one that has not ended in ten minutes is killed
+stop() { # training saves on SIGTERM; it is killed if it takes longer than ten minutes
     if flock --nonblock lock true; then
         answer "nothing is running"
         return

@@ -1,4 +1,4 @@
-"""The pins: each with hashes, of one version everywhere, and installed by their hashes only."""
+"""Every pin has hashes and the same version in all files, and every install checks the hashes."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ FILES = sorted(REPO.glob("requirements*.txt"))
 
 
 def pins(path):
-    """The pins of a file: {(name, marker): version}, and how many hashes each has."""
+    """The pins of a file, {(name, marker): version}, and the number of hashes of each."""
     found, hashes = {}, {}
     key = None
     for line in path.read_text().splitlines():
@@ -22,11 +22,11 @@ def pins(path):
         elif re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line):
             hashes[key] += 1
         else:
-            assert re.match(r" *#", line), f"{path.name} has a line that is no pin: {line}"
+            assert re.match(r" *#", line), f"{path.name} has a line that is not a pin: {line}"
     return found, hashes
 
 
-def test_there_is_a_file_for_each_place():
+def test_there_is_a_requirements_file_for_each_platform():
     names = {path.stem.partition("-")[2] for path in FILES}
     assert names == {"", "test", "tpu", "gcp", "colab", "uv"}
 
@@ -42,14 +42,14 @@ def test_each_pin_has_hashes_and_no_registry_is_named(path):
     assert command.endswith(f"-o {path.name}")
 
 
-def test_a_package_has_one_version_in_all_files():
+def test_a_package_has_the_same_version_in_all_files():
     first = {}
     for path in FILES:
         for key, version in pins(path)[0].items():
             assert first.setdefault(key, version) == version, f"{key} in {path.name}"
 
 
-def test_floors_hold():
+def test_pins_meet_the_minimum_versions_of_pyproject():
     project = tomllib.loads((REPO / "pyproject.toml").read_text())
     assert "pillow>=12.3" in project["project"]["dependencies"]
     found = {name: version for (name, _), version in pins(REPO / "requirements.txt")[0].items()}
@@ -60,8 +60,8 @@ def test_floors_hold():
     )
 
 
-def test_whatever_installs_them_wants_their_hashes():
-    """Of all that is committed: `pip install` takes files of pins, each by its hashes."""
+def test_every_pip_install_requires_hashes():
+    """Every `pip install` in a tracked file outside tests installs files of pins, with hashes."""
     tracked = subprocess.run(["git", "ls-files"], cwd=REPO, check=True, capture_output=True)
     installs = []
     for name in tracked.stdout.decode().splitlines():

@@ -1,4 +1,4 @@
-"""The benchmark's bookkeeping, with workers that say how long they took."""
+"""The bookkeeping of the benchmarks, with workers that report made-up times."""
 
 import json
 import sys
@@ -28,18 +28,18 @@ def test_figures_are_medians():
     assert found == figures.Figure("step", "images/s", 8 / 1.0, 8 / 2.0, "peer")
 
 
-def test_a_worker_that_ends_is_named():
+def test_a_worker_that_exits_is_named():
     with pytest.raises(SystemExit, match="exit"):
         figures.Worker([sys.executable, "-c", "exit(3)"])
 
 
-def test_the_ratio_is_that_of_the_figures():
+def test_the_ratio_is_above_1_if_ours_is_better():
     assert figures.Figure("step", "images/s", 3.0, 2.0, "PyTorch").ratio == 1.5
     assert figures.Figure("restart", "s", 2.0, 3.0, "what is allowed").ratio == 1.5
     assert figures.Figure("cycles", "Mcycles", 2.0, 3.0, "XLA").ratio == 1.5
 
 
-def test_both_files_are_of_one_run_and_keep_what_was_not_measured_again(tmp_path, capsys):
+def test_write_replaces_figures_of_the_same_run_and_refuses_others(tmp_path, capsys):
     rows = [
         figures.Figure(name, "images/s", ours, 2.0, "PyTorch")
         for name, ours in (("step/b", 3.0), ("step/a", 1.0), ("step/a", 4.0))
@@ -63,13 +63,13 @@ def test_both_files_are_of_one_run_and_keep_what_was_not_measured_again(tmp_path
     assert written == [(tmp_path / name).read_text() for name in names]
 
 
-def test_a_run_may_take_longer_than_a_day(monkeypatch):
+def test_the_environment_sets_the_day_of_a_run(monkeypatch):
     monkeypatch.setenv(figures.RUN, "2026-01-01")
     assert figures.run().endswith(", 2026-01-01")
 
 
-def test_each_row_of_the_page_follows_from_the_figures():
-    """The page says how a ratio follows; here it does so for each row, digit by digit."""
+def test_each_row_of_benchmarks_md_follows_from_the_figures():
+    """Each ratio follows from the rounded figures beside it, within rounding."""
     kept = json.loads((figures.ROOT / "benchmarks.json").read_text())
     page = (figures.ROOT / "benchmarks.md").read_text()
     assert page == figures.page(kept)
@@ -86,19 +86,19 @@ def test_each_row_of_the_page_follows_from_the_figures():
 
 
 @pytest.mark.parametrize(("cores", "verdict"), [(10, "enough"), (1, "too few")])
-def test_a_host_is_fast_enough_for_its_pod_or_not(tmp_path, monkeypatch, cores, verdict):
+def test_need_says_whether_a_host_is_fast_enough_for_its_pod(tmp_path, monkeypatch, cores, verdict):
     plan = {"model": "net", "topology": "v5e:4x4", "photos_per_second": 8000.0, "hosts": 4}
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({**plan, "chip": {"lanes": 128}, "host_cores": cores}))
     monkeypatch.setattr(input_benchmark.os, "cpu_count", lambda: 2)
-    line = input_benchmark.need(str(path), 1000.0)  # of two cores
+    line = input_benchmark.need(str(path), 1000.0)  # photos per second on two cores
     assert "2,000 photos a second from each of 4 hosts" in line
     assert f"takes 4.0 of its {cores} cores: {verdict}." in line
     path.write_text(json.dumps({**plan, "chip": None}))
     assert "is of no TPU" in input_benchmark.need(str(path), 1000.0)
 
 
-def test_mosaics_hold_every_photo_at_its_place(tmp_path):
+def test_a_mosaic_has_each_photo_in_its_place(tmp_path):
     colours = [(20 * number, 255 - 20 * number, 128) for number in range(12)]
     for number, colour in enumerate(colours):
         Image.new("RGB", (60, 40), colour).save(tmp_path / f"{number:02d}.png")

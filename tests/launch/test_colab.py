@@ -1,4 +1,4 @@
-"""The notebooks of launch/colab: kept without outputs, and run whole with a small network."""
+"""The notebooks of launch/colab have no outputs, and run from start to end with a small network."""
 
 import base64
 import json
@@ -14,8 +14,8 @@ from places import REPO
 FOLDER = REPO / "launch" / "colab"
 NAMES = ("01_hashtags", "02_swav", "03_fine_tune", "04_plan")
 
-# Read by every process that a notebook starts: the demo's network, but of three blocks, which
-# compiles in seconds.
+# sitecustomize.py of every process that a notebook starts. It replaces the network of the demo by
+# one of three blocks, which compiles in seconds.
 SMALL = """
 import importlib.machinery
 import sys
@@ -45,7 +45,7 @@ def notebook(name):
 
 
 def checked(source):
-    """A cell whose commands fail it where they fail; Jupyter itself goes on."""
+    """Makes a cell fail when one of its commands fails; Jupyter itself would continue."""
     lines = source.splitlines()
     for number in reversed(range(len(lines))):
         if found := re.match(r"( *)!", lines[number]):
@@ -57,7 +57,7 @@ def checked(source):
 
 
 def executed(name, folder, **parameters):
-    """Runs a notebook whole with other parameters; returns what it printed, and its pictures."""
+    """Runs a whole notebook with other parameters; returns its printed text and its pictures."""
     (folder / "sitecustomize.py").write_text(SMALL)
     book = notebook(name)
     for cell in book.cells:
@@ -73,7 +73,7 @@ def executed(name, folder, **parameters):
         "PYTHONPATH": os.pathsep.join([str(folder), str(REPO)]),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
-    # From its own folder, as Jupyter opens it.
+    # Jupyter starts a notebook in its own folder.
     place = {"metadata": {"path": str(FOLDER)}}
     nbclient.NotebookClient(book, timeout=300, resources=place).execute(env=environment)
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
@@ -85,13 +85,13 @@ def executed(name, folder, **parameters):
 
 
 def percents(text, name):
-    """The numbers of the line of a table that begins with `name`."""
+    """The percentages in the table row that begins with `name`."""
     [line] = re.findall(rf"^{name} .*%.*$", text, re.MULTILINE)
     return [float(number) for number in re.findall(r"([\d.]+)%", line)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_kept_clean(name):
+def test_a_notebook_has_no_outputs_and_short_cells(name):
     path = FOLDER / f"{name}.ipynb"
     book = notebook(name)
     nbformat.validate(book)
@@ -103,14 +103,13 @@ def test_a_notebook_is_kept_clean(name):
     badge = f"https://colab.research.google.com/{opened}/blob/main/launch/colab/{name}.ipynb"
     assert f"({badge})" in first
     assert code[0].metadata.tags == ["parameters"]
-    assert setup == notebook(NAMES[0]).cells[3].source, "one set-up for all"
+    assert setup == notebook(NAMES[0]).cells[3].source, "all notebooks have the same set-up"
     assert not re.search(r"/(work|root|home|tmp|Users)/", path.read_text())
-    # A sentence or two before each piece of code, and none so long that nobody reads it.
     assert all(len(cell.source.splitlines()) <= 40 for cell in code)
     assert f"{name}.ipynb" in (REPO / "README.md").read_text()
 
 
-def test_commands_are_checked():
+def test_checked_adds_an_assertion_after_each_command():
     source = "x = 1\n!a b \\\n    c\nif x:\n    !d\nprint(x)"
     assert checked(source).splitlines() == [
         "x = 1",

@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh before a cloud of folders, whose workers run for real what they are sent."""
+"""launch/tpu_vm.sh with a simulated Google Cloud, whose workers run the real launch/worker.sh."""
 
 import json
 import os
@@ -35,34 +35,34 @@ SETUP, TRAIN, STATUS = "setup", "train", "status"
 
 
 def short(cloud, calls):
-    """The calls with what goes over ssh told by its verb, scp and its setup as one."""
-    told = []
+    """The calls to gcloud; an ssh call is only its command, and an scp call belongs to `setup`."""
+    found = []
     for call in calls:
         if call[3] == "scp":
             assert call[5:] == [f"pod:hashvision-{cloud.commit}.tar.gz", *PLACE, "--worker=all"]
         elif call[3] == "ssh":
             assert call[:5] + call[5:9] == tpus("tpu-vm", "ssh", "--worker=all")
-            told.append(call[9].partition("worker.sh ")[2].split()[-1 if SETUP in call[9] else 0])
-            told[-1] = SETUP if told[-1] == cloud.commit else told[-1]
+            found.append(call[9].partition("worker.sh ")[2].split()[-1 if SETUP in call[9] else 0])
+            found[-1] = SETUP if found[-1] == cloud.commit else found[-1]
         else:
-            told.append(call)
-    return told
+            found.append(call)
+    return found
 
 
 @pytest.mark.slow
-def test_babysit_goes_on_after_two_preemptions_call_by_call(cloud):
+def test_babysit_resumes_after_two_preemptions_call_by_call(cloud):
     cloud.then("preemptions", 1, 2)
     code, out, err = cloud.launch("babysit", "configs/demo.py", "--config.steps=30")
     assert (code, err) == (0, ""), out
     look = [DESCRIBE, STATUS]
     life = [DESCRIBE, SETUP, TRAIN, *look, *look]
-    again = [DESCRIBE, DESCRIBE, DELETE, CREATE]  # babysit's look, and create's own
+    again = [DESCRIBE, DESCRIBE, DELETE, CREATE]  # one look by babysit, one by create
     first = [DESCRIBE, DESCRIBE, CREATE]
     assert short(cloud, cloud.calls()) == [*first, *life, *again, *life, *again, *life, *look]
     assert out.count("pod is PREEMPTED.") == 2
     seen = [int(line[20:-1]) for line in out.splitlines() if line[9:].startswith("Checkpoint")]
     assert seen == sorted(set(seen)) and seen[-1] == 30
-    assert "The run is done" in out
+    assert f"The run in {cloud.bucket / 'pod'} is done; pod still exists" in out
     assert len(list((cloud.bucket / "pod" / "logs").iterdir())) == 2
     assert cloud.launch("delete")[0] == 0
     assert cloud.calls() == [DESCRIBE, DELETE]
@@ -70,7 +70,7 @@ def test_babysit_goes_on_after_two_preemptions_call_by_call(cloud):
 
 
 @pytest.mark.slow
-def test_babysit_waits_in_the_queue_and_asks_again_after_a_preemption(cloud):
+def test_babysit_waits_in_the_queue_and_queues_again_after_a_preemption(cloud):
     cloud.settings["QUEUED"] = "yes"
     cloud.then("preemptions", 1)
     code, out, err = cloud.launch("babysit", "configs/demo.py")
@@ -89,18 +89,18 @@ def test_babysit_waits_in_the_queue_and_asks_again_after_a_preemption(cloud):
 
 
 @pytest.mark.slow
-def test_every_verb_may_be_repeated(cloud):
+def test_every_command_may_be_repeated(cloud):
     cloud.then("saves")
-    assert cloud.launch("delete")[:2] == (0, "There is no pod.\n")
+    assert cloud.launch("delete")[:2] == (0, "pod does not exist.\n")
     assert cloud.launch("status")[:2] == (0, "pod is ABSENT.\n")
-    for said in ("", "pod is there.\n"):
+    for said in ("", "pod is READY already.\n"):
         assert cloud.launch("create")[:2] == (0, said)
     both = "worker 0 of 2: {}\nworker 1 of 2: {}\n"
     for _ in range(2):
         ready = f"ready with {cloud.commit}"
         assert cloud.launch("setup")[:2] == (0, both.format(ready, ready))
     assert cloud.launch("status")[1].endswith("idle, no checkpoint\nworker 1 of 2: idle\n")
-    for said in ("started", "running already"):
+    for said in ("started", "already running"):
         assert cloud.launch("train", "configs/demo.py")[:2] == (0, both.format(said, said))
     (cloud.folder / "looks").write_text("0")
     assert "worker 1 of 2: running\n" in cloud.launch("status")[1]
@@ -112,7 +112,7 @@ def test_every_verb_may_be_repeated(cloud):
     assert cloud.launch("logs", "all", "-n", "1")[1] == "Stopped at step 7, saved.\n" * 2
     assert cloud.launch("train", "configs/demo.py")[1] == both.format("started", "started")
     cloud.calls()
-    for said in ("", "There is no pod.\n"):
+    for said in ("", "pod does not exist.\n"):
         assert cloud.launch("delete")[:2] == (0, said)
     assert cloud.calls() == [DESCRIBE, DELETE, DESCRIBE]
 
@@ -123,12 +123,12 @@ def test_another_run_is_not_disturbed(cloud):
         cloud.launch(verb)
     cloud.launch("train", "configs/demo.py")
     code, out, _ = cloud.launch("train", "configs/demo.py", "--config.steps=7")
-    assert code == 2 and "refused: another run is going on; `stop` ends it" in out
+    assert code == 2 and "refused: another run is active; `stop` stops it" in out
     code, out, _ = cloud.launch("babysit", "configs/demo.py", "--config.steps=7")
-    assert code == 2 and "another run is going on" in out
+    assert code == 2 and "another run is active" in out
 
 
-def test_overrides_arrive_as_they_were_given(cloud):
+def test_overrides_arrive_unchanged(cloud):
     cloud.settings["WORKDIR"] = str(cloud.bucket / 'run "one" $HOME; `id`')
     overrides = [
         """--config.optimizer.name="it's; rm -rf $HOME\"""",
@@ -161,7 +161,7 @@ def until(done):
         time.sleep(0.02)
 
 
-def test_workers_are_told_which_they_are(cloud):
+def test_each_worker_knows_its_number_and_the_coordinator(cloud):
     for verb in ("create", "setup"):
         cloud.launch(verb)
     cloud.settings["PORT"] = "1234"
@@ -175,7 +175,7 @@ def test_workers_are_told_which_they_are(cloud):
         ]
 
 
-def test_a_single_host_is_told_nothing(tmp_path):
+def test_a_single_host_needs_no_coordinator(tmp_path):
     cloud = Cloud(tmp_path, workers=1)
     code, out, _ = cloud.launch("babysit", "configs/demo.py")
     assert code == 0 and "worker 0 of 1: ended 0, checkpoint 10" in out
@@ -184,12 +184,12 @@ def test_a_single_host_is_told_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_babysit_goes_on_at_75_as_long_as_there_is_progress(cloud):
+def test_babysit_restarts_at_75_while_checkpoints_advance(cloud):
     cloud.then("codes", 75, 75, 75, 75)
     code, out, err = cloud.launch("babysit", "configs/demo.py")
     assert (code, err) == (0, ""), out
     assert "Checkpoint 50." in out
-    assert short(cloud, cloud.calls()).count(TRAIN) == 5  # more than tries
+    assert short(cloud, cloud.calls()).count(TRAIN) == 5  # more than TRIES
 
     (cloud.folder / "saves").unlink()
     cloud.then("codes", *[75] * 9)
@@ -201,30 +201,32 @@ def test_babysit_goes_on_at_75_as_long_as_there_is_progress(cloud):
 
 
 @pytest.mark.slow
-def test_babysit_says_why_training_cannot_go_on(cloud):
+def test_babysit_prints_why_training_failed(cloud):
     cloud.then("codes", 2)
     code, _, err = cloud.launch("babysit", "configs/demo.py")
     assert (code, err) == (2, "the dataset is broken; mend it.\n")
     assert short(cloud, cloud.calls())[-2:] == [DESCRIBE, STATUS]
     cloud.then("codes")
-    assert cloud.launch("babysit", "configs/demo.py")[0] == 0  # the former end is not this one's
+    assert (
+        cloud.launch("babysit", "configs/demo.py")[0] == 0
+    )  # the exit code of the former run does not count
 
 
 @pytest.mark.slow
-def test_babysit_lets_a_run_rest_that_was_stopped(cloud):
+def test_babysit_does_not_restart_a_stopped_run(cloud):
     for verb in ("create", "setup"):
         cloud.launch(verb)
     cloud.launch("train", "configs/demo.py")
     cloud.settings["POLL"] = "1"
     watched = cloud.start("babysit", "configs/demo.py")
-    until(lambda: "running already" in (cloud.folder / "out").read_text())
+    until(lambda: "already running" in (cloud.folder / "out").read_text())
     cloud.launch("stop")
     assert watched.wait(60) == 75
-    assert "pod was stopped; `train` goes on." in (cloud.folder / "out").read_text()
+    assert "pod was stopped; `train` resumes the run." in (cloud.folder / "out").read_text()
 
 
 @pytest.mark.slow
-def test_babysit_tries_again_when_gcloud_fails_and_gives_up_with_its_words(cloud):
+def test_babysit_retries_when_gcloud_fails_and_gives_up_with_its_error(cloud):
     cloud.then("failures", "ERROR: unreachable", "", "", "ERROR: no capacity in us-central2-b")
     code, out, err = cloud.launch("babysit", "configs/demo.py")
     assert code == 0
@@ -237,11 +239,13 @@ def test_babysit_tries_again_when_gcloud_fails_and_gives_up_with_its_words(cloud
 
 
 def test_a_worker_that_does_not_answer_is_noticed(cloud):
-    """Though gcloud, in its elder versions, ends with 0."""
+    """Older versions of gcloud exit with 0 in this case."""
     cloud.launch("create")
     (cloud.folder / "deaf").write_text("1")
     code, out, err = cloud.launch("setup")
-    assert code == 75 and err == "Not all workers of pod answered; what gcloud said stands above.\n"
+    assert (
+        code == 75 and err == "Not all workers of pod answered; see the output of gcloud above.\n"
+    )
     assert out == f"worker 0 of 2: ready with {cloud.commit}\n"
 
 
@@ -277,13 +281,18 @@ def _path_without_gcloud(cloud):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "Give a verb, one of create, setup,"),
-        (["fly"], "There is no verb fly; give one of create, setup,"),
-        (["train"], "Give train a config: `train configs/NAME.py"),
+        ([], "Give a command: create, setup,"),
+        (["fly"], "There is no command fly; give one of create, setup,"),
+        (["train"], "Give train a config: `train NAME[:VARIANT]"),
         (["train", "configs/none.py"], "The config configs/none.py is not in commit"),
-        (["babysit", "configs/demo.py", "--workdir=a"], "The workdir is the setting WORKDIR"),
-        (["train", "configs/demo.py"], "pod is ABSENT; `create` makes it"),
-        (["setup"], "pod is ABSENT; `create` makes it"),
+        (["train", "none:a"], "The config configs/none.py is not in commit"),
+        (
+            ["babysit", "configs/demo.py", "--workdir=a"],
+            "--workdir=a is not an option here; set WORKDIR in ",
+        ),
+        (["train", "demo:drawn"], "pod is ABSENT; run `create`, and wait"),
+        (["train", "configs/demo.py"], "pod is ABSENT; run `create`, and wait"),
+        (["setup"], "pod is ABSENT; run `create`, and wait"),
     ],
 )
 def test_mistakes_get_one_sentence(cloud, arguments, sentence):
@@ -293,27 +302,27 @@ def test_mistakes_get_one_sentence(cloud, arguments, sentence):
 
 
 @pytest.mark.parametrize("name", ["PROJECT", "ZONE", "NAME", "TYPE", "VERSION", "BUCKET"])
-def test_a_setting_that_is_missing_is_named(cloud, name):
+def test_a_missing_setting_is_named(cloud, name):
     del cloud.settings[name]
     code, _, err = cloud.launch("create", **{name: "of the shell"})
     assert code == 2
-    assert (
-        err
-        == f"{cloud.folder}/pod.env does not set {name}; launch/pod.env.example tells what it is.\n"
-    )
+    settings = f"{cloud.folder}/pod.env"
+    assert err == f"{settings} does not set {name}; launch/pod.env.example describes it.\n"
 
 
-def test_what_is_missing_is_named(cloud):
+def test_missing_settings_gcloud_and_bucket_are_named(cloud):
     code, _, err = cloud.launch("create", POD_ENV="none.env")
-    assert code == 2 and err.startswith(f"There are no settings in {cloud.folder}/none.env; copy ")
+    assert code == 2 and err.startswith(
+        f"The settings file {cloud.folder}/none.env does not exist; copy "
+    )
     code, _, err = cloud.launch("create", PATH=_path_without_gcloud(cloud))
     assert code == 2 and err.startswith("gcloud is not on the PATH; install ")
     cloud.settings["BUCKET"] = "runs"
     code, _, err = cloud.launch("create")
-    assert code == 2 and err.startswith("WORKDIR=runs/pod of ")
+    assert code == 2 and err.startswith("WORKDIR=runs/pod in ")
 
 
-def test_only_a_commit_is_sent(cloud):
+def test_only_committed_code_is_sent(cloud):
     (cloud.repository / "configs" / "demo.py").write_text("# not committed\n")
     for verb in ("setup", "train", "babysit"):
         code, _, err = cloud.launch(verb, "configs/demo.py")
@@ -324,24 +333,24 @@ def test_only_a_commit_is_sent(cloud):
     cloud.commit = cloud.git("rev-parse", "HEAD").strip()
     assert cloud.commit != former
     code, out, _ = cloud.launch("train", "configs/demo.py")
-    assert code == 75  # nothing is there that could answer
+    assert code == 75  # worker.sh is not installed, so no worker answers
     assert cloud.launch("setup")[0] == 0
     for home in cloud.homes():
         sent = home / "hashvision" / cloud.commit / "configs" / "demo.py"
         assert sent.read_text() == "# not committed\n"
     cloud.git("commit", "--allow-empty", "--quiet", "--message=later")
     code, out, _ = cloud.launch("train", "configs/demo.py")
-    assert code == 2 and "is not set up here; `setup` does that" in out
+    assert code == 2 and "is not installed; run `setup`" in out
 
 
-def test_setup_installs_what_the_commit_pins_and_the_wheel_of_the_tpu(cloud):
+def test_setup_installs_the_pins_of_the_commit_and_of_the_tpu(cloud):
     venv = next(cloud.folder.glob("image/hashvision/venv-*"))
     shutil.rmtree(venv)
-    pip = cloud.folder / "bin" / "python3"  # that of the machine, which brings uv
+    pip = cloud.folder / "bin" / "python3"  # the machine's own Python, which installs uv
     pip.write_text(f'#!/usr/bin/env bash\necho "$*" >>"$HOME/said"\nmkdir -p {venv.name}\n')
     pip.chmod(0o755)
     cloud.launch("create")
-    for _ in range(2):  # the second time there is nothing to do
+    for _ in range(2):  # the second time does nothing
         assert cloud.launch("setup")[0] == 0
     for home in cloud.homes():
         uv, made, installed = (home / "said").read_text().splitlines()
@@ -351,7 +360,7 @@ def test_setup_installs_what_the_commit_pins_and_the_wheel_of_the_tpu(cloud):
         assert installed.endswith(f"{pins}.txt -r {cloud.commit}/requirements-tpu.txt")
 
 
-def test_the_example_of_settings_is_one(cloud):
+def test_the_example_settings_work(cloud):
     example = str(cloud.repository / "launch" / "pod.env.example")
     code, out, err = cloud.launch("create", "--dry-run", POD_ENV=example)
     assert (code, err) == (0, "")
@@ -360,7 +369,7 @@ def test_the_example_of_settings_is_one(cloud):
     assert out.endswith("worker.sh\\ status\\ gs://my-bucket/runs/hashvision\n")
 
 
-def test_a_bucket_is_asked_for_checkpoints(cloud):
+def test_checkpoints_are_listed_in_a_bucket(cloud):
     cloud.settings["BUCKET"] = "gs://a-bucket/runs"
     for verb in ("create", "setup"):
         cloud.launch(verb)
@@ -373,7 +382,7 @@ def test_a_bucket_is_asked_for_checkpoints(cloud):
 
 @pytest.mark.slow
 def test_two_workers_train(tmp_path):
-    """What workers are sent runs as two processes, to the end."""
+    """Two worker processes train with the real package, to the end."""
     place = make(tmp_path)
     (place / "tiny.py").write_text(TINY)
     files = [(REPO / "hashvision", "hashvision"), (place / "base.py", "configs/base.py")]
