@@ -162,11 +162,11 @@ def test_plan(tmp_path):
     text, pictures = executed(
         "04_plan",
         tmp_path,
-        CONFIG="configs/demo.py:drawn",
+        CONFIG="demo:drawn",
         TOPOLOGIES=["cpu:2", "cpu:4"],
         FOLDER=str(tmp_path / "plan"),
     )
     assert len(pictures) == 1
-    assert "no step time, no price" in text
+    assert "no step time and no price" in text
     held = [json.loads((tmp_path / f"plan/{number}.json").read_text())["held"] for number in (0, 1)]
     assert held[0]["batch"] == 2 * held[1]["batch"]
