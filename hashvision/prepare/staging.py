@@ -1,6 +1,6 @@
 """Outputs that appear complete or not at all: made in a folder beside the output, under its lock.
 
-`prepare` and `drawn` use it. It deletes only files that this program wrote, which it knows by name.
+`prepare` and `draw` use it. It deletes only files that this program wrote, which it knows by name.
 """
 
 import contextlib

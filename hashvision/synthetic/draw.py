@@ -1,4 +1,4 @@
-"""Writes drawn posts (the `drawn` command), so that everything runs without a download.
+"""Writes drawn posts (the `draw` command), so that everything runs without a download.
 
 They imitate what `prepare` meets in a real dump: tags in synonyms and spellings, spam, missing and
 wrong tags, long tails of kinds and owners, private posts, reposts and broken files. Randomness is

@@ -1,1 +1,1 @@
-"""Which removed photos a dataset still holds, and which checkpoints saw them."""
+"""Finds removed photos that a dataset still holds, and checkpoints that were trained on them."""

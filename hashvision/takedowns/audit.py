@@ -1,4 +1,4 @@
-"""What a dataset still holds of a removal list, and which checkpoints saw it, how often."""
+"""`audit`: which records of a dataset a removal list names, and how often checkpoints saw them."""
 
 import json
 import os
@@ -12,24 +12,24 @@ from hashvision.data import dataset as datasets
 from hashvision.data import reader, removals
 from hashvision.errors import UserError
 from hashvision.takedowns import replay
-from hashvision.training import workdir as workdirs
+from hashvision.training import run
 
-_SCREENFUL = 40  # lines of a table; --json has all
-_PLACES = 3  # of a removal's records that are named in the table
-_WIDTH = 40  # characters of a value
+_TABLE_ROWS = 40  # --json holds all
+_PLACES = 3  # records of a removal that the table names
+_WIDTH = 40  # characters of a cell
 _COPIES = (
-    "Copies: the record shows a copy of a removed post, which was left out because the record"
-    " shows the same photo."
+    "Copies: the record shows the same photo as a removed post, which `prepare` dropped as a copy"
+    " of it."
 )
 _SHOWS = ("a removed post", "a copy of a removed post")
 _NO_COPIES = (
-    "which notes no copies: whether a record shows a copy of a removed post is not known until the"
-    " dataset is prepared again."
+    "which lists no copies: whether a record shows a copy of a removed post is unknown until you"
+    " prepare the dataset again."
 )
 
 
 class DatasetAudit(typing.NamedTuple):
-    """What a dataset still holds."""
+    """Which records of a dataset a removal list names."""
 
     source: datasets.Dataset
     listed: Sequence[removals.Removal]
@@ -37,11 +37,11 @@ class DatasetAudit(typing.NamedTuple):
 
     @property
     def code(self) -> int:
-        """Exit code: 1 where anything is still inside."""
+        """The exit code: 1 if the dataset holds any such record, else 0."""
         return int(bool(self.found))
 
     def _by_removal(self) -> list[list[tuple[int, bool]]]:
-        """For each line the records it names, and whether each shows a copy only."""
+        """Returns for each line the records it names, and whether each shows only a copy."""
         places = [[] for _ in self.listed]
         for position, lines in sorted(self.found.items()):
             for number, copy in lines.items():
@@ -49,7 +49,7 @@ class DatasetAudit(typing.NamedTuple):
         return places
 
     def table(self) -> str:
-        """The lines that are printed."""
+        """Returns the report to print."""
         matched = self._by_removal()
         rows = [["kind", "value", "reason", "received_at", "records", "copies", "shard:position"]]
         for removal, places in zip(self.listed, matched, strict=True):
@@ -76,13 +76,13 @@ class DatasetAudit(typing.NamedTuple):
         if self.source.version == 1:
             lines.append(f"{self.source.path} is of version 1, {_NO_COPIES}")
         held = f"{len(self.found):,} of the {len(self.source):,} records of {self.source.path}"
-        remedy = "`prepare --removals` makes a dataset without them; meanwhile `train --removals`"
-        remedy = f" {remedy} does not show them." if self.found else ""
+        remedy = "`prepare --removals` makes a dataset without them; until then, `train --removals`"
+        remedy = f" {remedy} does not use them." if self.found else ""
         lines.append(f"{held} are on the list.{remedy}")
         return "\n".join(lines)
 
     def as_json(self) -> str:
-        """Every removal and every record."""
+        """Returns every removal and its records as JSON."""
         lines = [
             {**removal._asdict(), "records": [_where(self.source, *place) for place in places]}
             for removal, places in zip(self.listed, self._by_removal(), strict=True)
@@ -92,62 +92,66 @@ class DatasetAudit(typing.NamedTuple):
 
 
 class RemovedRecord(typing.NamedTuple):
-    """What checkpoints saw of one removed record."""
+    """A record that the removal list names, and how often each checkpoint saw it."""
 
     source: datasets.Dataset
-    lines: dict[int, bool]  # numbers of those that name it, and whether by a copy only
+    lines: dict[int, bool]  # numbers of the lines that name it, and whether only by a copy
     shown: replay.Shown
 
 
 class RunAudit(typing.NamedTuple):
-    """What the checkpoints of a run saw."""
+    """Which removed records the checkpoints of a run saw."""
 
     workdir: str
     init_from: str
     listed: Sequence[removals.Removal]
     checkpoints: list[int]  # steps, ascending
-    records: list[RemovedRecord]  # those the list names, by how often they were shown
-    sources: list[datasets.Dataset]  # that it was given
+    records: list[RemovedRecord]  # named by the list, the most often shown first
+    sources: list[datasets.Dataset]  # datasets that the run was trained on
 
     @property
     def code(self) -> int:
-        """Exit code: 1 where a checkpoint saw any."""
-        return int(any(photo.shown.first for photo in self.records))
+        """The exit code: 1 if a checkpoint saw such a record, else 0."""
+        return int(any(record.shown.first for record in self.records))
 
     def table(self) -> str:
-        """The lines that are printed."""
-        lines, given = [], f"Of the records that {self.workdir} was given"
+        """Returns the report to print."""
+        lines, given = [], f"Of the records in the data of {self.workdir}"
         if not self.checkpoints:
-            lines.append(f"{self.workdir} holds no checkpoint that could have seen any.")
+            lines.append(
+                f"{self.workdir} holds no checkpoint that could have seen a removed record."
+            )
         elif not self.code:
             lines.append(
                 f"{given}, {len(self.records):,} are on the list; no checkpoint saw any of them."
-                " `train --removals` keeps it so."
+                " Continue with `train --removals` to keep it so."
             )
         else:
             lines += [f"{given}, {len(self.records):,} are on the list.", "", *self._checkpoints()]
-            lines += ["", *self._seen(), "", "Weights do not forget. " + self._remedy()]
-        if any(photo.lines[number] for photo in self.records for number in photo.lines):
+            lines += ["", *self._shown(), "", "Weights do not forget. " + self._remedy()]
+        if any(record.lines[number] for record in self.records for number in record.lines):
             lines.append(_COPIES)
         if self.checkpoints:
-            named = {number for photo in self.records for number in photo.lines}
+            named = {number for record in self.records for number in record.lines}
             missed = [line for number, line in enumerate(self.listed) if number not in named]
-            lines.append(removals.nothing_matched(missed, len(self.listed), "what it was given"))
+            lines.append(removals.nothing_matched(missed, len(self.listed), "the run's data"))
         for source in self.sources:
             if source.version == 1:
                 lines.append(f"{source.path} is of version 1, {_NO_COPIES}")
         if self.init_from:
-            lines.append(f"The run began from the trunk of {self.init_from}: audit that too.")
+            lines.append(
+                f"The run started from the trunk of {self.init_from}; audit that run, too."
+            )
         return "\n".join(lines)
 
     def _checkpoints(self) -> list[str]:
-        times = np.array([photo.shown.times for photo in self.records])
+        times = np.array([record.shown.times for record in self.records])
         rows = [["checkpoint", "removed records seen", "times in all"]]
         for step, column in zip(self.checkpoints, times.T, strict=True):
             rows.append([f"{n:,}" for n in (step, np.count_nonzero(column), column.sum())])
         return _aligned(rows, right=(0, 1, 2))
 
-    def _seen(self) -> list[str]:
+    def _shown(self) -> list[str]:
         rows = [["kind", "value", "reason", "shard:position", "shown", "first step", "last step"]]
         for source, lines, shown in self.records:
             if shown.first:
@@ -158,24 +162,24 @@ class RunAudit(typing.NamedTuple):
         return _aligned(rows, right=(4, 5, 6))
 
     def _remedy(self) -> str:
-        first = min(photo.shown.first for photo in self.records if photo.shown.first)
+        first = min(record.shown.first for record in self.records if record.shown.first)
         free = max((step for step in self.checkpoints if step < first), default=None)
-        again = f"from the start, into a new --workdir: none here is from before step {first:,},"
+        again = "from the start, in a new --workdir: no checkpoint here"
         if free is not None:
             folder = os.path.join(self.workdir, "checkpoints")
             again = (
-                f"from that of step {free:,}, on which training goes on once the later ones in"
-                f" {folder} are deleted: it is from before step {first:,},"
+                f"from the checkpoint of step {free:,}, where training resumes once you delete the"
+                f" later ones in {folder}: it"
             )
         return (
-            "A checkpoint that was trained on a removed photo keeps what it learnt of it, whatever"
-            " is taken out of the dataset. To be free of that, train again with --removals,"
-            f" {again} the first to show one."
+            "A checkpoint that was trained on a removed photo keeps what it learnt from it, even"
+            " after the photo has left the dataset. To get a network without it, train again with"
+            f" --removals, {again} is from before step {first:,}, the first that showed one."
         )
 
     def as_json(self) -> str:
-        """Every record, and how often it was shown up to each checkpoint."""
-        photos = [
+        """Returns every record, and how often it was shown up to each checkpoint, as JSON."""
+        records = [
             {
                 **_where(source, shown.position, all(lines.values())),
                 "removals": [
@@ -189,103 +193,105 @@ class RunAudit(typing.NamedTuple):
             for source, lines, shown in self.records
         ]
         found = {"workdir": self.workdir, "init_from": self.init_from}
-        return json.dumps({**found, "checkpoints": self.checkpoints, "records": photos}, indent=1)
+        return json.dumps({**found, "checkpoints": self.checkpoints, "records": records}, indent=1)
 
 
 def audit_dataset(path: str, listed: removals.RemovalList) -> DatasetAudit:
-    """What of a removal list a dataset folder still holds.
+    """Finds the records of a dataset folder that a removal list names.
 
-    Reads the index once, shard by shard: 2 s of one core for 10 million records.
+    It reads the index once, shard by shard: 2 s on one core for 10 million records.
 
     Raises:
-      UserError: the folder is no dataset, or its key is not at hand.
+      UserError: the folder is not a dataset, or its key cannot be read.
     """
     source = datasets.load(path)
-    return DatasetAudit(
-        source, listed.lines, replay.named(source, listed.lines, source.names(listed))
-    )
+    found = replay.named(source, listed.lines, source.names(listed))
+    return DatasetAudit(source=source, listed=listed.lines, found=found)
 
 
 def verify_dataset(path: str) -> str:
-    """Compares every byte of a dataset folder with what its manifest says; tells what it found.
+    """Compares every byte of a dataset folder with the digests in its manifest.
+
+    Returns:
+      One or two sentences for the user.
 
     Raises:
-      UserError: the folder is no dataset, or a file in it is missing or damaged.
+      UserError: the folder is not a dataset, or a file in it is missing or damaged.
     """
     source = datasets.load(path)
     source.verify()
-    told = f"{path} is whole: {len(source.shards):,} shards of {int(source.shard_bytes.sum()):,}"
-    told += f" bytes, {len(source):,} records and their index are as {datasets.MANIFEST} says."
+    report = f"{path} is intact: {len(source.shards):,} shards of {int(source.shard_bytes.sum()):,}"
+    report += f" bytes, {len(source):,} records and their index match {datasets.MANIFEST}."
     if source.version == 1:
-        told += " It is of version 1, which has digests of the shards alone."
-    return told
+        report += " It is of version 1, which has digests of the shards only."
+    return report
 
 
 def audit_run(workdir: str, listed: removals.RemovalList, given: str | None = None) -> RunAudit:
-    """How often the checkpoints of a run were shown what a removal list names: exact counts.
+    """Counts exactly how often the checkpoints of a run were shown the records that a list names.
 
-    See `replay.shown` for how, and what it costs. A photo that lay in two datasets of different
-    keys counts as two.
+    `replay.shown` documents the method and its cost. A photo that was in two datasets with
+    different keys counts as two.
 
     Args:
       workdir: of the run.
-      listed: photos to look for.
-      given: where the dataset lies now, if not where it was.
+      listed: the removal list.
+      given: where the dataset is now, if it has moved.
 
     Raises:
-      UserError: `workdir` is none, its dataset is gone or another by now, or the key of that is not
-        at hand.
+      UserError: `workdir` is not a workdir, its dataset is missing or has been replaced, or the
+        dataset's key cannot be read.
     """
-    try:
-        config, _ = workdirs.read(workdir)
-        options = {
-            "batch_size": int(config.batch_size),
-            "lanes": int(config.data.lanes),
-            "seed": int(config.seed),
-            "method": config.data.sampling,
-            "threshold": config.data.sampling_threshold,
-            "tagged_only": config.objective.name == "hashtag",
-        }
-        checkpoints, init_from = workdirs.checkpoints(workdir), config.init_from
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{workdir}/config.json is not as `train` leaves it ({type(error).__name__}: {error});"
-            " copy it again from where the run was."
-        ) from None
+    config, _ = run.read(workdir)
+    checkpoints, init_from = run.checkpoints(workdir), config.init_from
     intervals = _intervals(workdir, checkpoints[-1], given) if checkpoints else []
     faults = reader.Faults(workdir).history
     sources = [*{id(interval.source): interval.source for interval in intervals}.values()]
-    photos: dict[
-        tuple[str | None, int], RemovedRecord
-    ] = {}  # by the post's id, whichever dataset held it
+    records: dict[tuple[str | None, int], RemovedRecord] = {}  # by post id, across datasets
     for source in sources:
         own = [interval for interval in intervals if interval.source is source]
         names = source.names(listed)
         found = replay.named(source, listed.lines, names)
         positions = np.array(sorted(found), np.int64)
-        for shown in replay.shown(own, options, faults, checkpoints, positions):
+        for shown in replay.shown(
+            own,
+            config=config,
+            faults=faults,
+            checkpoints=checkpoints,
+            positions=positions,
+        ):
             name, lines = (names.key.id, shown.name), found[shown.position]
-            before = photos.get(name)
+            before = records.get(name)
             if before:
                 shown = replay.merge(before.shown, shown)
                 lines = {
                     n: before.lines.get(n, True) and lines.get(n, True)
                     for n in before.lines | lines
                 }
-            photos[name] = RemovedRecord(source, lines, shown)
-    ordered = sorted(photos.values(), key=lambda p: (-p.shown.times[-1], p.shown.position))
-    return RunAudit(workdir, init_from, listed.lines, checkpoints, ordered, sources)
+            records[name] = RemovedRecord(source, lines, shown)
+    ordered = sorted(
+        records.values(), key=lambda each: (-each.shown.times[-1], each.shown.position)
+    )
+    return RunAudit(
+        workdir=workdir,
+        init_from=init_from,
+        listed=listed.lines,
+        checkpoints=checkpoints,
+        records=ordered,
+        sources=sources,
+    )
 
 
 def _intervals(workdir: str, end: int, given: str | None) -> list[replay.Interval]:
-    folder, manifest = workdirs.seen(workdir)
+    """Returns the intervals of a run up to step `end`, in order."""
+    folder, manifest = run.seen(workdir)
     last = {
         "dataset": folder,
         "fingerprint": datasets.fingerprint(manifest),
         "keep_copies_of_removed": False,
     }
-    starts = [{**last, **start} for start in workdirs.starts_of(workdir)]
-    if not starts or starts[0]["step"] > 0:  # by an earlier version, which knew no lists
+    starts = [{**last, **start} for start in run.starts_of(workdir)]
+    if not starts or starts[0]["step"] > 0:  # by an earlier version, without lists
         nothing = {kind: [] for kind in removals.KINDS}
         starts = [{**last, "step": 0, "removed": nothing}, *starts]
     starts = [start for start in starts if start["step"] < end]
@@ -295,36 +301,41 @@ def _intervals(workdir: str, end: int, given: str | None) -> list[replay.Interva
             opened[start["fingerprint"]] = _open(workdir, start, given)
     if given and given not in {source.path for source in opened.values()}:
         raise UserError(
-            f"--dataset={given} is not the dataset that {workdir} was trained on, which lies in"
-            f" {folder}; leave --dataset away."
+            f"--dataset={given} is not the dataset that {workdir} was trained on, which is"
+            f" {folder}; omit --dataset."
         )
     ends = [*(start["step"] for start in starts[1:]), end]
     return [
-        replay.Interval(start["step"], stop, _barred(start), opened[start["fingerprint"]])
+        replay.Interval(
+            first=start["step"],
+            last=stop,
+            removed=_barred(start),
+            source=opened[start["fingerprint"]],
+        )
         for start, stop in zip(starts, ends, strict=True)
     ]
 
 
 def _barred(start: dict[str, typing.Any]) -> removals.Names:
-    """What was not shown from a start on; its hashes are as the index of its dataset holds them."""
+    """Returns the list that a start applied, with hashes as in the index of its dataset."""
     values = {kind: np.array(start["removed"][kind], np.uint64) for kind in removals.KINDS}
     return removals.Names(values, keep_copies=start["keep_copies_of_removed"])
 
 
 def _open(workdir: str, start: dict[str, typing.Any], given: str | None) -> datasets.Dataset:
-    """The dataset of a start, at the place given or where it was."""
+    """Opens the dataset of a start, in the folder given or in its former one."""
     noted, states = start["dataset"], []
     for path in filter(None, (given, noted)):
         if not storage.exists(os.path.join(path, "manifest.json")):
-            states.append(f"{path} is gone")
+            states.append(f"{path} does not exist")
             continue
         source = datasets.load(path)
         if datasets.fingerprint(source.manifest) == start["fingerprint"]:
             return source
         states.append(f"{path} is another dataset")
     raise UserError(
-        f"What {workdir} was shown from step {start['step'] + 1:,} on was {noted} as it was then"
-        f" ({', '.join(dict.fromkeys(states))}); give --dataset the folder where that lies now."
+        f"The dataset {noted} that {workdir} was trained on from step {start['step'] + 1:,} on was"
+        f" not found ({', '.join(dict.fromkeys(states))}); give --dataset its folder."
     )
 
 
@@ -344,14 +355,19 @@ def _place(source: datasets.Dataset, position: int, copy: bool) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows in columns, the first being their names; no more of them than a screen shows."""
-    more = len(rows) - 1 - _SCREENFUL
+    """Formats a table of at most _TABLE_ROWS rows; the first row holds the names of the columns.
 
-    def shown(text: str) -> str:  # a list may hold what moves a terminal's cursor
+    Args:
+      rows: cells of each row.
+      right: numbers of the columns that are aligned to the right.
+    """
+    more = len(rows) - 1 - _TABLE_ROWS
+
+    def shown(text: str) -> str:  # a list may hold characters that move a cursor
         text = "".join(c if c.isprintable() else " " for c in text)
         return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
 
-    cells = [[shown(text) for text in row] for row in rows[: _SCREENFUL + 1]]
+    cells = [[shown(text) for text in row] for row in rows[: _TABLE_ROWS + 1]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
@@ -360,4 +376,4 @@ def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[s
         ).rstrip()
         for row in cells
     ]
-    return lines + ([f"and {more:,} more; --json has all."] if more > 0 else [])
+    return lines + ([f"and {more:,} more; --json lists all."] if more > 0 else [])

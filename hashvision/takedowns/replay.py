@@ -1,8 +1,8 @@
-"""Which records a removal list names, and how often a run was shown them: its stream once more.
+"""Which records a removal list names, and how often a run was shown them, for `audit`.
 
-The stream is replayed with what was barred at each step, for the lanes alone that hold such a
-record, and not while all of these are barred: 3 s of one core for 10 million items of such lanes,
-in the memory of one lane's epoch.
+It replays the run's stream with the records that were barred at each step. Only lanes with a named
+record are replayed, and only steps in which not all of these are barred. It takes 3 s on one core
+for 10 million items of such lanes, and the memory of one lane's epoch.
 """
 
 import bisect
@@ -13,46 +13,47 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from hashvision.config import Config
 from hashvision.data import reader, removals, stream
 from hashvision.data.dataset import Dataset
 
-# Items of a lane that are counted at once: 24 bytes each, and as much again on the way.
+# Items of a lane that are counted at once; each takes 24 bytes, and 24 more temporarily.
 _ITEMS = 1 << 20
 
 
 class Interval(typing.NamedTuple):
-    """Steps first to last, from 0, of one list and one dataset."""
+    """The steps of a run under one dataset and one removal list."""
 
-    first: int
-    last: int
-    removed: removals.Names
+    first: int  # step, from 0
+    last: int  # one more than the last step
+    removed: removals.Names  # the list that was applied
     source: Dataset
 
 
-# By position of a record: the numbers of the lines that name it, and whether each does so only by a
-# copy: a post that was left out because the record shows its photo.
+# By position of a record: the numbers of the lines that name it, and whether each names only a
+# copy, that is a post which `prepare` dropped because the record shows the same photo.
 Named = dict[int, dict[int, bool]]
 
 
 class Shown(typing.NamedTuple):
-    """How often one record was shown; steps count from 1, as `train` says them."""
+    """How often one record was shown; steps count from 1, as `train` prints them."""
 
     position: int
     name: int  # hash of the post's id
-    times: np.ndarray  # int64 (checkpoints,), up to each
-    first: int  # step at which it was shown first; 0 where it never was
-    last: int
+    times: np.ndarray  # int64 (checkpoints,), up to each checkpoint
+    first: int  # step at which it was first shown; 0 if never
+    last: int  # step at which it was last shown; 0 if never
 
 
 def named(source: Dataset, lines: Sequence[removals.Removal], names: removals.Names) -> Named:
-    """Which records a list names, themselves or by a copy that they stand for.
+    """Finds the records that a list names, by themselves or by a dropped copy of their photo.
 
-    Reads the index once, shard by shard.
+    It reads the index once, shard by shard.
 
     Args:
       source: the dataset.
       lines: of the list.
-      names: the same, by the dataset's key.
+      names: the same lines, hashed with the dataset's key.
     """
     numbers: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
     if names:
@@ -69,25 +70,25 @@ def named(source: Dataset, lines: Sequence[removals.Removal], names: removals.Na
 
 def shown(
     intervals: Sequence[Interval],
-    options: dict[str, typing.Any],
+    config: Config,
     faults: Sequence[reader.Fault],
     checkpoints: Sequence[int],
     positions: np.ndarray,
 ) -> Iterable[Shown]:
-    """How often records of one dataset were shown up to each checkpoint.
+    """Counts how often records of one dataset were shown up to each checkpoint.
 
     Args:
-      intervals: of the run, those on that dataset, at least one.
-      options: of stream.Stream, but for the host and what is removed.
+      intervals: of the run on that dataset, at least one.
+      config: of the run.
       faults: of the run, in the order of steps.
-      checkpoints: ascending, the steps up to which to count; no interval goes beyond the last.
-      positions: int (N,), of the records, ascending.
+      checkpoints: steps, ascending; no interval extends beyond the last.
+      positions: of the records, int (N,), ascending.
 
     Raises:
-      UserError: no stream has such options.
+      UserError: the config does not fit the dataset.
     """
     source = intervals[0].source
-    bounds = stream.lane_bounds(len(source), options["lanes"])
+    bounds = stream.lane_bounds(len(source), config.data.lanes)
     broken: dict[int, list[reader.Fault]] = collections.defaultdict(list)
     for fault in faults:
         ends = np.array([fault.record, fault.record + fault.records - 1])
@@ -95,7 +96,7 @@ def shown(
         for lane in range(first, last + 1):
             broken[lane].append(fault)
     for lane in np.unique(np.searchsorted(bounds, positions, side="right") - 1).tolist():
-        photos = stream.Stream(source, host=lane, hosts=options["lanes"], **options)
+        photos = stream.from_config(config, source, host=lane, hosts=config.data.lanes)
         rows = source.rows(photos.first, photos.last)
         copies = source.copies(photos.first, photos.last)
         own = positions[(positions >= photos.first) & (positions < photos.last)]
@@ -104,13 +105,19 @@ def shown(
         for interval in intervals:
             hits = interval.removed.hits(photos.first, rows, copies)
             removed = removals.marks(hits, photos.first, len(rows))
-            for begin, end, barred in _barred(photos, interval, removed, broken[lane], checkpoints):
+            for begin, end, barred in _barred_steps(
+                photos,
+                interval=interval,
+                removed=removed,
+                faults=broken[lane],
+                checkpoints=checkpoints,
+            ):
                 if barred[own - photos.first].all():
                     continue
                 photos.unbar()
                 photos.bar(barred)
                 column = bisect.bisect_left(checkpoints, end)
-                for place, step in _counted(photos, own, begin, end):
+                for place, step in _shown_steps(photos, own, begin=begin, end=end):
                     times[:, column] += np.bincount(place, minlength=len(own))
                     np.minimum.at(first, place, step)
                     np.maximum.at(last, place, step)
@@ -121,14 +128,14 @@ def shown(
             yield Shown(position, name, row, *span)
 
 
-def _barred(
+def _barred_steps(
     photos: stream.Stream,
     interval: Interval,
     removed: np.ndarray,
     faults: Sequence[reader.Fault],
     checkpoints: Sequence[int],
 ) -> Iterable[tuple[int, int, np.ndarray]]:
-    """(first step, last, bool (records of the lane,)): what was not shown when."""
+    """Yields (first step, last step, barred): which records were barred, bool (records,)."""
     cuts = {interval.first, interval.last, *checkpoints, *(fault.step for fault in faults)}
     cuts = sorted(cut for cut in cuts if interval.first <= cut <= interval.last)
     for begin, end in itertools.pairwise(cuts):
@@ -141,10 +148,10 @@ def _barred(
         yield begin, end, barred
 
 
-def _counted(
+def _shown_steps(
     photos: stream.Stream, own: np.ndarray, begin: int, end: int
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Which of the records `own`, ascending, was shown at which step, from 1: int (N,) each."""
+    """Yields (places in `own`, steps from 1) of its records that were shown: int (N,) each."""
     steps = max(1, _ITEMS // photos.host_batch)
     for first in range(begin, end, steps):
         record = photos.items_of(first, min(first + steps, end)).record
@@ -154,7 +161,7 @@ def _counted(
 
 
 def merge(one: Shown, other: Shown) -> Shown:
-    """How often a record was shown that came in two datasets."""
+    """Adds up how often a record was shown that was in two datasets."""
     return other._replace(
         times=one.times + other.times,
         first=min(one.first or other.first, other.first or one.first),

@@ -1,4 +1,4 @@
-"""Tests of bands: whose rows meet whose, in small ones all, in large ones those that are alike."""
+"""Tests of bands: small ones pair all rows, large ones the similar rows."""
 
 import collections
 
@@ -23,14 +23,14 @@ def pairs_of(met: np.ndarray) -> list[tuple[int, int]]:
     return sorted(zip(met["post"]["file"].tolist(), met["partner"]["file"].tolist(), strict=True))
 
 
-def test_spectra_take_six_bits_a_coefficient():
+def test_spectra_take_six_bits_per_coefficient():
     spectra = np.random.default_rng(0).integers(-31, 32, (50, BITS)).astype(np.int8)
     packed = pack_spectra(spectra)
     assert packed.dtype == np.uint8 and packed.shape == (50, 27)
     np.testing.assert_array_equal(unpack_spectra(packed), spectra)
 
 
-def test_a_row_is_small_and_says_where_the_fingerprint_lies():
+def test_a_row_is_small_and_locates_the_fingerprint():
     spectra = np.random.default_rng(0).integers(-31, 32, (2, BITS)).astype(np.int8)
     boxes = np.array([[1, 2, 90, 80], [200, 2, 90, 80]], np.uint8)
     print_ = Fingerprint(
@@ -50,7 +50,7 @@ def test_a_row_is_small_and_says_where_the_fingerprint_lies():
 
 
 def small_bands(seed: int, size: int = 600) -> np.ndarray:
-    """Bands of 1 to 40 rows: of keys, of equal bytes, and of orders that begin alike."""
+    """Bands of 1 to 40 rows: with keys, with equal bytes, and with orders that begin alike."""
     random = np.random.default_rng(seed)
     rows = np.zeros(size, bands.ROW)
     rows["band"] = random.integers(0, 60, size) * (random.random(size) < 0.9)
@@ -95,7 +95,7 @@ def plain_loop(rows: np.ndarray) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_in_small_bands_all_meet_whose_rectangles_agree(seed: int, monkeypatch):
+def test_small_bands_pair_all_rows_whose_rectangles_agree(seed: int, monkeypatch):
     monkeypatch.setattr(bands, "_PAIRS_AT_ONCE", 300)
     rows = small_bands(seed)
     expected = plain_loop(rows)
@@ -105,7 +105,7 @@ def test_in_small_bands_all_meet_whose_rectangles_agree(seed: int, monkeypatch):
     assert pairs_of(bands.meetings(shuffled)) == expected
 
 
-def test_a_band_of_one_meets_nobody():
+def test_a_band_of_one_row_has_no_pairs():
     rows = small_bands(0)
     assert not len(bands.meetings(rows[:1])) and not len(bands.meetings(rows[:0]))
 
@@ -118,7 +118,7 @@ def test_the_largest_of_the_small_bands_is_compared_whole(monkeypatch):
     assert pairs_of(bands.meetings(rows)) == expected
 
 
-def test_copies_in_a_large_band_meet(large):
+def test_copies_meet_in_a_large_band(large):
     met = bands.meetings(large.rows)
     found = bands_benchmark.found(large, met)
     assert found[~large.hard].mean() >= 0.96 and found[large.hard].mean() >= 0.85
@@ -128,15 +128,15 @@ def test_copies_in_a_large_band_meet(large):
     assert len(set(pairs_of(met))) == len(met)
 
 
-def test_what_meets_in_a_large_band_does_not_depend_on_the_order_of_rows():
+def test_pairs_of_a_large_band_do_not_depend_on_the_order_of_rows():
     rows = bands_benchmark.band(2000, 1, seed=4).rows
-    rows["order"] //= 50  # of many that begin alike
+    rows["order"] //= 50  # many begin alike
     expected = pairs_of(bands.meetings(rows))
     shuffled = np.random.default_rng(0).permutation(rows)
     assert pairs_of(bands.meetings(shuffled)) == expected
 
 
-def test_photos_of_lower_rank_are_met_by_all_posts_of_a_large_band(large):
+def test_posts_of_a_large_band_meet_photos_of_lower_rank(large):
     rows = large.rows.copy()
     rows["rank"][large.earlier] = 0
     # Those of lower rank are met whatever their order.
@@ -147,8 +147,8 @@ def test_photos_of_lower_rank_are_met_by_all_posts_of_a_large_band(large):
     assert (rows["rank"][met["post"]["file"]] == POST).all()
 
 
-def test_of_many_copies_in_a_large_band_each_meets_one_before_it():
-    """So only the first is kept, wherever it stands, though copies fill many cells."""
+def test_each_of_many_copies_in_a_large_band_meets_an_earlier_one():
+    """So only the first is kept, wherever it is, although copies fill many cells."""
     rows, random = bands_benchmark.band(4000, 1, seed=5).rows, np.random.default_rng(0)
     copies = random.permutation(len(rows))[:1500]
     spectra = unpack_spectra(rows["spectrum"][copies[:1]]).repeat(len(copies), 0)

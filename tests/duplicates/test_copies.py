@@ -1,4 +1,4 @@
-"""Chains of copies lead where plain loops lead, and each post is told of its copies."""
+"""Tests that chains of copies end where plain loops end, and that posts get their copies."""
 
 import collections
 import hashlib
@@ -18,7 +18,7 @@ from hashvision.prepare.reading import Photo
 
 
 def photo(number: int) -> Photo:
-    """Post number `number`, by the order of dates; hashes of ids are in another."""
+    """Post `number` in the order of dates; the hashes of ids are in another order."""
     name = f"p{number}"
     return Photo(
         order=(records.id_hash(name), 1000 - number),
@@ -41,7 +41,7 @@ PACKED = [photo(number).pack().decode() for number in range(300)]
 
 
 def forest(seed: int) -> list[DuplicatePair]:
-    """Matches of most of 300 posts with posts before them: stars, short chains, and a slow film."""
+    """Pairs of most of 300 posts with earlier posts: stars, short chains, and a slow film."""
     generator = random.Random(seed)
     matches = []
     for number in range(3, 300):
@@ -60,10 +60,7 @@ def forest(seed: int) -> list[DuplicatePair]:
 
 
 def run(folder: pathlib.Path, matches: list[DuplicatePair], keep_duplicates: bool):
-    """What FollowChains makes of matches: {post: (end, fate)}, and GroupCopies of that.
-
-    The latter as {post: (copies, tags)}.
-    """
+    """Returns {post: (end, fate)} of FollowChains, and {post: (copies, tags)} of GroupCopies."""
 
     def write(found, name):
         (folder / name).write_text(json.dumps(found))
@@ -106,7 +103,7 @@ def run(folder: pathlib.Path, matches: list[DuplicatePair], keep_duplicates: boo
 
 
 def plain(matches: list[DuplicatePair]):
-    """The same ends and fates, one step after the other; and who shows whom besides."""
+    """The same ends and fates by a plain loop, and the other pairs of posts that show one photo."""
     posts = {packed: number for number, packed in enumerate(PACKED)}
     found = {posts[match.name]: match for match in matches}
     ends = {}
@@ -120,7 +117,7 @@ def plain(matches: list[DuplicatePair]):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_post_that_is_kept_is_told_of_its_copies(tmp_path, seed):
+def test_a_kept_post_gets_all_its_copies(tmp_path, seed):
     matches = forest(seed)
     ends, told = run(tmp_path, matches, keep_duplicates=False)
     expected, also = plain(matches)
@@ -135,7 +132,7 @@ def test_a_post_that_is_kept_is_told_of_its_copies(tmp_path, seed):
         assert texts == of_ending
 
 
-def test_where_duplicates_are_kept_each_is_told_of_all(tmp_path):
+def test_with_keep_duplicates_each_post_gets_all_copies(tmp_path):
     matches = forest(2)
     ends, told = run(tmp_path, matches, keep_duplicates=True)
     expected, also = plain(matches)
@@ -151,7 +148,7 @@ def test_where_duplicates_are_kept_each_is_told_of_all(tmp_path):
         assert names == tuple(sorted(map(copy_of, circle - {number}))) and not texts
 
 
-def test_of_a_picture_that_many_posted_only_the_commonest_tags_are_taken_over(tmp_path):
+def test_a_post_inherits_only_the_most_common_tags_of_many_copies(tmp_path):
     matches = [
         DuplicatePair(
             once.join_input((photo(number), None))[0], PACKED[number], "duplicate", PACKED[0], 0.97

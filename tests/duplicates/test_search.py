@@ -25,7 +25,7 @@ from hashvision.duplicates.fingerprints import (
     Fingerprint,
     fingerprint,
 )
-from hashvision.duplicates.search import FindDuplicates, DuplicatePair
+from hashvision.duplicates.search import DuplicatePair, FindDuplicates
 from hashvision.errors import UserError
 from hashvision.sources.reasons import Dropped
 from hashvision.synthetic import draw
@@ -154,7 +154,7 @@ def text_page(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("draw", [gradient, night_sky, horizon, text_page])
-def test_lookalikes_with_little_in_them_are_not_alike(draw):
+def test_pictures_with_little_content_are_not_alike(draw):
     assert not false_pairs([fingerprint(draw(seed)) for seed in range(50)])
 
 
@@ -167,7 +167,7 @@ def test_different_words_on_one_template_are_seldom_alike(photos):
     assert np.mean(found) <= 0.2
 
 
-def test_a_subject_that_moved_makes_another_photo(photos):
+def test_photos_with_a_moved_subject_are_seldom_alike(photos):
     rng = np.random.default_rng(3)
     found = []
     for number, (image, _) in enumerate(photos):
@@ -197,7 +197,7 @@ def test_flat_photos_of_any_size_match_their_own_bytes_alone(size, level):
     assert alike(one, one) and not alike(one, other)
 
 
-def test_a_frame_within_a_frame_is_taken_off(photos):
+def test_a_frame_within_a_frame_is_removed(photos):
     image = edits.decode(photos[0][0])
     framed = Image.new("RGB", (image.width + 24, image.height + 24), "black")
     framed.paste("white", (6, 6, image.width + 18, image.height + 18))
@@ -218,7 +218,7 @@ def find(
     evaluation: Sequence[Row] = (),
     removed: Sequence[Fingerprint] = (),
 ) -> list[DuplicatePair]:
-    """Runs the join; every element is a bundle of its own order's making."""
+    """Runs the join on bundles in any order; returns its pairs, sorted."""
     path = folder / "matches.json"
 
     def write(matches):
@@ -244,7 +244,7 @@ def find(
     return sorted(found)
 
 
-def test_the_first_copy_stays_and_leaks_go(tmp_path, photos):
+def test_the_first_copy_is_kept_and_leaks_are_dropped(tmp_path, photos):
     rng = np.random.default_rng(4)
     image, print_ = photos[0]
     mirrored = fingerprint(edits.EDITS["mirrored"](edits.decode(image), rng))
@@ -272,7 +272,7 @@ def test_the_first_copy_stays_and_leaks_go(tmp_path, photos):
         assert find(tmp_path, posts, evaluation) == found
 
 
-def test_a_removed_photo_counts_before_all_others_and_is_not_named(tmp_path, photos):
+def test_a_removed_photo_takes_precedence_and_is_not_named(tmp_path, photos):
     rng = np.random.default_rng(7)
     image, print_ = photos[0]
     mirrored = fingerprint(edits.EDITS["mirrored"](edits.decode(image), rng))
@@ -286,8 +286,8 @@ def test_a_removed_photo_counts_before_all_others_and_is_not_named(tmp_path, pho
     ]
 
 
-def test_a_match_names_other_posts_before_it_that_it_shows(tmp_path, photos):
-    """Two parts of a photo, which share too little to be alike, and then the whole."""
+def test_a_pair_names_other_earlier_posts(tmp_path, photos):
+    """Two parts of a photo, which share too little to be alike, and then the whole photo."""
     image = edits.decode(photos[4][0])
     left = image.crop((0, 0, 84, image.height))
     right = image.crop((image.width - 84, 0, image.width, image.height))
@@ -308,8 +308,8 @@ def test_a_leak_names_the_evaluation_photo_it_resembles_most(tmp_path, photos):
     assert match == DuplicatePair(order_of((1,)), "post", "leak", "b", 1.0)
 
 
-def test_of_a_chain_the_first_is_kept(tmp_path, photos):
-    """The ends of a chain of crops share too little to be alike, the links do not."""
+def test_the_first_post_of_a_chain_is_kept(tmp_path, photos):
+    """The ends of a chain of crops share too little to be alike, but neighbours share enough."""
     image = edits.decode(photos[4][0])
     left = image.crop((0, 0, 96, image.height))
     right = image.crop((image.width - 96, 0, image.width, image.height))
@@ -332,7 +332,7 @@ def test_flat_photos_are_found_by_their_bytes(tmp_path):
     assert all(match.partner == str(int(match.name) % 2) for match in found)
 
 
-def test_rectangles_agree_that_look_alike_and_let_the_photos_overlap():
+def test_rectangles_agree_if_they_look_alike_and_the_photos_overlap():
     box = np.array([[50, 60, 150, 200]], np.uint8)
     spectrum = np.random.default_rng(0).integers(-100, 100, (1, BITS)).astype(np.int8)
     other = np.abs(np.random.default_rng(1).integers(-100, 100, (1, BITS))).astype(np.int8)
@@ -348,8 +348,8 @@ def test_rectangles_agree_that_look_alike_and_let_the_photos_overlap():
     assert not alignment.agree(corners[0], spectrum, corners[1], spectrum)
 
 
-def test_the_overlap_is_that_of_the_photos_laid_upon_each_other():
-    """Against counting the points of a grid, for boxes of all kinds, mirrored ones too."""
+def test_overlap_equals_that_of_aligned_photos():
+    """Compared with counting the points of a grid, for boxes of all kinds, also mirrored."""
     rng = np.random.default_rng(2)
     sides = rng.integers(60, 255, (2, 400, 2))
     start = rng.integers(0, 256 - sides)
@@ -371,7 +371,7 @@ def test_the_overlap_is_that_of_the_photos_laid_upon_each_other():
 
 
 def test_evaluation_photos_are_all_files_below_the_folders(tmp_path, photos):
-    """Whatever their names: `evaluate` reads what a labels.jsonl names, and the decoder decides."""
+    """Names do not matter: `evaluate` reads the files that a labels.jsonl names."""
     names = ["a/x/1.JPG", "a/2.tiff", "a/3", "a/4.gif", "a/5.txt", "b/6.jpe", "c/7.webp", "7.bmp"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -397,7 +397,7 @@ def test_evaluation_sets_without_photos_are_named(tmp_path, name: str, why: str)
         list(search.evaluation_photos([str(tmp_path / name)]))
 
 
-def test_fingerprints_of_evaluation_files_of_any_kind_and_size(tmp_path, photos):
+def test_evaluation_files_of_any_kind_and_size_get_fingerprints(tmp_path, photos):
     image = edits.decode(photos[0][0])
     image.resize((900, 700)).convert("P").save(tmp_path / "a.png")
     print_ = search.fingerprint_file(str(tmp_path / "a.png"), 128)
@@ -444,7 +444,7 @@ def test_real_photos(shared_data):
         assert set(matched) <= {number}
 
 
-def test_the_sheet_is_written_for_pictures_of_any_shape(tmp_path):
+def test_contact_sheet_takes_pictures_of_any_shape(tmp_path):
     shapes = [edits.encode(Image.new("L", size)) for size in ((1, 300), (300, 1), (5, 5))]
     path = tmp_path / "sheet.png"
     search.write_contact_sheet(str(path), [(shapes[0], shapes[1], "x" * 500 + "\nyé")])

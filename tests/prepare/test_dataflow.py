@@ -1,4 +1,4 @@
-"""launch/prepare_dataflow.sh: what it has Beam do, and that this is what `prepare` does here."""
+"""Tests of launch/prepare_dataflow.sh: the command that it runs, and that this makes a dataset."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def cloud(tmp_path):
 
 
 def _python(cloud, program):
-    """Gives the repository a .venv with that in place of Python."""
+    """Gives the repository a .venv with this program in place of Python."""
     path = cloud.repository / ".venv" / "bin" / "python"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(program)
@@ -64,7 +64,7 @@ def test_prepare_is_given_the_runner_and_the_commit_as_a_wheel(cloud):
         *("--requirements_file=requirements.txt", "--requirements_cache=skip"),
         *(*INPUTS, "--wordnet=gs://b/it's; wordnet.xml"),
     ]
-    options = PipelineOptions(prepare[3:-4])  # all but those of prepare itself
+    options = PipelineOptions(prepare[3:-4])  # all except those of prepare itself
     assert options.get_all_options() == options.get_all_options(retain_unknown_options=True)
     name = made.rpartition("/")[2]
     with zipfile.ZipFile(cloud.folder / name) as inside:
@@ -72,7 +72,7 @@ def test_prepare_is_given_the_runner_and_the_commit_as_a_wheel(cloud):
     assert source == (REPO / "hashvision" / "prepare" / "graph.py").read_bytes()
 
 
-def test_an_image_takes_the_place_of_requirements(cloud):
+def test_a_container_image_replaces_requirements(cloud):
     cloud.settings.update(IMAGE="docker.pkg.dev/p/image:1", REGION="europe-west4", WORKERS="7")
     code, _, _, calls = launch(cloud, *INPUTS)
     assert code == 0
@@ -84,7 +84,7 @@ def test_an_image_takes_the_place_of_requirements(cloud):
 def test_dry_run_only_prints(cloud):
     code, out, err, calls = launch(cloud, "--dry-run", *INPUTS)
     assert (code, err) == (0, "")
-    assert [call[0] for call in calls] == ["-c"]  # it looked whether Beam knows Google's cloud
+    assert [call[0] for call in calls] == ["-c"]  # it checked that Beam supports Google's cloud
     assert out.splitlines()[-1].startswith(".venv/bin/python -m hashvision prepare --runner=Data")
     assert r"--output=gs://b/data\ set" in out
 
@@ -113,7 +113,7 @@ def test_mistakes_get_one_sentence(cloud, arguments, settings, sentence):
     assert err.startswith(sentence.format(cloud.folder))
 
 
-def test_what_is_not_committed_is_not_sent(cloud):
+def test_uncommitted_changes_are_refused(cloud):
     (cloud.repository / "hashvision" / "storage.py").write_text("")
     code, _, err, calls = launch(cloud, *INPUTS)
     assert code == 2 and calls == []
@@ -121,7 +121,7 @@ def test_what_is_not_committed_is_not_sent(cloud):
 
 
 @pytest.mark.slow
-def test_with_the_runner_of_this_machine_it_makes_a_dataset(cloud, tmp_path):
+def test_with_a_local_runner_it_makes_a_dataset(cloud, tmp_path):
     _python(cloud, f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
     lines = []
     for number in range(8):

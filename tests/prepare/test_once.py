@@ -1,4 +1,4 @@
-"""Copies, leaks, removed posts and ids that come twice, in the whole run of prepare."""
+"""Tests of copies, leaks, removed posts and repeated ids in whole runs of `prepare`."""
 
 import csv
 import hashlib
@@ -34,25 +34,25 @@ def made(tmp_path_factory):
 
     for number in range(PHOTOS):
         add(f"p{number}", encoded(scene(number)), owner=f"u{number}")
-    # Of one photo the oldest is kept, wherever it stands in the dump.
+    # The oldest post of a photo is kept, wherever it is in the dump.
     add("older", edited(0), created_at="2019-01-01", text="#cat and #dog")
     add("younger", encoded(scene(1).resize((64, 64))), created_at="2020-01-01T01:00:00+00:30")
     add("undated", encoded(scene(2)), created_at="")
-    # It takes over the tags of the others.
+    # It inherits the tags of the others.
     add("untagged", edited(7), created_at=1546300800, text="no tag")  # 2019
     add("leak", encoded(ImageEnhance.Brightness(scene(100)).enhance(1.2)))
-    # What shows a removed photo goes too, older or younger, edited or not.
+    # Posts that show a removed photo are dropped, too: older or younger, edited or not.
     for number in (4, 5, 6):
         add(f"again{number}", edited(number), created_at=f"20{number + 16}")
         add(f"same{number}", encoded(scene(number)), owner="u8")
-    # An id again, with another photo: the latest state counts, private wins.
+    # A repeated id, with another photo: the latest state counts, and private wins.
     add("p3", encoded(scene(101)))
     add("p9", encoded(scene(109)), visibility="private")
     add("p10", encoded(scene(110)), created_at="2019")
     # A private post on the list, and a public one that shows its photo.
     add("secret", encoded(scene(102)), owner="u9", visibility="private")
     add("shown", edited(102))
-    # Owners on the list, in other spellings than there, or in none that can be read.
+    # Owners on the list, in other spellings, or in forms that cannot be read.
     add("float", encoded(scene(103)), owner=12345.0)
     add("text", encoded(scene(104)), owner="12345.0")
     add("int", encoded(scene(105)), owner=12345)
@@ -68,7 +68,7 @@ def made(tmp_path_factory):
         "id,secret,,\nowner,12345,,\nowner,José,,\n"
     )
     (folder / "test" / "dogs").mkdir(parents=True)
-    (folder / "test" / "dogs" / "1.PNG").write_bytes(b"")  # does not decode: passed over
+    (folder / "test" / "dogs" / "1.PNG").write_bytes(b"")  # does not decode, and is passed over
     latin_1 = folder / "test" / "dogs" / "2\udce9.png"
     scene(100).crop((4, 4, SIZE, SIZE)).save(latin_1)
     options = {
@@ -88,7 +88,7 @@ def ids(folder):
     return set(source.rows(0, len(source))["id"].tolist()), source.key()
 
 
-def test_each_is_left_out_under_its_reason(made):
+def test_each_dropped_post_has_its_reason(made):
     folder, manifest, written, _ = made
     assert dropped(manifest) == {
         "private": 3,  # p9 twice, secret
@@ -112,7 +112,7 @@ def test_each_is_left_out_under_its_reason(made):
     assert manifest["options"]["evaluation_sets"] == ["test"]
 
 
-def test_nobody_who_is_removed_or_private_is_named(made):
+def test_no_removed_or_private_post_is_named(made):
     folder, manifest, *_ = made
     dropped = manifest["posts"]["dropped"]
     assert not [why for why in ("private", "removed", "removed_copy") if dropped[why]["examples"]]
@@ -123,7 +123,7 @@ def test_nobody_who_is_removed_or_private_is_named(made):
         assert not {*gone} & {*cells}, path
 
 
-def test_a_list_finds_copies_in_the_dataset_that_prepare_made(made, tmp_path):
+def test_a_removal_list_finds_copies_in_a_prepared_dataset(made, tmp_path):
     folder, *_ = made
     source = dataset.load(str(folder / "set"))
     lines = [removals.Removal("id", "p0", "", ""), removals.Removal("owner", "u7", "", "")]
@@ -135,7 +135,7 @@ def test_a_list_finds_copies_in_the_dataset_that_prepare_made(made, tmp_path):
     source.verify()
 
 
-def test_what_is_kept_names_its_copies_and_takes_over_their_tags(made):
+def test_a_kept_post_lists_its_copies_and_inherits_their_tags(made):
     folder, _, written, _ = made
     copies = {name: [copy.id for copy in row.copies] for name, row in written.items() if row.copies}
     assert copies == {"older": ["p0"], "untagged": ["p7"], "p1": ["younger"], "p2": ["undated"]}
@@ -164,7 +164,7 @@ def test_the_report_names_each_pair_and_shows_it(made):
     assert not (folder / "set" / "spool").exists()
 
 
-def test_others_may_show_what_an_owner_removed_where_asked(made, tmp_path, capsys):
+def test_keep_copies_of_removed_keeps_the_copies_of_others(made, tmp_path, capsys):
     folder, _, before, options = made
     options = {**options, "keep_copies_of_removed": True}
     manifest, written = prepare(folder / "posts.jsonl", tmp_path / "set", **options)
@@ -177,11 +177,11 @@ def test_others_may_show_what_an_owner_removed_where_asked(made, tmp_path, capsy
     assert (reasons["removed"], reasons["removed_copy"], reasons["duplicate_photo"]) == (8, 4, 5)
 
 
-def test_duplicates_are_kept_where_asked_but_no_leak_and_nothing_removed(made, tmp_path):
+def test_keep_duplicates_still_drops_leaks_and_removed_photos(made, tmp_path):
     folder, _, _, options = made
     options = {**options, "keep_duplicates": True}
     manifest, written = prepare(folder / "posts.jsonl", tmp_path / "set", **options)
-    # Each has its own tags alone.
+    # Each has only its own tags.
     assert written.keys() == KEPT - {"untagged"} | {"p0", "p7", "younger", "undated"}
     reasons = dropped(manifest)
     assert "duplicate_photo" not in reasons and reasons["no_tag"] == 1
@@ -194,7 +194,7 @@ def test_duplicates_are_kept_where_asked_but_no_leak_and_nothing_removed(made, t
     assert file.read_text().count("\n") == 2 and "evaluation_photo" in file.read_text()
 
 
-def test_lists_that_are_not_there_are_named_before_anything_is_done(made, tmp_path):
+def test_missing_lists_are_named_before_any_work(made, tmp_path):
     folder, *_ = made
     for options in ({"removals": "none.csv"}, {"evaluation_sets": ["none"]}):
         with pytest.raises(UserError, match="none"):

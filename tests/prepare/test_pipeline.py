@@ -1,4 +1,4 @@
-"""Tests of `prepare` from a dump to a dataset folder, on dumps that the tests make."""
+"""Tests of `prepare`, from a dump that the tests make to a dataset folder."""
 
 import base64
 import contextlib
@@ -26,7 +26,7 @@ WORDNET = """<?xml version="1.0" encoding="UTF-8"?>
 <Lexicon id="small" label="Small" language="en" email="a@b.c" license="none" version="1">
 {}</Lexicon></LexicalResource>
 """
-# Each topic: the tags in which it comes, and the words of its captions besides.
+# Each topic with its tags, and the other words of its captions.
 TOPICS = {
     "brown bear": (["brownbear", "BrownBears", "ursusarctos"], "river fish fur claws"),
     "dog": (["dog", "Dogs", "dog"], "leash stick bark tail"),
@@ -71,7 +71,7 @@ def write_wordnet(path: pathlib.Path) -> str:
 
 
 def write_dump(folder: pathlib.Path) -> str:
-    """900 good posts on six topics with spam, and one or two of each kind that does not pass."""
+    """Writes 900 good posts on six topics, with spam, and one or two posts to drop per reason."""
     generator = random.Random(0)
     (folder / "images").mkdir(parents=True)
     lines = []
@@ -156,7 +156,7 @@ def test_every_post_is_accounted_for(made):
     assert manifest["images"] == 902
 
 
-def test_examples_of_what_was_dropped_lead_to_its_line_and_name_nobody(made):
+def test_examples_of_dropped_posts_are_offsets_without_names(made):
     output, manifest, dump = made
     text = pathlib.Path(dump).read_bytes()
 
@@ -171,7 +171,7 @@ def test_examples_of_what_was_dropped_lead_to_its_line_and_name_nobody(made):
     assert found("undecodable") == ["undecodable"]
     assert found("no_tag") == ["untagged", "spam", "rare"]
     assert manifest["posts"]["dropped"]["broken_line"]["count"] == 2
-    # Of who is private not even that.
+    # Private posts have no examples at all.
     assert manifest["posts"]["dropped"]["private"] == {"count": 2, "examples": []}
     told = (output / "manifest.json").read_text()
     assert not [name for name in ("nobody", "twice", "pathless") if name in told]
@@ -179,7 +179,7 @@ def test_examples_of_what_was_dropped_lead_to_its_line_and_name_nobody(made):
     assert examples and all(re.fullmatch(r"byte \d+", each) for each in examples)
 
 
-def test_synonyms_merge_and_spam_is_out(made):
+def test_synonyms_merge_and_spam_is_left_out(made):
     output, manifest, _ = made
     vocabulary = vocabulary_of(output)
     assert (vocabulary["posts"], vocabulary["wordnet"]) == (902, "small:1")
@@ -219,7 +219,7 @@ def test_records_and_index_agree(made):
         *np.unique(index["rarest"], return_counts=True), 902, manifest["sampling_threshold"]
     )
     assert manifest["epoch"] == summary
-    # In the order of hashes, so that every stretch of records is a random sample of the posts.
+    # In the order of hashes, so that every range of records is a random sample of the posts.
     order = [records.id_hash(record["id"].decode()) for record in found]
     assert order == sorted(order)
     number = {tag: n for n, entry in enumerate(vocabulary["classes"]) for tag in entry["tags"]}
@@ -252,7 +252,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_without_wordnet_it_says_so_and_replaces_what_lay_there(
+def test_without_wordnet_it_says_so_and_replaces_the_former_dataset(
     made, tmp_path: pathlib.Path, capsys
 ):
     output, _, dump = made
@@ -291,7 +291,7 @@ def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags)
     assert contents(again) == contents(output)
 
 
-def test_nothing_that_is_amiss_leaves_a_trace(made, tmp_path: pathlib.Path):
+def test_a_refused_run_leaves_no_files(made, tmp_path: pathlib.Path):
     _, _, dump = made
     output = tmp_path / "output"
     other = tmp_path / "other"
@@ -318,12 +318,12 @@ def test_nothing_that_is_amiss_leaves_a_trace(made, tmp_path: pathlib.Path):
     for arguments, options, message in cases:
         with pytest.raises(UserError, match=message):
             pipeline.prepare(*arguments, **options)
-    # The key stays, so that the same command makes the same bytes when it is run again.
+    # The key remains, so that the same command makes the same bytes when it is repeated.
     assert sorted(os.listdir(tmp_path)) == ["empty.jsonl", "other", "output.key"]
     assert os.listdir(other) == ["thesis.txt"]
 
 
-def test_the_manifest_holds_digests_of_all_and_the_key_lies_beside_the_dataset(made):
+def test_the_manifest_holds_all_digests_and_the_key_is_beside_the_dataset(made):
     output, manifest, _ = made
     assert manifest["format"] == {"name": dataset.FORMAT, "version": dataset.VERSION}
     key = output.with_name("dataset.key")
@@ -343,14 +343,14 @@ def test_the_manifest_holds_digests_of_all_and_the_key_lies_beside_the_dataset(m
     }
 
 
-def test_a_key_in_the_dataset_protects_nobody(made, tmp_path):
+def test_a_key_in_the_dataset_is_refused(made, tmp_path):
     output = tmp_path / "set"
     with pytest.raises(UserError, match="--key=.* is in the dataset"):
         pipeline.prepare(made[2], str(output), key=str(output / "key"))
     assert not output.exists()
 
 
-def test_a_key_that_changes_on_the_way_is_noticed(made, tmp_path, monkeypatch):
+def test_a_key_replaced_during_the_run_is_an_error(made, tmp_path, monkeypatch):
     whole = folder.finish
 
     def finish(*arguments, **options):
@@ -363,7 +363,7 @@ def test_a_key_that_changes_on_the_way_is_noticed(made, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["set.key"]
 
 
-def test_cells_that_a_spreadsheet_takes_for_formulas_are_made_safe(tmp_path):
+def test_cells_that_look_like_formulas_are_escaped(tmp_path):
     rows = [(f"{sign}1+cmd|' /C calc'!A0", "duplicate_photo", "p1", "0.9") for sign in "=+-@\t\r"]
     rows.append(("p=2", "duplicate_photo", "-3", "1.0"))
     folder.write_duplicates(str(tmp_path), shard=0, shards=1, rows=rows)
@@ -417,7 +417,7 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     assert set(classes["dog"]["tags"]) >= {"dog", "dogs", "canisfamiliaris", "domesticdog"}
 
 
-def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeypatch):
+def test_a_post_lost_by_the_runner_is_an_error(made, tmp_path: pathlib.Path, monkeypatch):
     whole = reading.ReadPosts._read
 
     def forgetful(self, offset, *rest):
@@ -430,8 +430,8 @@ def test_a_post_lost_on_the_way_is_noticed(made, tmp_path: pathlib.Path, monkeyp
 
 
 @pytest.mark.slow
-def test_photos_without_any_text_are_kept_where_asked(tmp_path):
-    """A pile of photos with no text at all: nothing to count, nothing to name."""
+def test_keep_untagged_keeps_photos_without_text(tmp_path):
+    """Photos without any text: there is nothing to count and nothing to name."""
     lines = []
     for number in range(80):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))

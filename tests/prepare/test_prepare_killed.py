@@ -1,4 +1,4 @@
-"""prepare killed with no notice, at many moments, and run again."""
+"""Tests of `prepare` runs that are killed at various moments and repeated."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def start(place, output):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_run_again_it_makes_the_same_bytes(tmp_path):
+def test_a_killed_run_repeated_makes_the_same_bytes(tmp_path):
     lines = []
     for number in range(300):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
@@ -40,14 +40,14 @@ def test_killed_at_any_moment_and_run_again_it_makes_the_same_bytes(tmp_path):
     whole = start(tmp_path, "whole")
     assert whole.communicate()[0] and whole.returncode == 0
     wanted = contents(tmp_path / "whole")
-    # As soon as such a file is there: the folder itself, pictures on their way, shards, the end.
+    # Kill the run when such a file appears: its folder, spool files, shards, the vocabulary.
     for sign in ("", "/spool/*", "/index-*", "/vocabulary.json"):
         running = start(tmp_path, "killed")
         while running.poll() is None and not list(tmp_path.glob(f"killed.preparing-*{sign}")):
             time.sleep(0.001)
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
-        if sign != "/vocabulary.json":  # its end may come first
+        if sign != "/vocabulary.json":  # the run may end first
             assert list(tmp_path.glob("killed.preparing-*")) and not (tmp_path / "killed").exists()
         if (tmp_path / "killed").exists():
             assert contents(tmp_path / "killed") == wanted
@@ -57,7 +57,7 @@ def test_killed_at_any_moment_and_run_again_it_makes_the_same_bytes(tmp_path):
     assert not list(tmp_path.glob("killed.preparing-*"))
 
 
-def test_what_a_run_killed_between_two_renames_had_moved_comes_back(tmp_path):
+def test_a_dataset_moved_away_by_a_killed_run_comes_back(tmp_path):
     output = tmp_path / "set"
     former = tmp_path / "set.preparing-abcdef01-former"
     former.mkdir()

@@ -1,9 +1,9 @@
-"""The promise, over random dumps of random copies, owners, dates and removals.
+"""Tests of what `prepare` promises, on random dumps of random copies, owners, dates and removals.
 
-No photo of a removed post, and no copy of one found by the same method, is in the dataset; audit
-finds nothing of the list in it, and in the dataset made before the list everything that had to go.
+The dataset holds no photo of a removed post and no copy of one that the same method finds. Audit
+finds nothing of the list in it, and finds all removed photos in the dataset made before the list.
 
-HASHVISION_PROMISES=N draws N dumps in place of a few.
+HASHVISION_PROMISES=N draws N dumps; the default is 4.
 """
 
 import collections
@@ -19,7 +19,7 @@ import pytest
 
 import dumps
 import edits
-from hashvision import __main__
+from hashvision.commands import main as program
 from hashvision.duplicates.alignment import DUPLICATE, similarity
 from hashvision.duplicates.fingerprints import Fingerprint, fingerprint
 from hashvision.sources import dates
@@ -31,7 +31,7 @@ DATES = ("2020-01-01", "2019-06-01T12:00:00+02:00", 1577836800, "1546300800000",
 
 
 class Post(typing.NamedTuple):
-    """A line of a dump as the test understands it."""
+    """A line of a dump."""
 
     id: str
     owner: str
@@ -47,7 +47,7 @@ class Post(typing.NamedTuple):
 
 
 class World(typing.NamedTuple):
-    """A dump, and what prepare is told."""
+    """A dump, and the options of prepare."""
 
     folder: pathlib.Path
     posts: list[Post]
@@ -101,13 +101,13 @@ def draw(folder: pathlib.Path, seed: int) -> World:
 
 
 def on_list(world: World, post: Post) -> set[str]:
-    """By what the list names a post."""
+    """The kinds by which the list names a post."""
     names = {("id", post.id), ("owner", post.owner), ("sha256", post.sha256)}
     return {kind for kind, _ in names & world.listed}
 
 
 def followed(world: World, post: Post, public: bool) -> bool:
-    """Whether what shows the post's photo has to go: of a private post the file is not known."""
+    """Whether copies of the post's photo must be dropped; a private post's file is not known."""
     kinds = {"id"} | ({"sha256"} if public else set()) | (set() if world.keep_copies else {"owner"})
     return bool(on_list(world, post) & kinds)
 
@@ -117,15 +117,15 @@ def shows(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 class Outcome(typing.NamedTuple):
-    """What is to come of a dump."""
+    """The expected result of a dump."""
 
     kept: dict[str, Post]
     reasons: collections.Counter[str]
-    posts: list[Post]  # those that are looked at: public, whole, not on the list
+    posts: list[Post]  # those that are compared: public, intact, not on the list
 
 
 def expected(world: World, removals: bool) -> Outcome:
-    """The same as prepare makes, one post after the other."""
+    """The result of prepare, computed one post after the other."""
     reasons: collections.Counter[str] = collections.Counter()
     states = collections.defaultdict(list)
     for post in world.posts:
@@ -146,7 +146,7 @@ def expected(world: World, removals: bool) -> Outcome:
             else:
                 posts.append(post)
     kept: dict[str, Post] = {}
-    fates: dict[str, str] = {}  # of those looked at so far: the reason to drop them, or ""
+    fates: dict[str, str] = {}  # by id of the posts so far: the reason to drop them, or ""
     before: list[Post] = []
     posts.sort(key=lambda post: (dates.sortable(post.created_at), key(post)))
     for post in posts:
@@ -174,7 +174,7 @@ def key(post: Post) -> int:
 
 
 def prepare(world: World, name: str, removals: bool) -> dict[str, typing.Any]:
-    """Makes a dataset, and sees that it is what it is to be; returns its records."""
+    """Makes a dataset, checks that it is as expected, and returns its records."""
     manifest, written = dumps.prepare(
         world.folder / "posts.jsonl",
         world.folder / name,
@@ -196,7 +196,7 @@ def audited(world: World, name: str) -> tuple[int, set[str]]:
     report = world.folder / "audit.json"
     flags = [f"--removals={world.folder / 'removals.csv'}", f"--dataset={world.folder / name}"]
     flags += ["--keep_copies_of_removed"] if world.keep_copies else []
-    code = __main__.main(["audit", *flags, f"--json={report}"])
+    code = program.main(["audit", *flags, f"--json={report}"])
     found = json.loads(report.read_text())
     return code, {
         read_ids(world.folder / name / place["file"])[place["position"]]
@@ -221,7 +221,7 @@ def made(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_nothing_removed_is_inside_nor_a_copy_of_it(made):
+def test_the_dataset_holds_no_removed_photo_and_no_copy_of_one(made):
     world, _, new = made
     public = collections.defaultdict(lambda: True)
     for post in world.posts:
@@ -236,16 +236,16 @@ def test_nothing_removed_is_inside_nor_a_copy_of_it(made):
             assert ("id", copy.id) not in world.listed
             assert ("owner", copy.owner) not in world.listed
             assert ("sha256", copy.sha256.hex()) not in world.listed
-    # Nor is any named: not in the lists of copies, nor in the examples of the manifest.
+    # None is named: not in the lists of copies, nor in the examples of the manifest.
     names = {post.id for post in world.posts if on_list(world, post) or not public[post.id]}
-    names -= new.keys()  # where it was an earlier state that is on the list
+    names -= new.keys()  # posts of which an earlier state is on the list
     for path in (world.folder / "new").iterdir():
         content = path.read_bytes()
         assert not [name for name in names if name.encode() in content], path.name
 
 
 @pytest.mark.slow
-def test_audit_names_what_had_to_go_and_nothing_once_it_is_gone(made, capsys):
+def test_audit_names_removed_photos_in_the_old_dataset_and_none_in_the_new(made, capsys):
     world, old, new = made
     assert audited(world, "new") == (0, set())
     looked_at = expected(world, removals=False).posts
@@ -258,6 +258,6 @@ def test_audit_names_what_had_to_go_and_nothing_once_it_is_gone(made, capsys):
     }
     code, named = audited(world, "old")
     assert to_go <= named and code == bool(named)
-    # And what it names is gone, or shows what shows what is gone.
+    # Every record that it names is gone, or shows a photo whose copy is gone.
     told = {name for name, row in old.items() if any(c.id not in new for c in (row, *row.copies))}
     assert named <= told

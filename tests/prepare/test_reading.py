@@ -1,4 +1,4 @@
-"""The first steps of the graph, each called as Beam calls it."""
+"""Tests of the first steps of the graph, called as Beam calls them."""
 
 import base64
 import hashlib
@@ -33,7 +33,7 @@ def chunks_and_states(path: pathlib.Path, *cuts: int):
     )
 
 
-def test_what_is_moved_of_a_dump_is_small_whatever_its_lines_hold(tmp_path, monkeypatch):
+def test_chunks_and_states_are_small_whatever_the_lines_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "LINES", 3)
     path = tmp_path / "posts.jsonl"
     bulk = base64.b64encode(bytes(100_000)).decode()
@@ -64,7 +64,7 @@ def test_what_is_moved_of_a_dump_is_small_whatever_its_lines_hold(tmp_path, monk
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads posts as ReadPosts does: what is kept, what others may not show, what is dropped."""
+    """Runs ReadPosts on posts; returns what is kept, what no post may show, and what is dropped."""
 
     def read(posts, listed=(), superseded=(), **options):
         path = tmp_path / "posts.jsonl"
@@ -105,7 +105,7 @@ def test_a_private_photo_is_not_opened_unless_the_list_names_its_post(tmp_path, 
         assert read(posts, [listed], [(0, "private")]) == ([], [0], [("private", "p")])
 
 
-def test_which_photos_others_may_not_show(tmp_path, read):
+def test_photos_that_no_post_may_show(tmp_path, read):
     for number in range(6):
         (tmp_path / f"{number}.jpg").write_bytes(datasets.jpeg(number))
     (tmp_path / "broken.jpg").write_bytes(b"none")
@@ -123,7 +123,7 @@ def test_which_photos_others_may_not_show(tmp_path, read):
     gone = [("removed", name) for name in ("p0", "p1", "p2", "p3", "p4", "p5", "gone", "broken")]
     earlier = [(4, "duplicate_id")]
     assert read(posts, listed, earlier) == ([], [0, 1, 2, 3, 4, 5], gone)
-    # An owner's photos may be shown by others where so wished, but not those listed themselves.
+    # With keep_copies, others may show an owner's photos, but not photos listed by post or file.
     assert read(posts, listed, earlier, keep_copies=True) == ([], [0, 2, 3, 4, 5], gone)
     kept = ["p0", "p1", "p2", "p4", "p5"]
     reasons = [("broken_owner", "p3"), ("missing_file", "gone"), ("unknown_format", "broken")]

@@ -1,4 +1,4 @@
-"""Where `prepare` and `drawn` may write: nothing of others is lost, and no photo stays behind."""
+"""Tests of the outputs of `prepare` and `draw`: no foreign file is lost, and no photo remains."""
 
 import gc
 import json
@@ -14,7 +14,8 @@ import pytest
 
 from datasets import jpeg, record
 from full_disk import files_of_at_most
-from hashvision import __main__, locks
+from hashvision import locks
+from hashvision.commands import main as program
 from hashvision.data import dataset
 from hashvision.data.keys import NO_KEY
 from hashvision.errors import UserError
@@ -48,7 +49,7 @@ def contents(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def put(path: pathlib.Path, **files: str) -> pathlib.Path:
-    """A folder of these files; of `__` in a name comes a slash, of `_` a dot."""
+    """Makes a folder of files; in their names, `__` stands for a slash and `_` for a dot."""
     for name, content in files.items():
         file = path / name.replace("__", "/").replace("_", ".")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def refused(posts: str, output: object, **options) -> str:
     return str(refusal.value)
 
 
-# What may be replaced
+# Outputs that may be replaced
 
 
 @pytest.mark.parametrize("manifest", ["{}", '{"name": "a web app"}', "[1]", "no JSON", "[" * 10**5])
@@ -80,7 +81,7 @@ def test_a_folder_with_a_manifest_of_another_program_is_kept(posts, tmp_path, ma
 
 
 @pytest.mark.parametrize("manifest", [OLD, NEW])
-def test_what_is_not_of_the_dataset_is_named_and_kept(posts, tmp_path, manifest):
+def test_foreign_files_in_the_output_are_named_and_kept(posts, tmp_path, manifest):
     made = put(tmp_path / "set", manifest_json=json.dumps(manifest), notes_txt="mine")
     before = contents(made)
     assert "holds notes.txt" in refused(posts, made)
@@ -104,7 +105,7 @@ def test_a_dataset_of_each_version_is_replaced_with_all_its_files(posts, tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["set0", "set0.key", "set1", "set1.key"]
 
 
-def test_what_comes_into_the_output_while_it_is_made_is_kept(posts, tmp_path, monkeypatch):
+def test_files_added_to_the_output_during_the_run_are_kept(posts, tmp_path, monkeypatch):
     output = put(tmp_path / "set", manifest_json=json.dumps(OLD))
     finish = folder.finish
 
@@ -118,7 +119,7 @@ def test_what_comes_into_the_output_while_it_is_made_is_kept(posts, tmp_path, mo
     assert sorted(os.listdir(tmp_path)) == ["set", "set.key"]
 
 
-def test_drawn_posts_leave_their_neighbours_alone(tmp_path):
+def test_draw_leaves_neighbouring_folders_alone(tmp_path):
     put(tmp_path / "x.partial", thesis_txt="mine")
     put(tmp_path / "x.preparing-12345678", thesis_txt="mine", images__p000001_jpg="drawn")
     draw.write(tmp_path / "x", 20, 1, size=32)
@@ -129,10 +130,10 @@ def test_drawn_posts_leave_their_neighbours_alone(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["x", "x.partial", "x.preparing-12345678"]
 
 
-# What killed runs leave
+# Leftovers of killed runs
 
 
-def test_stagings_of_dead_runs_are_cleared_and_nothing_else(posts, tmp_path):
+def test_staging_folders_of_killed_runs_are_removed_and_nothing_else(posts, tmp_path):
     elder = tmp_path / "set.preparing-otherhost-12-abcdef01"
     for path in (tmp_path / STAGING, elder):
         put(path, **{f"spool__{name}": "photos" for name in (SPOOLED, SPOOLED[:16])})
@@ -151,7 +152,7 @@ def test_stagings_of_dead_runs_are_cleared_and_nothing_else(posts, tmp_path):
     assert not os.path.exists(made) and not (tmp_path / "set.lock").exists()
 
 
-def test_a_staging_of_a_run_that_lives_is_left_and_the_second_run_refused(posts, tmp_path):
+def test_a_second_run_on_an_output_in_use_is_refused(posts, tmp_path):
     output = tmp_path / "set"
     with folder.make_staging(str(output)) as made:
         put(pathlib.Path(made), **{f"spool__{SPOOLED}": "photos"})
@@ -161,7 +162,7 @@ def test_a_staging_of_a_run_that_lives_is_left_and_the_second_run_refused(posts,
     assert os.listdir(tmp_path) == []
 
 
-def test_between_the_two_renames_no_second_run_comes_in(posts, tmp_path, monkeypatch):
+def test_a_second_run_between_the_two_renames_is_refused(posts, tmp_path, monkeypatch):
     output = put(tmp_path / "set", manifest_json=json.dumps(OLD))
     move, seen = folder.storage.move, []
 
@@ -176,7 +177,7 @@ def test_between_the_two_renames_no_second_run_comes_in(posts, tmp_path, monkeyp
     assert sorted(os.listdir(tmp_path)) == ["set", "set.key"]
 
 
-def test_a_dead_run_of_another_host_is_cleared_once_it_is_silent(posts, tmp_path, monkeypatch):
+def test_a_staging_folder_of_a_silent_host_is_removed(posts, tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_BEAT", 0.05)
     monkeypatch.setattr(locks, "_PATIENCE", 0.3)
     put(tmp_path / STAGING, **{f"spool__{SPOOLED}": "photos"})
@@ -187,12 +188,12 @@ def test_a_dead_run_of_another_host_is_cleared_once_it_is_silent(posts, tmp_path
     assert os.listdir(tmp_path) == []
 
 
-# Errors of the machine
+# Errors of the system
 
 
 def fails(capsys, *arguments) -> str:
-    """The one line that a verb says of a fault."""
-    assert __main__.main([str(argument) for argument in arguments]) == 2
+    """The line that a failing command prints."""
+    assert program.main([str(argument) for argument in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("hashvision: ")
     return line
@@ -202,9 +203,9 @@ IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processin
 
 
 @pytest.mark.parametrize("flags", [(), pytest.param(IN_PROCESSES, marks=pytest.mark.slow)])
-# The other files of a graph that has failed are closed when they are forgotten.
+# Python closes the other files of a failed graph when it collects them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_is_one_sentence_and_nothing_stays(posts, tmp_path, capfd, flags):
+def test_a_full_disk_gives_one_sentence_and_leaves_no_files(posts, tmp_path, capfd, flags):
     with files_of_at_most(8_000):
         line = fails(capfd, "prepare", f"--posts={posts}", f"--output={tmp_path / 'set'}", *flags)
     gc.collect()  # now, and not in another test
@@ -212,7 +213,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_stays(posts, tmp_path, capfd, f
     assert str(tmp_path / "set.preparing-") in line and os.listdir(tmp_path) == ["set.key"]
 
 
-def test_a_shard_that_finds_no_room_says_so(tmp_path):
+def test_a_full_disk_names_the_shard(tmp_path):
     rows = [record(number, jpeg(number), ()) for number in range(40)]
     wanted = "File too large.*posts-train.tfrecord-00000-of-00001"
     with files_of_at_most(8_000), pytest.raises(OSError, match=wanted):
@@ -226,7 +227,7 @@ def test_a_shard_that_finds_no_room_says_so(tmp_path):
         )
 
 
-def test_outputs_that_cannot_be_are_one_sentence(posts, tmp_path, capsys):
+def test_impossible_outputs_give_one_sentence(posts, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     os.symlink(tmp_path / "loop", tmp_path / "loop")
     for output, why in (
@@ -239,7 +240,7 @@ def test_outputs_that_cannot_be_are_one_sentence(posts, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
 
 
-def test_an_error_in_a_step_is_what_it_was(tmp_path):
+def test_errors_of_steps_are_raised_again(tmp_path):
     for told, kind, words in (
         (
             "a\nOSError: [Errno 28] No space left on device [while running 'X']",
@@ -259,7 +260,7 @@ def test_an_error_in_a_step_is_what_it_was(tmp_path):
             raise RuntimeError(told)
 
 
-# Where the output leads
+# Paths of the output
 
 
 def test_a_link_is_followed_and_the_dataset_replaced_where_it_leads(posts, tmp_path):
@@ -273,12 +274,12 @@ def test_a_link_is_followed_and_the_dataset_replaced_where_it_leads(posts, tmp_p
     assert sorted(os.listdir(tmp_path / "disk")) == ["v1", "v1.key"]
 
 
-def test_places_that_cannot_be_replaced_are_refused_before_any_work(posts, tmp_path, monkeypatch):
+def test_outputs_that_cannot_be_replaced_are_refused_before_any_work(posts, tmp_path, monkeypatch):
     images = tmp_path / "parent" / "images"
     images.mkdir(parents=True)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    nothing = str(tmp_path / "absent.jsonl")  # nobody has looked at it
+    nothing = str(tmp_path / "absent.jsonl")  # is never opened
     for output, words in (
         (".", "is or contains the current folder"),
         ("..", "is or contains the current folder"),
@@ -309,10 +310,10 @@ def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch):
     assert staging.resolve_output(str(mounted / "set")) == str(mounted / "set")
 
 
-# What runs it
+# The runner
 
 
-def test_what_beam_does_not_know_is_one_sentence(posts, tmp_path):
+def test_invalid_beam_options_give_one_sentence(posts, tmp_path):
     for flag, words in (
         ("--runner=Foo", "--runner=Foo is not a runner"),
         ("--runner=no.such.Runner", "--runner=no.such.Runner is not a runner"),
@@ -325,7 +326,7 @@ def test_what_beam_does_not_know_is_one_sentence(posts, tmp_path):
 
 
 def processes_of(group: int) -> list[int]:
-    """Those of a group that still run."""
+    """The processes of a group that still run."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -339,7 +340,7 @@ def processes_of(group: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_clears_its_photos_away(tmp_path, number):
+def test_a_stopped_run_removes_its_photos(tmp_path, number):
     posts = write_posts(tmp_path / "in", 2000)
     command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
     running = subprocess.Popen(
@@ -358,7 +359,7 @@ def test_a_run_that_is_stopped_clears_its_photos_away(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_not_waited_for(tmp_path):
+def test_a_killed_worker_ends_prepare(tmp_path):
     posts = write_posts(tmp_path / "in", 2000)
     command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
     driver = subprocess.Popen(
@@ -384,7 +385,7 @@ def test_a_worker_that_is_killed_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+def test_workers_end_when_the_driver_is_killed(tmp_path):
     posts = write_posts(tmp_path, 2000)
     command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
     driver = subprocess.Popen(

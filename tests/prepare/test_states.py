@@ -1,4 +1,4 @@
-"""Of the lines of one post, private anywhere wins; else the latest counts."""
+"""Tests that any private line of a post wins, and else the latest line counts."""
 
 import random
 
@@ -12,7 +12,7 @@ def line(post_id: str, offset: int, created_at: str = "", visibility: str = "pub
 
 
 def found(lines: list[bytes]) -> dict[int, str]:
-    """By offset, why a line does not count."""
+    """The reason why a line does not count, by offset."""
     random.shuffle(lines)
     told = list(states.superseded(lines))
     assert all(chunk == offset // 100 for chunk, (offset, _) in told)
@@ -25,7 +25,7 @@ def test_the_latest_state_counts():
     assert found([line("a", 0), line("a", 10), line("a", 150)]) == dict.fromkeys(
         (0, 10), "duplicate_id"
     )
-    # By its date, not by its place; offsets and seconds are read, and of equal dates the last.
+    # By date, not by place; time zones and seconds count, and of equal dates the last line.
     new, old = "2020-01-01T00:00:00-05:00", "2020-01-01T03:00:00Z"
     assert found([line("a", 0, new), line("a", 10, old)]) == {10: "duplicate_id"}
     assert found([line("a", 0, "1577854800"), line("a", 10, new)]) == {0: "duplicate_id"}

@@ -1,4 +1,4 @@
-"""Dumps of posts for tests: pictures in which copies are found, and prepare with its records."""
+"""Pictures for dumps of posts in tests, and `prepare` with the records that it writes."""
 
 import io
 import pathlib
@@ -15,7 +15,7 @@ SIZE = 96
 
 
 def scene(seed: int) -> Image.Image:
-    """A picture with as much in it as a photo has: blurred noise of several scales."""
+    """A picture with as much detail as a photo: blurred noise of several scales."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((SIZE, SIZE, 3))
     for cells in (4, 8, 16, 32):
@@ -33,7 +33,7 @@ def encoded(image: Image.Image, quality: int = 90) -> bytes:
 def prepare(
     posts: pathlib.Path, output: pathlib.Path, **options
 ) -> tuple[dict, dict[str, records.Record]]:
-    """Runs prepare; returns its manifest, and by id each Record as it was given to the writer."""
+    """Runs prepare; returns its manifest, and by id each Record that it wrote."""
     written, whole = {}, folders.write_shard
 
     def keep(folder, rows, **options):
@@ -47,6 +47,6 @@ def prepare(
 
 
 def dropped(manifest: dict) -> dict[str, int]:
-    """Posts by the reason for which they were dropped."""
+    """The number of dropped posts for each reason."""
     found = manifest["posts"]["dropped"].items()
     return {reason: entry["count"] for reason, entry in found if entry["count"]}

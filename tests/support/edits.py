@@ -1,4 +1,4 @@
-"""Edits of photos as people make them before they post them again, keyed by a generator."""
+"""Edits that people make to photos before they post them again, drawn from a generator."""
 
 import io
 from collections.abc import Callable
@@ -81,7 +81,7 @@ EDITS: dict[str, Callable[[Image.Image, Random], bytes]] = {
 
 
 def with_words(image: Image.Image, rng: Random) -> bytes:
-    """The picture as the template of a meme: three of some words above and below."""
+    """Makes a meme of a picture: three random words at the top and at the bottom."""
     words = "CAT DOG WHEN NEVER ALWAYS WORK MONDAY LOVE SLEEP BOSS FRIEND SAYS YES COFFEE".split()
     image = image.copy()
     draw = ImageDraw.Draw(image)

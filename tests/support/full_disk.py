@@ -1,4 +1,4 @@
-"""What a full disk is like: files of this process, and of those it starts, stop at a size."""
+"""Simulates a full disk: files of this process and its child processes cannot exceed a size."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from unittest import mock
 
-# Before 3.14 Python keeps a compiled module that was cut short, and fails at it ever after
-# (gh-126606): where files are limited none is kept.
+# Before 3.14, Python keeps a compiled module that was cut short, and every later import fails
+# (gh-126606). So no compiled modules are kept while files are limited.
 NOTHING_COMPILED = {"PYTHONDONTWRITEBYTECODE": "1"}
 
 

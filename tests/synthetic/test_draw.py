@@ -1,4 +1,4 @@
-"""Tests of the drawn posts: same bytes every time, rates as documented, colour tells nothing."""
+"""Tests of the drawn posts: the same bytes every time, the documented rates, useless colours."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ KIND_OF = {
 
 
 def tagged_kinds(tags: str) -> list[str]:
-    """The kinds that a post's tags name, with repeats."""
+    """The kinds that a post's tags name, with repetitions."""
     names = (plain(tag) for tag in re.findall(r"[#＃](\w+)", tags))
     return [KIND_OF[name] for name in names if name in KIND_OF]
 
@@ -90,7 +90,7 @@ def test_many_posts_are_drawn_on_all_cores_to_the_same_bytes(tmp_path, monkeypat
     small = {"posts": 20, "test_per_class": 1, "size": 32}
     draw.write(tmp_path / "alone", **small)
     monkeypatch.setattr(draw, "MANY", 20)
-    monkeypatch.setattr(draw, "map", None, raising=False)  # the way not taken
+    monkeypatch.setattr(draw, "map", None, raising=False)  # must not be called
     draw.write(tmp_path / "pool", **small)
     assert hashes(tmp_path / "alone") == hashes(tmp_path / "pool")
 
@@ -102,10 +102,10 @@ def test_a_post_does_not_depend_on_the_number_of_posts(dump, tmp_path):
     small, large = hashes(tmp_path / "fewer"), hashes(dump)
     images = [post["image"] for post in fewer]
     differing = [name for name in images if small.get(name) != large.get(name)]
-    assert len(differing) <= 6  # three spoilt posts in either dump
+    assert len(differing) <= 6  # three broken posts in each dump
 
 
-def test_posts_have_the_form_of_a_dump_and_each_way_to_fail(dump):
+def test_posts_have_the_form_of_a_dump_with_each_kind_of_broken_file(dump):
     posts, broken = read_posts(dump)
     assert broken == 1
     assert len(posts) == 60
@@ -130,7 +130,7 @@ def test_posts_have_the_form_of_a_dump_and_each_way_to_fail(dump):
     assert failures == {(way, "public"): 1 for way in ("missing", "empty", "cut")}
 
 
-def test_tags_are_as_truthful_as_documented(planned):
+def test_tags_have_the_documented_error_rates(planned):
     objects = tagged = tags = true = nothing = 0
     for post in planned:
         named = tagged_kinds(post.tags)
@@ -181,7 +181,7 @@ def test_private_posts_and_reposts(planned):
     assert 0 < same < 12
 
 
-def test_captions_name_everything_and_tags_come_in_all_spellings(planned):
+def test_captions_name_all_kinds_and_tags_have_all_spellings(planned):
     for post in planned[:300]:
         for kind in post.kinds:
             assert any(phrase in post.caption.lower() for phrase in captions.WORDS[kind].phrases)
@@ -245,7 +245,7 @@ def nearest_accuracy(train, train_classes, test, classes) -> float:
     return float((votes.argmax(1) == classes).mean())
 
 
-def test_shape_tells_the_kinds_and_colour_does_not(dump):
+def test_shape_predicts_the_kinds_and_colour_does_not(dump):
     train, train_classes = read_split(dump / "transfer" / "train")
     test, classes = read_split(dump / "transfer" / "test")
     chance = 1 / len(draw.KINDS)
@@ -283,7 +283,7 @@ def test_every_kind_is_drawn_within_the_frame():
 
 
 @pytest.mark.parametrize("number", [{"posts": 19}, {"test_per_class": 0}, {"size": 31}])
-def test_too_small_a_number_is_the_users_error(tmp_path, number):
+def test_too_small_numbers_are_refused(tmp_path, number):
     with pytest.raises(UserError, match=next(iter(number))):
         draw.write(tmp_path / "out", **number)
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What is still inside, and what checkpoints saw: the same as a replay step by step tells."""
+"""Tests of `audit`: records on the list, and what checkpoints saw, equal a replay step by step."""
 
 import collections
 import itertools
@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 import datasets
-from hashvision import __main__
+from hashvision.commands import main as program
 from hashvision.config import recipes
 from hashvision.data import dataset, keys, reader, records, removals, stream
 from hashvision.errors import UserError
 from hashvision.takedowns import audit
-from hashvision.training import workdir
+from hashvision.training import run as run_files
 from runs import REPO, finish, make, start
 
 SIZE, BATCH, LANES = 64, 16, 4
 
 
 def text(number):
-    """Bytes that pass for a photo, where none is decoded."""
+    """Bytes in place of a photo, for tests that decode none."""
     return b"photo %d" % number
 
 
@@ -62,7 +62,7 @@ def some_untagged(folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A dataset with photos of no tag."""
+    """A dataset that includes photos without a tag."""
     return some_untagged(datasets.write(tmp_path_factory.mktemp("data") / "set", SIZE, photo=text))
 
 
@@ -82,9 +82,9 @@ class Run:
         self.folder = folder or self.folder
         source = dataset.load(str(self.folder))
         self.config.dataset = str(self.folder)
-        workdir.claim(str(self.path), self.config, source.vocabulary, source.manifest)
+        run_files.claim(str(self.path), self.config, source.vocabulary, source.manifest)
         names = source.names(removals.RemovalList(list(removed), keep_copies=keep))
-        workdir.note_start(str(self.path), step, names)
+        run_files.note_start(str(self.path), step, names)
         self.shown = {done: seen for done, seen in self.shown.items() if done < step}
         return [
             stream.Stream(
@@ -103,7 +103,7 @@ class Run:
         ]
 
     def go(self, step, end, removed=(), hosts=1, broken=(), folder=None, keep=False):
-        """Steps `step` to `end`; `broken` are (step, record) that are found on the way."""
+        """Runs steps `step` to `end`; `broken` are the (step, record) that are found meanwhile."""
         photos = self.start(step, removed, hosts, folder, keep)
         faults = [reader.Faults(str(self.path), host, 1.0) for host in range(hosts)]
         for host, part in enumerate(photos):
@@ -133,7 +133,7 @@ class Run:
 
 
 def replayed(run, checkpoint, named=NAMED):
-    """By record: how often it was shown, first and last."""
+    """By record: how often it was shown, and at which steps first and last."""
     times, steps = collections.Counter(), collections.defaultdict(list)
     for step in range(checkpoint):
         for record in run.shown[step].tolist():
@@ -170,19 +170,19 @@ def test_counts_are_those_of_every_step_replayed(
     rng = np.random.default_rng([seed, len(method), len(objective)])
 
     def faults(first, last):
-        # Of few records, so that the same are broken, mended and broken again.
+        # Few records, so that the same ones are broken, restored and broken again.
         steps = rng.integers(first, last, 10).tolist()
         return list(zip(steps, rng.choice([1, 3, 8, 13, 18, 30, 40], 10).tolist(), strict=True))
 
     run = Run(tmp_path / "run", folder, seed, method, objective)
     run.go(0, 23, broken=faults(0, 23))
-    # A power cut: back to step 15, with a first list; then another that names other photos.
+    # A power cut: back to step 15, with a first list; then another list with other photos.
     run.go(15, 40, removed=LISTED[1:3], broken=faults(15, 40))
     run.go(31, 52, removed=listed(("owner", "u3"), ("owner", "u1")), broken=faults(31, 52))
     run.go(52, 60, removed=listed(("owner", "u1")), hosts=1)
     run.save(5, 15, 20, 47, 60)
     agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
-    monkeypatch.setattr("hashvision.takedowns.replay._ITEMS", 7)  # in parts, and it is the same
+    monkeypatch.setattr("hashvision.takedowns.replay._ITEMS", 7)  # the same counts in parts
     agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
 
 
@@ -196,7 +196,7 @@ def test_counts_are_the_same_whatever_hosts_and_lanes(tmp_path, folder, lanes):
     agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
 
 
-def test_what_stands_in_for_a_removed_photo_counts_as_shown(tmp_path, folder):
+def test_a_replacement_of_a_removed_photo_counts_as_shown(tmp_path, folder):
     run = Run(tmp_path / "run", folder, method="natural", lanes=1)
     run.go(0, 4, removed=listed(*(("id", f"p{n}") for n in range(1, SIZE))))  # p0 alone is left
     run.save(4)
@@ -205,7 +205,7 @@ def test_what_stands_in_for_a_removed_photo_counts_as_shown(tmp_path, folder):
 
 
 class Reads(Run):
-    """A run that reads its photos, all of whose records are asked for."""
+    """A run that reads its photos; the list names all of its records."""
 
     def __init__(self, place):
         super().__init__(place / "run", datasets.write(place / "set", size=SIZE), method="natural")
@@ -213,10 +213,10 @@ class Reads(Run):
         self.whole = self.shard.read_bytes()
 
     def read(self, step, end, removed=(), when=None, happens=None):
-        """Steps `step` to `end`; something may happen on the way."""
+        """Runs steps `step` to `end`; calls `happens` after step `when`."""
         (photos,) = self.start(step, removed)
         faults = reader.Faults(str(self.path), 0, 1.0)
-        batches = reader.Reader(photos, 48, 2, faults, threads=2).batches(step)
+        batches = reader.BatchReader(photos, 48, 2, faults, threads=2).batches(step)
         for now, (items, _) in enumerate(itertools.islice(batches, end - step), step):
             self.shown[now] = items.record
             if now == when:
@@ -247,7 +247,7 @@ def test_counts_are_those_of_the_batches_that_were_read(tmp_path):
     run = Reads(tmp_path)
     run.flip(9)
     run.read(0, 12)
-    run.flip(9, 12, 33, 42)  # one can be read again, and others no more
+    run.flip(9, 12, 33, 42)  # record 9 can be read again, and the others cannot
     run.read(5, 14, listed(("id", "p3")))
     run.cut(53)
     run.read(9, 18)
@@ -260,7 +260,7 @@ def test_counts_are_those_of_the_batches_that_were_read(tmp_path):
     run.agrees()
 
 
-def test_what_broke_is_not_shown_in_steps_that_are_done_again(tmp_path):
+def test_broken_records_are_not_shown_in_repeated_steps(tmp_path):
     run = Reads(tmp_path)
     run.read(0, 8)
     run.flip(*range(1, SIZE, 5))
@@ -270,7 +270,7 @@ def test_what_broke_is_not_shown_in_steps_that_are_done_again(tmp_path):
     run.agrees()
 
 
-def test_what_lay_behind_the_end_of_a_shard_is_shown_again_though_its_first_is_broken(tmp_path):
+def test_records_of_a_restored_shard_are_shown_again_except_a_broken_first(tmp_path):
     run = Reads(tmp_path)
     run.cut(50)
     run.read(0, 8)
@@ -289,7 +289,7 @@ def test_a_shard_cut_short_while_it_is_read_loses_its_last_records_too(tmp_path)
     run.agrees()
 
 
-def test_a_run_that_went_on_with_another_dataset(tmp_path, folder):
+def test_a_run_that_resumed_on_another_dataset(tmp_path, folder):
     smaller = datasets.write(tmp_path / "smaller", size=48, photo=text)
     run = Run(tmp_path / "run", folder)
     run.go(0, 10)
@@ -305,7 +305,7 @@ def test_a_run_that_went_on_with_another_dataset(tmp_path, folder):
     gone = tmp_path / "moved"
     smaller.rename(gone)
     smaller.with_name("smaller.key").rename(tmp_path / "moved.key")
-    with pytest.raises(UserError, match=f"from step 11 on.*{smaller} is gone.*--dataset"):
+    with pytest.raises(UserError, match=f"from step 11 on.*{smaller} does not exist.*--dataset"):
         audit.audit_run(str(run.path), as_list(LISTED))
     assert audited(audit.audit_run(str(run.path), as_list(LISTED), str(gone)), 20) == audited(
         seen, 20
@@ -313,10 +313,10 @@ def test_a_run_that_went_on_with_another_dataset(tmp_path, folder):
 
 
 def call(*arguments):
-    return __main__.main(["audit", *map(str, arguments)])
+    return program.main(["audit", *map(str, arguments)])
 
 
-def test_a_dataset_tells_what_is_still_inside(tmp_path, folder, capsys):
+def test_a_dataset_audit_reports_records_on_the_list(tmp_path, folder, capsys):
     removed = write_list(tmp_path / "list.csv", LISTED)
     assert call(removed, f"--dataset={folder}", f"--json={tmp_path / 'all.json'}") == 1
     out = capsys.readouterr().out
@@ -325,7 +325,7 @@ def test_a_dataset_tells_what_is_still_inside(tmp_path, folder, capsys):
     assert ["id", "3", "2", "2", "0"] in rows  # p3 is one of u3's too
     assert "1 of the 5 removals match nothing in it: id gone." in out
     assert "15 of the 64 records" in out and "`prepare --removals`" in out
-    assert "copy of a removed post" not in out
+    assert "dropped as a copy" not in out
     found = json.loads((tmp_path / "all.json").read_text())
     held = [len(line["records"]) for line in found["removals"]]
     assert (held, found["still_inside"]) == ([13, 1, 1, 0, 1], 15)
@@ -333,25 +333,25 @@ def test_a_dataset_tells_what_is_still_inside(tmp_path, folder, capsys):
     assert found["removals"][2]["records"] == [{**where, "shows": "a removed post"}]
 
 
-def test_a_dataset_in_which_nothing_is_left(tmp_path, folder, capsys):
+def test_a_dataset_without_removed_records(tmp_path, folder, capsys):
     removed = write_list(tmp_path / "list.csv", listed(("id", "gone")))
     assert call(removed, f"--dataset={folder}") == 0
     assert "0 of the 64 records" in capsys.readouterr().out
 
 
-def test_a_long_list_is_a_screenful_and_moves_no_cursor(tmp_path, folder, capsys):
+def test_a_long_list_is_cut_and_moves_no_cursor(tmp_path, folder, capsys):
     lines = [
         removals.Removal("id", f"p{n}", f"\u202e{'because ' * 9}", "2018") for n in range(SIZE)
     ]
     assert call(write_list(tmp_path / "list.csv", lines), f"--dataset={folder}") == 1
     out = capsys.readouterr().out
-    assert "and 24 more; --json has all." in out and "\u202e" not in out
+    assert "and 24 more; --json lists all." in out and "\u202e" not in out
     assert max(map(len, out.split("\n\n")[0].splitlines())) < 100
 
 
 @pytest.fixture
 def run(tmp_path, folder):
-    """Six steps that see photos of the list, then four that honour it."""
+    """Six steps that see photos of the list, then four that apply it."""
     run = Run(tmp_path / "run", folder)
     run.go(0, 6)
     run.go(6, 10, LISTED)
@@ -359,7 +359,7 @@ def run(tmp_path, folder):
     return run
 
 
-def test_a_run_tells_what_its_checkpoints_saw(tmp_path, run, capsys):
+def test_a_run_audit_reports_what_checkpoints_saw(tmp_path, run, capsys):
     (run.path / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir()
     (run.path / "damaged" / "11.0").mkdir(parents=True)
     removed = write_list(tmp_path / "list.csv", LISTED)
@@ -368,7 +368,7 @@ def test_a_run_tells_what_its_checkpoints_saw(tmp_path, run, capsys):
     whole = replayed(run, 6)
     total = sum(count[0] for count in whole.values())
     assert f"        10  {len(whole):>20}  {total:>12}" in out
-    assert "Weights do not forget." in out and "from the start, into a new --workdir" in out
+    assert "Weights do not forget." in out and "from the start, in a new --workdir" in out
     found = json.loads((tmp_path / "all.json").read_text())
     assert found["checkpoints"] == [6, 10]
     assert {record["shown"]["10"] for record in found["records"]} >= {1, 2}
@@ -378,7 +378,7 @@ def test_a_run_tells_what_its_checkpoints_saw(tmp_path, run, capsys):
     assert (three["shown"]["6"], three["first_step"], three["last_step"]) == whole[3]
 
 
-def test_the_checkpoint_to_go_on_from_is_named(tmp_path, folder, capsys):
+def test_the_checkpoint_to_resume_from_is_named(tmp_path, folder, capsys):
     run = Run(tmp_path / "run", folder)
     run.go(0, 3, LISTED)
     run.go(3, 8)
@@ -386,11 +386,11 @@ def test_the_checkpoint_to_go_on_from_is_named(tmp_path, folder, capsys):
     first = min(found[1] for found in replayed(run, 8).values())
     assert call(write_list(tmp_path / "list.csv", LISTED), f"--workdir={run.path}") == 1
     out = capsys.readouterr().out
-    assert first > 3 and "from that of step 3," in out and f"before step {first}," in out
+    assert first > 3 and "from the checkpoint of step 3," in out and f"before step {first}," in out
 
 
 @pytest.mark.parametrize("saved", [(), (4,)])
-def test_a_run_that_saw_none(tmp_path, folder, saved, capsys):
+def test_a_run_that_saw_no_removed_record(tmp_path, folder, saved, capsys):
     run = Run(tmp_path / "run", folder)
     run.config.init_from = "elsewhere"
     run.go(0, 4, LISTED)
@@ -401,7 +401,7 @@ def test_a_run_that_saw_none(tmp_path, folder, saved, capsys):
     assert "trunk of elsewhere" in out  # which may have seen some
 
 
-def test_a_run_of_an_earlier_version_honoured_no_list(tmp_path, folder):
+def test_a_run_of_an_earlier_version_applied_no_list(tmp_path, folder):
     run = Run(tmp_path / "run", folder)
     run.go(0, 6)
     run.save(6)
@@ -409,7 +409,7 @@ def test_a_run_of_an_earlier_version_honoured_no_list(tmp_path, folder):
     agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
 
 
-def test_a_dataset_that_moved_is_given(tmp_path, folder, run, capsys):
+def test_a_moved_dataset_is_given(tmp_path, folder, run, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     shutil.copy(f"{folder}.key", f"{moved}.key")
@@ -421,14 +421,14 @@ def test_a_dataset_that_moved_is_given(tmp_path, folder, run, capsys):
     (run.path / "removed.jsonl").write_text("".join(lines))
     removed = write_list(tmp_path / "list.csv", LISTED)
     assert call(removed, f"--workdir={run.path}") == 2
-    assert "nowhere is gone); give --dataset" in capsys.readouterr().err
+    assert "nowhere does not exist); give --dataset" in capsys.readouterr().err
     assert call(removed, f"--workdir={run.path}", f"--dataset={moved}") == 1
     other = datasets.write(tmp_path / "other", size=48, photo=text)
     assert call(removed, f"--workdir={run.path}", f"--dataset={other}") == 2
     assert "other is another dataset, " in capsys.readouterr().err
 
 
-def test_another_dataset_than_that_of_the_run_is_refused(tmp_path, run, capsys):
+def test_a_dataset_of_another_run_is_refused(tmp_path, run, capsys):
     other = datasets.write(tmp_path / "other", size=48, photo=text)
     removed = write_list(tmp_path / "list.csv", LISTED)
     assert call(removed, f"--workdir={run.path}", f"--dataset={other}") == 2
@@ -485,7 +485,7 @@ def damaged(name, contents, words):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_workdir_that_is_none_is_named(tmp_path, run, name, content, words, capsys):
+def test_a_damaged_workdir_is_named(tmp_path, run, name, content, words, capsys):
     (run.path / name).unlink()
     if content is not None:
         (run.path / name).write_text(content + "\n", "latin-1")
@@ -517,7 +517,7 @@ def copied(tmp_path_factory):
     return some_untagged(datasets.write(folder, SIZE, photo=text, copies=COPIES))
 
 
-def test_the_photo_of_a_removed_post_is_found_where_a_copy_of_it_stays(tmp_path, copied, capsys):
+def test_a_record_that_shows_a_copy_of_a_removed_post_is_found(tmp_path, copied, capsys):
     lines = listed(("id", "c0"), ("owner", "v1"), ("sha256", (b"2" * 32).hex()), ("id", "p9"))
     removed = write_list(tmp_path / "list.csv", lines)
     assert call(removed, f"--dataset={copied}", f"--json={tmp_path / 'all.json'}") == 1
@@ -526,7 +526,10 @@ def test_the_photo_of_a_removed_post_is_found_where_a_copy_of_it_stays(tmp_path,
     assert ["id", "c0", "left", "2018-06-01", "0", "1", "0:9", "(copy)"] in rows
     assert ["id", "p9", "left", "2018-06-01", "1", "0", "0:9"] in rows
     assert ["owner", "1", "1", "0", "1"] in rows and ["id", "2", "2", "1", "0"] in rows
-    assert "2 of the 64 records" in out and "shows a copy of a removed post" in out
+    assert (
+        "2 of the 64 records" in out
+        and "as a removed post, which `prepare` dropped as a copy" in out
+    )
     found = json.loads((tmp_path / "all.json").read_text())
     assert found["still_inside"] == 2
     assert [[place["shows"] for place in line["records"]] for line in found["removals"]] == [
@@ -541,7 +544,7 @@ def test_the_photo_of_a_removed_post_is_found_where_a_copy_of_it_stays(tmp_path,
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_run_bars_and_counts_what_shows_a_copy(tmp_path, copied, keep):
+def test_a_run_bars_and_counts_records_that_show_a_copy(tmp_path, copied, keep):
     lines = listed(("owner", "u3"), ("id", "c1"))
     named = {9, *range(3, SIZE, 5), *([] if keep else [40])}
     run = Run(tmp_path / "run", copied)
@@ -550,27 +553,27 @@ def test_a_run_bars_and_counts_what_shows_a_copy(tmp_path, copied, keep):
     run.save(6, 20)
     shown = {record for step in range(6, 20) for record in run.shown[step].tolist()}
     assert not shown & named and (40 in shown) == keep
-    # Whatever is asked for now, the replay bars what was barred then.
+    # The replay bars what was barred during the run, whatever the options are now.
     agree(run, audit.audit_run(str(run.path), as_list(lines, keep_copies=keep)), named)
     agree(run, audit.audit_run(str(run.path), as_list(lines)), named | {40})
     agree(run, audit.audit_run(str(run.path), as_list(lines, keep_copies=True)), named - {40})
 
 
-def test_a_run_tells_what_it_was_shown_of_copies(tmp_path, copied, capsys):
+def test_a_run_audit_reports_copies(tmp_path, copied, capsys):
     run = Run(tmp_path / "run", copied, method="natural")
     run.go(0, 8)
     run.save(8)
     removed = write_list(tmp_path / "list.csv", listed(("id", "c0"), ("id", "gone")))
     assert call(removed, f"--workdir={run.path}", f"--json={tmp_path / 'all.json'}") == 1
     out = capsys.readouterr().out
-    assert "0:9 (copy)" in out and "shows a copy of a removed post" in out
-    assert "1 of the 2 removals match nothing in what it was given: id gone." in out
+    assert "0:9 (copy)" in out and "as a removed post, which `prepare` dropped as a copy" in out
+    assert "1 of the 2 removals match nothing in the run's data: id gone." in out
     (record,) = json.loads((tmp_path / "all.json").read_text())["records"]
     assert (record["position"], record["shows"]) == (9, "a copy of a removed post")
 
 
 def rekeyed(folder, key):
-    """Makes of a dataset the same one under another key."""
+    """Gives a dataset another key."""
     for number in range(2):
         path = folder / records.index_name(number, 2)
         rows, first = np.load(path), number * SIZE // 2
@@ -585,7 +588,7 @@ def rekeyed(folder, key):
     return some_untagged(folder)
 
 
-def test_a_run_of_two_datasets_with_keys_of_their_own(tmp_path, folder):
+def test_a_run_on_two_datasets_with_different_keys(tmp_path, folder):
     key = keys.Key(b"another key of thirty-two bytes.")
     other = rekeyed(datasets.write(tmp_path / "other", SIZE, photo=text), key)
     run = Run(tmp_path / "run", folder)
@@ -610,7 +613,7 @@ def test_a_run_of_two_datasets_with_keys_of_their_own(tmp_path, folder):
         assert counts[1] == {record: count for record, count in later.items() if count}
 
 
-def test_starts_are_noted_by_keyed_hashes(tmp_path, folder):
+def test_starts_are_noted_with_keyed_hashes(tmp_path, folder):
     run = Run(tmp_path / "run", folder)
     run.go(0, 2, LISTED, keep=True)
     (start,) = map(json.loads, (run.path / "removed.jsonl").read_text().splitlines())
@@ -620,7 +623,7 @@ def test_starts_are_noted_by_keyed_hashes(tmp_path, folder):
     assert str(records.id_hash("u3")) not in every and datasets.KEY.secret.hex() not in every
 
 
-def test_a_key_that_lies_elsewhere_is_given(tmp_path, run, folder, capsys):
+def test_a_key_elsewhere_is_given(tmp_path, run, folder, capsys):
     moved, key = tmp_path / "moved", tmp_path / "kept"
     shutil.copytree(folder, moved)
     key.write_text(datasets.KEY.secret.hex())
@@ -638,29 +641,29 @@ def test_a_key_that_lies_elsewhere_is_given(tmp_path, run, folder, capsys):
     assert call(removed, f"--dataset={folder}", f"--key={key}") == 1  # its own lies beside it
 
 
-def test_a_dataset_of_before_is_audited_and_its_limits_said(tmp_path, capsys):
+def test_an_audit_of_a_version_1_dataset_states_its_limits(tmp_path, capsys):
     old = datasets.write(tmp_path / "old", SIZE, photo=text, version=1)
     removed = write_list(tmp_path / "list.csv", LISTED)
     assert call(removed, f"--dataset={old}") == 1
     out = capsys.readouterr().out
-    assert "15 of the 64 records" in out and "old is of version 1, which notes no copies" in out
+    assert "15 of the 64 records" in out and "old is of version 1, which lists no copies" in out
     run = Run(tmp_path / "run", some_untagged(old))
     run.go(0, 6)
     run.go(6, 10, LISTED[1:])
     run.save(6, 10)
     agree(run, audit.audit_run(str(run.path), as_list(LISTED)))
     assert call(removed, f"--workdir={run.path}") == 1
-    assert "old is of version 1, which notes no copies" in capsys.readouterr().out
+    assert "old is of version 1, which lists no copies" in capsys.readouterr().out
 
 
 def test_a_dataset_is_verified_with_a_list_and_without(tmp_path, capsys):
     folder = datasets.write(tmp_path / "set", SIZE, photo=text)
     assert call("--verify", f"--dataset={folder}") == 0
-    assert "set is whole: 2 shards of" in capsys.readouterr().out
+    assert "set is intact: 2 shards of" in capsys.readouterr().out
     removed = write_list(tmp_path / "list.csv", LISTED)
     assert call("--verify", removed, f"--dataset={folder}") == 1
     out = capsys.readouterr().out
-    assert "set is whole" in out and "15 of the 64 records" in out
+    assert "set is intact" in out and "15 of the 64 records" in out
     shard = folder / records.shard_name(1, 2)
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
@@ -670,18 +673,18 @@ def test_a_dataset_is_verified_with_a_list_and_without(tmp_path, capsys):
     assert f"{shard.name} is not the file that manifest.json lists" in error
     old = datasets.write(tmp_path / "old", SIZE, photo=text, version=1)
     assert call("--verify", f"--dataset={old}") == 0
-    assert "digests of the shards alone" in capsys.readouterr().out
+    assert "digests of the shards only" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_sentence(tmp_path, folder, capsys):
     removed = write_list(tmp_path / "list.csv", LISTED)
     for arguments, words in [
         ([removed], "give --dataset"),
-        ([f"--dataset={folder}"], "give --removals a list, or --verify"),
-        (["--verify", removed, "--workdir=run"], "give --dataset"),
+        ([f"--dataset={folder}"], "give a list with --removals, or --verify"),
+        (["--verify", removed, "--workdir=run"], "give its folder with --dataset"),
         ([removed, f"--dataset={tmp_path}"], "no dataset"),
         ([f"--removals={tmp_path / 'none.csv'}", f"--dataset={folder}"], "cannot be read"),
-        ([removed, f"--dataset={folder}", f"--json={tmp_path}"], "the audit stands above"),
+        ([removed, f"--dataset={folder}", f"--json={tmp_path}"], "the audit is printed above"),
         ([removed, f"--dataset={folder}", "--fast"], "--fast"),
     ]:
         assert call(*arguments) == 2
@@ -694,7 +697,7 @@ def test_an_audit_needs_no_jax(tmp_path, run):
     code = f"""
 import sys
 sys.modules['jax'] = sys.modules['tensorflow'] = None  # any import of them now fails
-from hashvision.__main__ import main
+from hashvision.commands.main import main
 sys.exit(main(["audit", "{removed}", "--workdir={run.path}"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
