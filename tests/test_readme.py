@@ -1,4 +1,4 @@
-"""README's commands, as they are printed there, in a copy of the repository with few posts."""
+"""Runs the README's commands as printed, in a copy of the repository with few posts."""
 
 import importlib.util
 import lzma
@@ -31,7 +31,7 @@ COMMANDS = [
 
 
 def runs_here(command):
-    """Whether it needs neither Google's cloud nor the network."""
+    """Whether a command works without Google's cloud and without the network."""
     return not re.search(r"gs://|^git clone|^pip install", command)
 
 
@@ -61,7 +61,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_the_commands_are_found():
+def test_the_commands_of_the_readme_are_found():
     assert len(COMMANDS) > 8 and sum(map(runs_here, COMMANDS)) > 5
 
 
@@ -82,16 +82,21 @@ def test_a_command_runs_as_it_is_printed(place, command):
     assert done.stdout and "Traceback" not in done.stderr
 
 
-def test_readme_names_every_verb_recipe_and_script():
-    verbs = subprocess.run(
+def test_the_readme_names_every_command_recipe_script_and_room():
+    usage = subprocess.run(
         [sys.executable, "-m", "hashvision", "--help"],
         cwd=REPO,
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    listed = re.findall(r"^    ([a-z]+) ", verbs, re.MULTILINE)
+    listed = re.findall(r"^    ([a-z]+) ", usage, re.MULTILINE)
     assert set(listed) == set(re.findall(r"^\| `([a-z]+)` \|", README, re.MULTILINE))
-    for path in [*(REPO / "configs").glob("*.py"), *(REPO / "launch").glob("*.sh")]:
-        if path.name not in ("setup.sh", "worker.sh"):  # what the others use
+    for path in (REPO / "configs").glob("*.py"):
+        assert re.search(rf"[`/]{path.stem}[:.`]", README)
+    for path in (REPO / "launch").glob("*.sh"):
+        if path.name not in ("setup.sh", "worker.sh"):  # other scripts use them
             assert path.name in README
+    drawn = re.findall(r"^  ([a-z]+(?:/|\.py)) ", README, re.MULTILINE)
+    rooms = [path for path in (REPO / "hashvision").iterdir() if path.name[0] != "_"]
+    assert sorted(drawn) == sorted(path.name + "/" * path.is_dir() for path in rooms)

@@ -22,7 +22,7 @@ from hashvision.models import layers
 from hashvision.planning import flops, plan
 from hashvision.training import program
 from made_up_plan import MADE_UP
-from places import CONFIGS
+from places import CONFIGS, load
 
 SMALL = (
     "--config.data.photo_size=48",
@@ -181,7 +181,7 @@ README = (CONFIGS.parent / "README.md").read_text()
 ROWS = [
     (recipe, int(batch.replace(",", "")), topology, int(fsdp))
     for recipe, batch, topology, fsdp in re.findall(
-        r"^\|.*\| `(\w+\.py:\w+)` \|.*\| ([\d,]+) \| (v\w+:[\dx]+), [^|]*\| (\d+) \|", README, re.M
+        r"^\|.*\| `(\w+:\w+)` \|.*\| ([\d,]+) \| (v\w+:[\dx]+), [^|]*\| (\d+) \|", README, re.M
     )
 ]
 TOPOLOGIES = sorted({row[2] for row in ROWS})
@@ -196,7 +196,7 @@ def size_of(topology):
 
 
 def test_the_readme_table_has_every_recipe_for_tpus():
-    files = {row[0].partition(".")[0] for row in ROWS}
+    files = {row[0].partition(":")[0] for row in ROWS}
     assert files == {path.stem for path in CONFIGS.glob("*.py")} - {"base", "demo", "demo_swav"}
     assert len(ROWS) == 14 and "v5e:8x16" in TOPOLOGIES and "v4:8x8x8" in TOPOLOGIES
 
@@ -205,7 +205,7 @@ def test_the_readme_table_has_every_recipe_for_tpus():
 def test_a_recipe_runs_on_its_topology_and_on_others_that_divide_its_batch(
     recipe, batch, own, fsdp
 ):
-    config = recipes.load(str(CONFIGS / recipe), [])
+    config = load(recipe)
     assert config.batch_size == batch
     for topology in TOPOLOGIES:
         devices, hosts = size_of(topology)
