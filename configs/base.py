@@ -1,3 +1,3 @@
-"""The defaults that recipes start from; hashvision/config/schema.py explains each key."""
+"""The default config, from which every recipe starts; hashvision/config/schema.py explains it."""
 
 from hashvision.config.schema import get_config as get_config

@@ -1,8 +1,9 @@
-"""RegNetY-200MF at 96 px on a few thousand posts: two cores, half an hour.
+"""Demo: RegNetY-200MF at 96 px on the hashtags of a few thousand posts, half an hour on two cores.
 
-python -m hashvision train --config=configs/demo.py --config.dataset=DATASET --workdir=WORKDIR
+python -m hashvision train --config=demo --config.dataset=DATASET --workdir=WORKDIR
 
-Variants: sigmoid, the comparison loss; drawn, the two minutes of `bash launch/local.sh`.
+Variants: softmax, the default; sigmoid, another loss for comparison; drawn, the two minutes of
+training of `bash launch/local.sh`.
 """
 
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import base
 
 
 def get_config(variant: Literal["softmax", "sigmoid", "drawn"] = "softmax") -> Any:
-    """Small batches, because a short run is decided by how many steps it takes."""
+    """The batch is small because in a short run the number of steps matters most."""
     config = base.get_config()
     config.batch_size = 32
     config.epochs = 30.0
@@ -35,7 +36,9 @@ def get_config(variant: Literal["softmax", "sigmoid", "drawn"] = "softmax") -> A
         config.augment.distortion = 0.0
         config.augment.grey = 0.0
         config.data.photo_size = 128
-        config.data.crops = ((1, 64, 0.6, 1.0),)  # an object may stand anywhere in a drawn scene
+        config.data.crops = (
+            (1, 64, 0.6, 1.0),
+        )  # objects are anywhere in a drawn scene, so crops are large
         config.epochs = 4.0
         config.optimizer.learning_rate = 16e-3
         config.optimizer.warmup_epochs = 0.5

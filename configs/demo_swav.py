@@ -1,6 +1,6 @@
-"""SwAV with RegNetY-200MF on a few thousand photos: two cores, some forty minutes, no tags.
+"""Demo of SwAV: RegNetY-200MF on a few thousand photos without tags, forty minutes on two cores.
 
-python -m hashvision train --config=configs/demo_swav.py --config.dataset=DATASET --workdir=WORKDIR
+python -m hashvision train --config=demo_swav --config.dataset=DATASET --workdir=WORKDIR
 """
 
 from typing import Any
@@ -9,7 +9,10 @@ import base
 
 
 def get_config() -> Any:
-    """Few prototypes, a high temperature and AdamW: as published, small batches stay at ln K."""
+    """Few prototypes, a high temperature and AdamW.
+
+    With the published settings the loss of small batches stays at ln K.
+    """
     config = base.get_config()
     config.batch_size = 32
     config.epochs = 9.0

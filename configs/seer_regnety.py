@@ -1,31 +1,34 @@
 """SEER (Goyal et al. 2021 and 2022, arXiv 2103.01988, 2202.08360): RegNetY by SwAV on any photos.
 
-Variants 32gf, 64gf, 128gf, 256gf (one epoch of a billion photos) and 10b.
+Variants: 32gf, 64gf, 128gf, 256gf (the default; one epoch of a billion photos) and 10b.
 
-python -m hashvision train --config=configs/seer_regnety.py:256gf --config.dataset=DATASET \
+python -m hashvision train --config=seer_regnety:256gf --config.dataset=DATASET \
     --workdir=WORKDIR --config.mesh.fsdp=8
 
-For photos without end the authors held the learning rate and halved it on plateaus:
---config.optimizer.schedule=plateau --config.steps=STEPS.
+For an endless stream of photos the authors kept the learning rate constant and halved it on
+plateaus: --config.optimizer.schedule=plateau --config.steps=STEPS.
 
-Read off the released configs and the names of the released files: the batches of 128gf (32 on each
-of 16 machines' 8 GPUs), 256gf and 10b, 128gf's constant learning rate, and the warm-up from 0.15 in
-8,000 steps. The batch of 32gf is computed (a billion photos in 244,000 steps); that of 64gf and the
-schedules of 32gf and 64gf are not known and are 256gf's.
+From the released configs and the names of the released files: the batches of 128gf (16 machines of
+8 GPUs with 32 photos each), 256gf and 10b, the constant learning rate of 128gf, and the warm-up
+from 0.15 in 8,000 steps. The batch of 32gf is computed (a billion photos in 244,000 steps). The
+batch of 64gf and the schedules of 32gf and 64gf are unknown; they are those of 256gf.
 """
 
 from typing import Any, Literal
 
 import base
 
-# The authors' groups of SyncBN: 64 GPUs of 32 photos for 128GF and of 16 for 256GF, by the released
-# names; 8 GPUs of 16 for 10B, by its config. Those of 32GF and 64GF are not known: an eighth of the
-# batch.
+# The authors' SyncBN groups. By the names of the released files, 64 GPUs of 32 photos for 128GF and
+# of 16 for 256GF; by the released config, 8 GPUs of 16 photos for 10B. Those of 32GF and 64GF are
+# unknown; here they are an eighth of the batch.
 NORM_PHOTOS = {"32gf": 512, "64gf": 1024, "128gf": 2048, "256gf": 1024, "10b": 128}
 
 
 def get_config(variant: Literal["32gf", "64gf", "128gf", "256gf", "10b"] = "256gf") -> Any:
-    """16,000 prototypes, a head without BatchNorm, LARC; batch, schedule and norms by variant."""
+    """SwAV with 16,000 prototypes, a head without BatchNorm, and LARC.
+
+    Batch, schedule and BatchNorm groups depend on the variant.
+    """
     config = base.get_config()
     config.batch_size = 4096 if variant in ("32gf", "128gf") else 8192
     config.epochs = 1.0

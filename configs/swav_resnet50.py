@@ -1,10 +1,11 @@
-"""SwAV (Caron et al. 2020, arXiv 2006.09882): ResNet-50 on photos without tags. Variants 4096, 256.
+"""SwAV (Caron et al. 2020, arXiv 2006.09882): ResNet-50 on photos without tags.
 
-python -m hashvision train --config=configs/swav_resnet50.py --config.dataset=DATASET \
-    --workdir=WORKDIR
+Variants: 4096 (the default) and 256, the batch size.
 
-Any --config.batch_size goes that model.norm_photos divides: learning rate, queue, prototypes and
-frozen steps follow from it and from the dataset, and `train` prints how.
+python -m hashvision train --config=swav_resnet50 --config.dataset=DATASET --workdir=WORKDIR
+
+--config.batch_size can be any multiple of model.norm_photos. Learning rate, queue, prototypes and
+frozen steps follow from the batch and the dataset; `train` prints how.
 """
 
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import base
 
 
 def get_config(variant: Literal["4096", "256"] = "4096") -> Any:
-    """2x224 + 6x96 crops, batch 4096 for 800 epochs, or 256 with a queue for 200; LARC, cosine."""
+    """2x224 + 6x96 crops, LARC, cosine; batch 4096 for 800 epochs, or 256 with a queue for 200."""
     config = base.get_config()
     config.batch_size = int(variant)
     config.epochs = 800.0 if variant == "4096" else 200.0

@@ -1,18 +1,23 @@
-"""How many copies meet in a band of many rows, and what that costs a row.
+"""How many copies are compared in a band of many rows, and the cost per row.
 
-The band is made up by a law fitted to real ones. On 13,101 photos (Flickr8k, flowers, Caltech-101)
-strangers who share a key have spectra that correlate by 0.75 in the mean, by 0.81 in the median;
-25% of them by 0.9, 11% by 0.95, 5.6% by 0.97 and 1.2% by 0.99. In the largest bands, of 50 to 110
-rows, it is 0.71 and 0.77; 19%, 7.3%, 3.2% and 0.3%. The law has 0.77 and 0.83; 29%, 11%, 4.6% and
-0.3%: logarithms of magnitudes are normal, with four common factors and a scale of its own for each
-row, which is log-normal. How strangers lie who correlate by more is its guess. Boxes are random.
+The band is synthetic; its model is fitted to real bands. In 13,101 photos (Flickr8k, flowers,
+Caltech-101) the spectra of different photos that share a key correlate as follows:
 
-Planted copies are as 4,000 edits (tests/support/edits.py) of 2,000 photos of Flickr8k have them.
-Spectra of a key that photo and edit share fall short of a correlation of 1 by 0.0003 in the median,
-which is log-normal with a deviation of 2; those of the 3% of edits with three such keys or fewer
-("hard") by 0.009, with a deviation of 0.7. The noise is equal in all coefficients, as it is there.
+    bands                  mean    median   above 0.9   above 0.95   above 0.97   above 0.99
+    all                    0.75    0.81     25%         11%          5.6%         1.2%
+    of 50 to 110 rows      0.71    0.77     19%         7.3%         3.2%         0.3%
+    the model              0.77    0.83     29%         11%          4.6%         0.3%
 
-Beside stands what it was when a row met the first 64 of its band.
+In the model logarithms of magnitudes are normal, with four common factors and a log-normal scale
+per row. Its correlations above 0.99 are a guess. Boxes are random.
+
+Planted copies follow 4,000 edits (tests/support/edits.py) of 2,000 photos of Flickr8k. If a photo
+and its edit share a key, 1 minus the correlation of their spectra is log-normal, with a median of
+0.0003 and a deviation of 2. For the 3% of edits with three such keys or fewer ("hard") the median
+is 0.009 and the deviation 0.7. The noise is equal in all coefficients, as in the real edits.
+
+For comparison the output has the figures of an earlier rule, by which a row was compared with the
+first 64 rows of its band.
 """
 
 import argparse
@@ -24,22 +29,22 @@ import numpy as np
 from hashvision.duplicates import bands
 from hashvision.duplicates.fingerprints import BITS, pack_spectra, unpack_spectra
 
-_FACTORS = (0.3, 0.15, 0.08, 0.05)  # shares of the variance
+_FACTORS = (0.3, 0.15, 0.08, 0.05)  # each factor's share of the variance
 _VARIANCE, _SCALES = 0.5, 0.7
-_SHORTFALL = {False: (3e-4, 2.0), True: (9e-3, 0.7)}  # median, deviation of its logarithm
-_MOST_SHORT = 0.045  # beyond 0.05 rectangles do not agree
-_NOISE = 0.15  # where a coefficient's bit changes
+_SHORTFALL = {False: (3e-4, 2.0), True: (9e-3, 0.7)}  # median, and deviation of the logarithm
+_MOST_SHORT = 0.045  # above 0.05 the rectangles of a pair do not agree
+_NOISE = 0.15  # the value at which the bit of a coefficient changes
 _FIRST = 64
 LEAST_TIMED = 50_000  # rows
 
 
 class Planted(typing.NamedTuple):
-    """A band, and what is to be found in it."""
+    """A band with planted copies."""
 
     rows: np.ndarray  # bands.ROW (n,); `file` is the number of a row
-    earlier: np.ndarray  # int64 (p,), rows
-    later: np.ndarray  # int64 (p,), their copies
-    hard: np.ndarray  # bool (p,)
+    earlier: np.ndarray  # int64 (p,), row numbers of originals
+    later: np.ndarray  # int64 (p,), row numbers of their copies
+    hard: np.ndarray  # bool (p,), whether a copy is hard to find
 
 
 def _whole(spectra: np.ndarray) -> np.ndarray:
@@ -47,7 +52,7 @@ def _whole(spectra: np.ndarray) -> np.ndarray:
 
 
 def _spectra(random: np.random.Generator, size: int) -> np.ndarray:
-    """Spectra of strangers, float32 (size, BITS)."""
+    """Spectra of different photos, float32 (size, BITS)."""
     signs = random.choice((-1, 1), BITS)
     mean = random.normal(0, 0.6, BITS).astype(np.float32)
     factors = random.standard_normal((len(_FACTORS), BITS), np.float32)
@@ -66,7 +71,7 @@ def _levels(spectra: np.ndarray) -> np.ndarray:
 
 
 def band(size: int, planted: int, seed: int) -> Planted:
-    """Makes a band of posts in which `planted` pairs are copies, half of them hard to find."""
+    """Makes a band of `size` rows with `planted` pairs of copies; half of them are hard to find."""
     random = np.random.default_rng(seed)
     spectra = _spectra(random, size)
     one, other = random.permutation(size)[: 2 * planted].reshape(2, planted)
@@ -91,14 +96,14 @@ def band(size: int, planted: int, seed: int) -> Planted:
 
 
 def found(planted: Planted, met: np.ndarray) -> np.ndarray:
-    """Which of the planted pairs are among those that met, bool (p,)."""
+    """Whether each planted pair was compared, bool (p,)."""
     size = len(planted.rows)
     pairs = met["post"]["file"] * np.uint64(size) + met["partner"]["file"]
     return np.isin(planted.later * size + planted.earlier, pairs.astype(np.int64))
 
 
 def law(planted: Planted, pairs: int = 400_000) -> np.ndarray:
-    """Correlations of strangers, float32 (pairs,)."""
+    """Correlations of pairs of different photos, float32 (pairs,)."""
     random = np.random.default_rng(0)
     one, other = random.integers(0, len(planted.rows), (2, pairs))
     one, other = one[one != other], other[one != other]
@@ -108,7 +113,9 @@ def law(planted: Planted, pairs: int = 400_000) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", default="16,256,1e4,1e5,1e6")
     parser.add_argument("--planted", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
@@ -118,7 +125,9 @@ def main() -> None:
     for size in (int(float(each)) for each in arguments.sizes.split(",")):
         planted = band(size, min(arguments.planted, size // 4), arguments.seed)
         met = bands.meetings(planted.rows)
-        many = np.tile(planted.rows, max(1, LEAST_TIMED // size))  # of small bands several
+        many = np.tile(
+            planted.rows, max(1, LEAST_TIMED // size)
+        )  # several small bands, to time enough rows
         many["band"] = np.arange(len(many)) // size
         start = time.process_time()
         bands.meetings(many)

@@ -1,8 +1,8 @@
-"""What all benchmarks share: workers that run in turn, and the two files of figures.
+"""Shared parts of the benchmarks: workers that run in turn, and the two files of figures.
 
-A worker is a process that does its work once for every line it reads and answers with the seconds
-it took. Ours and the peer's do so in turn, so that a machine that changes its speed changes both;
-while one works the others are stopped, for they would fill their buffers meanwhile.
+A worker is a process. For every line that it reads, it works once and answers with the seconds that
+it took. Our worker and the peer's take turns, so that a change of the machine's speed affects both.
+The others are stopped meanwhile, since they would fill their buffers.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-RUN = "HASHVISION_BENCHMARK"  # environment variable: the day of the run that a figure belongs to
+RUN = "HASHVISION_BENCHMARK"  # environment variable with the day of the run
 HEAD = """# Benchmarks
 
 Made from benchmarks.json by `bash launch/bench.sh`, in one run: {run}.
 
-A figure is the median over rounds in which ours and the peer work in turn. The ratio is that of
-the two figures: ours to the peer's of a speed (something a second), the peer's to ours of what
-something takes (s, Mcycles). Above 1 it is in our favour.
+Each figure is the median over rounds in which ours and the peer take turns. The ratio is above 1 if
+ours is better: for a speed (something per second) it is ours / peer, for a cost (s, Mcycles) it is
+peer / ours.
 
 | name | unit | ours | peer | ratio | peer is |
 |---|---|---|---|---|---|
@@ -45,12 +45,12 @@ class Figure(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Of the two figures; above 1 is in our favour."""
+        """The ratio of the two figures; above 1 if ours is better."""
         return self.ours / self.peer if self.unit.endswith("/s") else self.peer / self.ours
 
 
 class Worker:
-    """A process that works once for every line it is sent; else it is stopped, children and all."""
+    """A process that works once per line; in between it is stopped, with its children."""
 
     def __init__(self, command: list[str]) -> None:
         paths = [str(ROOT), str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")]
@@ -62,7 +62,7 @@ class Worker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,
         )
-        self.ready = self._read()  # seconds, of compilation say
+        self.ready = self._read()  # seconds of preparation, such as compilation
 
     def _read(self) -> float:
         assert self.process.stdout is not None
@@ -72,10 +72,10 @@ class Worker:
                 self._signal(signal.SIGSTOP)
                 return float(words[-1])
         self.stop()
-        raise SystemExit(f"{self.process.args} ended; its error stands above.")
+        raise SystemExit(f"{self.process.args} exited; see its error above.")
 
     def work(self) -> float:
-        """Seconds that the worker took."""
+        """Lets the worker work once; returns the seconds that it took."""
         assert self.process.stdin is not None
         self._signal(signal.SIGCONT)
         self.process.stdin.write("\n")
@@ -83,28 +83,28 @@ class Worker:
         return self._read()
 
     def stop(self) -> None:
-        with self.process:  # closes its pipes and waits
+        with self.process:  # closes the pipes and waits for the process
             self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended
+        with contextlib.suppress(ProcessLookupError):  # the process has ended
             os.killpg(self.process.pid, number)
 
 
 def compare(
     name: str, unit: str, workers: dict[str, list[str]], amount: float, rounds: int
 ) -> list[Figure]:
-    """Runs workers in turn, after a round that does not count.
+    """Runs workers in turn, after one warm-up round.
 
     Args:
-      name: of the benchmark.
-      unit: of its figures, something a second.
-      workers: the command of each, ours first.
-      amount: of what the unit counts, that a worker does for a line.
-      rounds: that count.
+      name: name of the benchmark.
+      unit: unit of its figures, something per second.
+      workers: command of each worker, ours first.
+      amount: how much of the unit a worker does per line.
+      rounds: number of rounds after the warm-up.
 
     Returns:
-      A figure beside each peer.
+      One figure per peer.
     """
     running: dict[str, Worker] = {}
     try:
@@ -125,7 +125,7 @@ def compare(
 
 
 def run() -> str:
-    """What the figures depend on: machine, without its name, versions, and the run's day."""
+    """Describes a run: number and kind of cores, versions of JAX and Flax, and the day."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax")]
     cores = f"{os.cpu_count()} cores of {platform.machine()}"
     day = os.environ.get(RUN) or datetime.date.today().isoformat()
@@ -133,19 +133,19 @@ def run() -> str:
 
 
 def write(figures: list[Figure], run: str, folder: pathlib.Path = ROOT) -> None:
-    """Prints the figures and adds them to both files, if those are of the same run or absent.
+    """Prints figures and adds them to both files, unless the files are from another run.
 
     Args:
-      figures: to write; one takes the place of another of the same name and peer.
-      run: that they belong to.
-      folder: of benchmarks.json and benchmarks.md.
+      figures: the figures; each replaces the one of the same name and peer.
+      run: the description of their run.
+      folder: folder of benchmarks.json and benchmarks.md.
     """
     for figure in figures:
         print(json.dumps({**figure._asdict(), "ratio": figure.ratio}), flush=True)
     path = folder / "benchmarks.json"
     kept = json.loads(path.read_text()) if path.exists() else {"run": run, "figures": []}
     if kept["run"] != run:
-        print(f"{path} is of another run ({kept['run']}); nothing is added to it.", flush=True)
+        print(f"{path} is from another run ({kept['run']}); it stays unchanged.", flush=True)
         return
     every = [*(Figure(**row) for row in kept["figures"]), *figures]
     rows = {(each.name, each.peer_name): each for each in every}
@@ -155,7 +155,7 @@ def write(figures: list[Figure], run: str, folder: pathlib.Path = ROOT) -> None:
 
 
 def page(kept: Mapping[str, Any]) -> str:
-    """benchmarks.md, of what benchmarks.json holds."""
+    """The text of benchmarks.md for the content of benchmarks.json."""
     table = [
         f"| {each.name} | {each.unit} | {each.ours:.2f} | {each.peer:.2f} | {each.ratio:.2f}"
         f" | {each.peer_name} |\n"

@@ -1,8 +1,8 @@
-"""The host's input beside torchvision's, on mosaics of real photos; and what a pod asks of a host.
+"""The host's input pipeline against torchvision's; also whether a host is fast enough for a plan.
 
-Ours decodes, and leaves cutting and resizing to the device (hashvision/pixels/crops.py), as it
-leaves it colour and blur; torchvision's does all of it on the host. Photos smaller than a
-platform's are put together, four by three, to JPEGs of about 500 by 375.
+Ours only decodes; crops (hashvision/pixels/crops.py), colour and blur are the device's work.
+torchvision does all of it on the host. The test photos are smaller than those of a platform, so
+twelve of them, four by three, make up a JPEG of about 500 by 375.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLUMNS, ROWS, SIDE = 4, 3, 125
 
 
 def mosaics(photos: list[pathlib.Path], folder: pathlib.Path) -> None:
-    """Writes JPEGs of COLUMNS by ROWS photos each, of SIDE pixels a photo."""
+    """Writes JPEGs of COLUMNS by ROWS photos, with SIDE pixels per photo."""
     each = COLUMNS * ROWS
     for number in range(len(photos) // each):
         mosaic = Image.new("RGB", (COLUMNS * SIDE, ROWS * SIDE))
@@ -45,7 +45,7 @@ def readable(path: pathlib.Path) -> bool:
 
 
 def need(plan: str, rate: float) -> str:
-    """What each host of a plan must deliver, and whether it would at this machine's photos/s."""
+    """A sentence on what each host of a plan must deliver, and whether this speed is enough."""
     found = json.loads(pathlib.Path(plan).read_text())
     if not found["chip"]:
         return f"{plan} is of no TPU: nothing says how fast its steps are."

@@ -1,4 +1,4 @@
-"""A worker of input.py: our stream over a dataset folder; crops and colours are the device's.
+"""A worker of input.py: our stream over a dataset folder, without crops and colour.
 
 python tests/bench/input_ours.py DATASET BATCH BATCHES SIDE
 """
@@ -8,14 +8,14 @@ import sys
 from hashvision.data import dataset, reader, stream
 from serve import serve
 
-AHEAD = 4  # batches that may be ready before they are asked for
+AHEAD = 4  # batches that may be ready in advance
 
 
 def main(folder: str, batch: str, batches: str, side: str) -> None:
     photos = stream.Stream(
         dataset.load(folder), batch_size=int(batch), lanes=8, seed=0, method="natural"
     )
-    source = reader.Reader(photos, int(side), 16).batches()
+    source = reader.BatchReader(photos, int(side), 16).batches()
 
     def take(count: int) -> None:
         for _ in range(count):

@@ -1,8 +1,10 @@
 """A worker of input.py: torchvision's pipeline over the same JPEGs.
 
-python tests/bench/input_peer.py FOLDER BATCH BATCHES CROPS COLOUR: a DataLoader with a worker a
-core. With COLOUR 1, SwAV's own transforms (main_swav.py and multicropdataset.py of the authors):
-colour and blur on the host, where they have to be for PyTorch; with 0, crops and flips alone.
+python tests/bench/input_peer.py FOLDER BATCH BATCHES CROPS COLOUR
+
+A DataLoader with one worker per core. With COLOUR 1 it has all transforms of SwAV's authors
+(main_swav.py and multicropdataset.py): PyTorch needs colour and blur on the host. With COLOUR 0 it
+has only crops and flips.
 """
 
 import ast
@@ -20,7 +22,7 @@ from torchvision import transforms as T
 
 from serve import serve
 
-AHEAD = 6  # batches that may be ready before they are asked for: two a worker, and some
+AHEAD = 6  # batches that may be ready in advance: two per worker, and some more
 
 
 def blurred(photo: Image.Image) -> Image.Image:
@@ -35,12 +37,12 @@ class Photos(torch.utils.data.Dataset):
         self.transforms = []
         for count, size, *scale in ast.literal_eval(crops):
             crop = T.RandomResizedCrop(size, scale=scale)
-            normalise = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+            normalize = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
             steps = [crop, T.RandomHorizontalFlip(), *(drawn if colour else [])]
-            self.transforms += [T.Compose([*steps, T.ToTensor(), normalise])] * count
+            self.transforms += [T.Compose([*steps, T.ToTensor(), normalize])] * count
 
     def __len__(self) -> int:
-        return 1 << 40  # passes without end
+        return 1 << 40  # endless passes over the dataset
 
     def __getitem__(self, number: int) -> list[torch.Tensor]:
         with open(self.paths[number % len(self.paths)], "rb") as file:

@@ -1,6 +1,6 @@
-"""How fast `prepare` is, how that grows with the posts, and with workers: on drawn posts.
+"""The speed of `prepare` on drawn posts, for several numbers of posts and workers.
 
-There is no peer: a figure stands beside that of the fewest posts and one worker.
+There is no peer: the comparison is with the fewest posts and one worker.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import figures
 
 
 def verb(*arguments: str) -> float:
-    """Seconds that `python -m hashvision ARGUMENTS` takes, start-up included."""
+    """Seconds that `python -m hashvision ARGUMENTS` takes, including start-up."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "hashvision", *arguments]
     subprocess.run(command, check=True, cwd=figures.ROOT, stdout=subprocess.DEVNULL)

@@ -1,8 +1,7 @@
-"""How much memory `prepare` takes for dumps that hold their photos, as base64 in `image_bytes`.
+"""The memory of `prepare` for dumps that contain their photos, as base64 in `image_bytes`.
 
 `PYTHONPATH=tests/support:tests/bench:. python tests/bench/prepare_memory.py --megabytes=100,2000`.
-Half of the posts are private. What counts is that memory does not grow with the dump; nothing is
-timed.
+Half of the posts are private. The memory should not grow with the dump. Nothing is timed.
 """
 
 import argparse
@@ -20,11 +19,11 @@ from PIL import Image
 
 import figures
 
-SIDE = 320  # pixels; noise of that size takes some 100 kB
+SIDE = 320  # pixels; a JPEG of noise of this size takes about 100 kB
 
 
 def write(path: pathlib.Path, megabytes: int) -> int:
-    """Writes a dump of about that size; returns the number of its posts."""
+    """Writes a dump of about the given size; returns its number of posts."""
     rng = np.random.default_rng(0)
     posts = 0
     with path.open("w") as file:
@@ -44,7 +43,7 @@ def write(path: pathlib.Path, megabytes: int) -> int:
 
 
 def peak(posts: pathlib.Path, output: pathlib.Path) -> float:
-    """Megabytes resident at most in a process that prepares the posts."""
+    """Peak resident megabytes of a process that prepares the posts."""
     command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
     running = subprocess.Popen([*command, f"--output={output}"], cwd=figures.ROOT)
     _, status, usage = os.wait4(running.pid, 0)

@@ -1,8 +1,8 @@
-"""How soon a host knows its photos when a run goes on, anywhere in an epoch of a billion records.
+"""How soon a host finds its photos when a run resumes in an epoch of a billion records.
 
-The index is made up and lies on this machine's disk: that of one host's lanes, all that it reads.
-Its tags are drawn as WSL's are: 17,000 classes whose frequency falls as one over their rank, up to
-three on a photo. What stands beside is the 20 seconds that a restart may take.
+The index is synthetic and on this machine's disk. It covers one host's lanes, which is all that the
+host reads. Its tags are distributed as in WSL: 17,000 classes with frequencies of one over their
+rank, up to three per photo. The comparison is with the 20 seconds that a restart may take.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from hashvision.data import dataset, records, stream
 
 ALLOWED = 20.0
 SHARDS = 1024
-PER_LANE = 16  # photos of a batch
+PER_LANE = 16  # photos per batch
 CLASSES = 17_000
 PHOTO_BYTES = 30_000
 
 
 def make(folder: pathlib.Path, size: int, last: int) -> None:
-    """Writes a manifest of about `size` records, and the index of the first `last` of them."""
+    """Writes the manifest of about `size` records, and the index of the first `last` of them."""
     rng = np.random.default_rng(0)
     length = size // SHARDS
     shares = 1 / np.arange(1, CLASSES + 1)

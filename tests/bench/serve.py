@@ -1,4 +1,4 @@
-"""What every worker does, in whichever Python: see figures.py."""
+"""The loop of every worker of figures.py, for any Python."""
 
 import sys
 import time
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 
 def serve(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> None:
-    """Works once and says `ready SECONDS`; then for every line, and says the seconds alone.
+    """Works once and prints `ready SECONDS`; then works once per line and prints the seconds.
 
     Args:
-      work: what is measured; it returns when all of it is done.
-      before: done each time before that, and not measured.
+      work: the measured work; it returns when all of it is done.
+      before: what to do each time before, unmeasured.
     """
     start = time.perf_counter()
     work()

@@ -1,8 +1,10 @@
-"""A worker of train_step.py: the step that `train` runs for SwAV, on photos that stay the same.
+"""A worker of train_step.py: the step that `train` runs for SwAV, always on the same photos.
 
-python tests/bench/swav_step_ours.py MODEL BATCH SIZE FORM: two crops of SIZE, four of half of it,
-cut from photos of SIZE within the step, two prototypes a photo, SGD; nothing augmented but flips.
-The peer has its crops as they are.
+python tests/bench/swav_step_ours.py MODEL BATCH SIZE FORM
+
+The step cuts two crops of SIZE and four of half of it from photos of SIZE, with flips but no other
+augmentation. There are two prototypes per photo, and the optimiser is SGD. The peer starts from
+ready crops.
 """
 
 import sys
@@ -11,7 +13,8 @@ import jax
 import numpy as np
 
 from figures import ROOT
-from hashvision.config import derive, recipes
+from hashvision import objectives
+from hashvision.config import recipes
 from hashvision.models.layers import GROUP_CONV_FORMS
 from hashvision.training import program
 from serve import serve
@@ -41,7 +44,7 @@ def main(name: str, batch: str, size: str, form: str) -> None:
     }
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     config = recipes.load(str(ROOT / "configs" / "swav_resnet50.py"), overrides)
-    derive.fill(config, 1e6)
+    objectives.fill(config, 1e6)
     built = program.build(config, 0, 1e6)
     rng = np.random.default_rng(0)
     photos = {

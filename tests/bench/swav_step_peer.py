@@ -1,7 +1,7 @@
 """A worker of train_step.py: SwAV's step in PyTorch, with timm's network and lightly's SwAV.
 
-python tests/bench/swav_step_peer.py MODEL BATCH SIZE; in a Python that has torch, timm and lightly.
-On a CUDA GPU the network is compiled, in bfloat16.
+python tests/bench/swav_step_peer.py MODEL BATCH SIZE, in a Python with torch, timm and lightly. On
+a CUDA GPU the network is compiled and runs in bfloat16.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
-"""TPU cycles by the compiler's estimate: our grouped convolutions beside XLA's own, no TPU needed.
+"""TPU cycles of our grouped convolutions and of XLA's, by the compiler's estimate; needs no TPU.
 
-Of every published network, one block of its longest stage, forward and backward in bfloat16; how
-long its loop and its blocks one by one take to compile is measured with --depth. Some twenty
-minutes on two cores (pip install --require-hashes -r requirements-tpu.txt).
+The figures are for one block of the longest stage of every published network, forward and backward
+in bfloat16. --depth measures how long a loop over the blocks, and the unrolled blocks, take to
+compile. Takes about twenty minutes on two cores, and needs
+`pip install --require-hashes -r requirements-tpu.txt`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from hashvision.models import layers, norm, regnet, resnext
-from hashvision.models.stages import Stage
+from hashvision.models.convnet import Stage
 from hashvision.planning import hlo, plan
 
 NAMES = (
@@ -27,11 +28,11 @@ NAMES = (
     *(f"resnext101_32x{width}d" for width in (8, 16, 32, 48)),
     *(f"regnety_{gf}" for gf in ("16gf", "32gf", "64gf", "128gf", "256gf", "10b")),
 )
-SIDE = 14  # of the third stage, at 224 pixels
+SIDE = 14  # side of the third stage's feature maps, for photos of 224 pixels
 
 
 def third_stage(name: str, form: str, depth: int, unroll: int) -> tuple[Stage, int]:
-    """Equal blocks of the longest stage, and the channels that come in."""
+    """The equal blocks of the longest stage, and their number of input channels."""
     conv = functools.partial(layers.GroupConv, form=form, dtype=jnp.bfloat16)
     norms = functools.partial(norm.BatchNorm, dtype=jnp.bfloat16)
     parts = {"norm": norms, "last_norm": norms, "conv": conv}
@@ -50,7 +51,7 @@ def third_stage(name: str, form: str, depth: int, unroll: int) -> tuple[Stage, i
 
 
 def compiled(stage: Stage, width: int, photos: int, device: Any) -> tuple[int, float]:
-    """The estimated cycles of a forward and a backward pass, and the seconds of compilation."""
+    """The estimated cycles of a forward and backward pass, and the seconds of compilation."""
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def shaped(tree: Any) -> Any:

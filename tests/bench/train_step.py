@@ -1,4 +1,4 @@
-"""Training steps beside PyTorch's: forward, backward, SGD with momentum on a batch that stays."""
+"""Training steps against PyTorch's: forward, backward and SGD with momentum, on a fixed batch."""
 
 import argparse
 import os

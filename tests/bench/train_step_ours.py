@@ -1,6 +1,8 @@
-"""A worker of train_step.py: our network's training step, once for every line it reads.
+"""A worker of train_step.py: our training step, once per line that it reads.
 
-python tests/bench/train_step_ours.py MODEL BATCH SIZE FORM, of GROUP_CONV_FORMS' values or auto
+python tests/bench/train_step_ours.py MODEL BATCH SIZE FORM
+
+FORM is one of the values of GROUP_CONV_FORMS, or auto.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A worker of train_step.py: the same step in PyTorch with timm's network, channels last.
 
-python tests/bench/train_step_peer.py MODEL BATCH SIZE; in a Python that has torch and timm. On
-a CUDA GPU it is compiled, in bfloat16.
+python tests/bench/train_step_peer.py MODEL BATCH SIZE, in a Python with torch and timm. On a CUDA
+GPU the network is compiled and runs in bfloat16.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""What it costs the first host of a run to hear of the others: messages, bytes and processor time.
+"""The cost to the first host of hearing from the others: messages, bytes and processor time.
 
 python tests/bench/watching.py [--hosts=128] [--seconds=30]
 
-The others are threads of one process, which speak once a second as hosts do; the first is a process
-of its own.
+The first host is one process. The others are threads of another process, and send a message once a
+second, as real hosts do.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from hashvision.training import pulse
 
 
 def listen(place: pulse.Place, folder: str, ready, over, results) -> None:
-    """The first host; what it used from `ready` to `over`."""
+    """Runs the first host; `results` gets what it used from `ready` to `over`."""
     first = pulse.First(place, f"{folder}/hosts.json")
     ready.set()
     start, used = time.monotonic(), time.process_time()
@@ -28,7 +28,7 @@ def listen(place: pulse.Place, folder: str, ready, over, results) -> None:
 
 
 def speak(other: pulse.Pulse, delay: float, over: threading.Event, late: list[float]) -> None:
-    """Another host; notes how long each of its messages took."""
+    """Runs another host; records how long each of its messages took."""
     time.sleep(delay)
     while not over.is_set():
         start = time.monotonic()

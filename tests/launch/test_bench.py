@@ -58,7 +58,7 @@ def test_write_replaces_figures_of_the_same_run_and_refuses_others(tmp_path, cap
     ]
     capsys.readouterr()
     figures.write(rows[:1], "another run", tmp_path)
-    assert "is of another run (this run); nothing is added" in capsys.readouterr().out
+    assert "is from another run (this run); it stays unchanged." in capsys.readouterr().out
     names = ("benchmarks.json", "benchmarks.md")
     assert written == [(tmp_path / name).read_text() for name in names]
 
