@@ -15,11 +15,12 @@ import pytest
 
 import datasets
 import fake_gcs
-from hashvision import __main__, storage
+from hashvision import storage
+from hashvision.commands import main as program
 from hashvision.data import dataset, keys, reader, stream
 from hashvision.models import regnet
 from hashvision.prepare import folder
-from hashvision.training import metrics, pulse, workdir
+from hashvision.training import metrics, pulse, run
 from runs import REPO, TINY
 
 PHOTOS = 72
@@ -57,7 +58,7 @@ def ended(process, code=0):
 
 def one_sentence(capsys, *arguments):
     """What a verb says that ends at once."""
-    assert __main__.main(list(arguments)) == 2
+    assert program.main(list(arguments)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line[:10] == "hashvision"]
     return line
 
@@ -135,7 +136,7 @@ def test_records_are_read_alone_and_a_broken_one_is_named_in_the_bucket(cloud, t
     def batches():
         photos = stream.Stream(source, batch_size=16, lanes=2, seed=3, method="natural")
         faults = reader.Faults("gs://bucket/faults", 0, 1.0)
-        found = reader.Reader(photos, 48, 2, faults, threads=2).batches()
+        found = reader.BatchReader(photos, 48, 2, faults, threads=2).batches()
         return [np.unique(items.record).tolist() for items, _ in itertools.islice(found, 4)]
 
     assert sorted(itertools.chain(*batches())) == list(range(64))
@@ -152,14 +153,14 @@ def test_records_are_read_alone_and_a_broken_one_is_named_in_the_bucket(cloud, t
 
 
 def test_metrics_are_stored_when_asked_and_go_on_where_a_run_does(cloud):
-    writer = metrics.Writer("gs://bucket/told", 0)
+    writer = metrics.MetricsWriter("gs://bucket/told", 0)
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1.0 / step})
         if step == 2:
             writer.flush()
     assert len(cloud["told/metrics.jsonl"].splitlines()) == 2
     writer.close()
-    writer = metrics.Writer("gs://bucket/told", 2)
+    writer = metrics.MetricsWriter("gs://bucket/told", 2)
     writer.write(3, {"loss": 0.5})
     writer.close()
     lines = [json.loads(line) for line in cloud["told/metrics.jsonl"].splitlines()]
@@ -169,7 +170,7 @@ def test_metrics_are_stored_when_asked_and_go_on_where_a_run_does(cloud):
 def test_a_checkpoint_counts_when_its_last_file_is_there(cloud):
     for name in ("5/default/d/x", "5/commit_success.txt", "10/default/d/x", "tmp/x"):
         cloud.put(f"half/checkpoints/{name}", b"")
-    assert workdir.checkpoints("gs://bucket/half") == [5]
+    assert run.checkpoints("gs://bucket/half") == [5]
 
 
 def test_hosts_hear_each_other(cloud):
@@ -225,7 +226,7 @@ def test_an_output_in_a_bucket_that_is_no_dataset_or_in_use_is_refused(cloud, ca
     assert "not a hashvision dataset: it holds .git/" in one_sentence(
         capsys, *prepare, "--output=gs://bucket/app"
     )
-    assert "holds gs://bucket/dump2/posts.jsonl" in one_sentence(
+    assert "contains gs://bucket/dump2/posts.jsonl" in one_sentence(
         capsys, *prepare, "--output=gs://bucket/dump2"
     )
     assert cloud.objects == before
@@ -337,10 +338,10 @@ def test_a_run_in_a_bucket_stopped_killed_and_damaged_learns_as_one_on_a_disk(
     assert spans and max(last - first for first, last in spans) < 2**16
 
     run, removals = "--workdir=gs://bucket/run", "--removals=gs://bucket/dump/removals.csv"
-    assert __main__.main(["audit", run, removals]) == 0
+    assert program.main(["audit", run, removals]) == 0
     tiny = regnet.RegNetParameters(3, 8, 8.0, 2.0, 8)
     monkeypatch.setitem(regnet.PARAMETERS, "tiny", tiny)
     test = "--dataset=gs://bucket/dump/test"
-    assert __main__.main(["evaluate", run, removals, test, "--protocol=knn"]) == 0
+    assert program.main(["evaluate", run, removals, test, "--protocol=knn"]) == 0
     report = json.loads(cloud["run/evaluations/knn-test.json"])
     assert report["step"] == 24 and report["photos"] == {"train": 12, "test": 4}

@@ -315,7 +315,7 @@ def evaluation_photos(folders: Sequence[str]) -> Iterator[tuple[str, str]]:
         for path in _files_below(root):
             found = found or _is_photo(path)
             name = path.removeprefix(os.path.dirname(root)).lstrip("/")
-            yield files.shown(name), path
+            yield files.printable(name), path
         if not found:
             raise UserError(
                 f"The evaluation set {folder} holds no photo that can be decoded; give"
@@ -364,9 +364,9 @@ def fingerprint_file(path: str, short_side: int) -> Fingerprint:
         its bytes.
 
     Raises:
-      Dropped: as `files.read` and `pictures.normalise_photo` do.
+      Dropped: as `files.read` and `pictures.normalize_photo` do.
     """
-    return fingerprint(pictures.normalise_photo(files.read(path), short_side))
+    return fingerprint(pictures.normalize_photo(files.read(path), short_side))
 
 
 def write_contact_sheet(

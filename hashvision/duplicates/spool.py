@@ -37,7 +37,7 @@ class SpoolWriter:
             self._file = storage.open(self._path, "wb")
             self._offset = 0
         location = Location(file=self._name, offset=self._offset, size=len(photo))
-        with storage.naming(self._path):
+        with storage.add_path_to_errors(self._path):
             self._file.write(photo)
         self._offset += len(photo)
         return location
@@ -45,7 +45,7 @@ class SpoolWriter:
     def close(self) -> None:
         """Closes the file; the next write starts another one."""
         if self._file is not None:
-            with storage.naming(self._path):
+            with storage.add_path_to_errors(self._path):
                 self._file.close()
             self._file = None
 

@@ -21,7 +21,7 @@ from hashvision.data.keys import Key
 from hashvision.duplicates import spool
 from hashvision.errors import UserError
 from hashvision.prepare import once, staging
-from hashvision.sources.reasons import REASONS, UNTOLD
+from hashvision.sources.reasons import CONFIDENTIAL, REASONS
 
 SUMMARY = "summary.json"
 VOCABULARY = dataset.VOCABULARY
@@ -129,7 +129,7 @@ def finish(
     """
     dropped = {reason: {"count": 0, "examples": []} for reason in REASONS}
     for reason, (count, offsets) in summary.dropped.items():
-        shown = [] if reason in UNTOLD else offsets
+        shown = [] if reason in CONFIDENTIAL else offsets
         dropped[reason] = {"count": count, "examples": [f"byte {offset}" for offset in shown]}
     kept = sum(shard["records"] for shard in summary.shards)
     if not kept:
@@ -242,7 +242,7 @@ def _rarest(folder: str, shards: int) -> tuple[np.ndarray, np.ndarray]:
         return np.unique(index["rarest"], return_counts=True)
 
     photos: collections.Counter[int] = collections.Counter()
-    for values, counts in storage.each(of_shard, range(shards), storage.is_remote(folder)):
+    for values, counts in storage.parallel_map(of_shard, range(shards), storage.is_remote(folder)):
         photos.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     rarest = sorted(photos)
     return np.array(rarest, np.int64), np.array([photos[value] for value in rarest], np.int64)
@@ -278,7 +278,7 @@ def make_staging(output: str) -> AbstractContextManager[str]:
 
 
 def _is_output_file(path: str) -> bool:
-    return path == _REPLACING or dataset.is_file_of(_PARTIAL.sub("", path))
+    return path == _REPLACING or dataset.is_dataset_file(_PARTIAL.sub("", path))
 
 
 def _is_staging_file(path: str) -> bool:
@@ -319,7 +319,7 @@ def replace(made: str, output: str) -> None:
     """
     _check_replaceable(output)
     for name in storage.names(made):  # files of failed attempts at a shard
-        if not dataset.is_file_of(name):
+        if not dataset.is_dataset_file(name):
             storage.remove(f"{made}/{name}")
     if storage.is_remote(output):
         return _replace_objects(made, output)
@@ -335,7 +335,7 @@ def _replace_objects(made: str, output: str) -> None:
     every = [f"{output}/{name}" for name in storage.names(output)]
     if manifest in every:
         storage.remove(manifest)
-    storage.each(storage.remove, {*every} - {manifest, mark}, remote=True)
-    storage.each(move, {*storage.names(made)} - {MANIFEST}, remote=True)
+    storage.parallel_map(storage.remove, {*every} - {manifest, mark}, remote=True)
+    storage.parallel_map(move, {*storage.names(made)} - {MANIFEST}, remote=True)
     move(MANIFEST)
     storage.remove(mark)

@@ -35,132 +35,6 @@ MINIMUM_RECORDS = 64
 BYTES_PER_PART = 4 * 2**20
 
 
-def shard_of(order: tuple[int, int], shards: int) -> int:
-    """Returns the shard of a post; shards cut the range of id hashes evenly.
-
-    So every shard is a random sample of the posts.
-
-    Args:
-      order: of the post, as Photo has it: (hash of the id, offset of its line).
-      shards: number of shards.
-    """
-    return order[0] * shards >> 64
-
-
-def count_shards(records_bytes: tuple[int, int], shard_bytes: int) -> int:
-    """Returns the number of shards of about `shard_bytes` for (records, bytes), at least 1."""
-    kept, total = records_bytes
-    return max(1, min(round(total / shard_bytes), kept // MINIMUM_RECORDS))
-
-
-class Label(beam.DoFn):
-    """Turns a Photo into (Photo, class numbers), or drops it if it has no class."""
-
-    def __init__(self, keep_untagged: bool):
-        """Takes whether to keep photos without a class."""
-        self.keep_untagged = keep_untagged
-
-    def process(self, element: Photo, classes: Mapping[str, int]) -> Iterable[typing.Any]:
-        """Yields (photo, sorted class numbers), or "dropped" (reason, offset)."""
-        labels = tuple(sorted({classes[tag] for tag in element.tags if tag in classes}))
-        if labels or self.keep_untagged:
-            yield element, labels
-        else:
-            yield reading.dropped("no_tag", element.order[1])
-
-
-class WriteShard(beam.DoFn):
-    """Writes all records of a shard to its TFRecord file, its index and its table of copies."""
-
-    def __init__(self, output: str, key: Key):
-        """Takes the folder to write in, and the dataset's key."""
-        self.output, self.key = output, key
-
-    def process(
-        self,
-        element: tuple[int, Iterable[tuple[bytes, tuple[int, ...]]]],
-        shards: int,
-        counts: list[int],
-    ) -> Iterable[dict[str, typing.Any]]:
-        """Yields the shard's entry in the manifest."""
-        shard, labelled = element
-        unpacked = ((Photo.unpack(photo), labels) for photo, labels in labelled)
-        ordered = sorted(unpacked, key=lambda pair: pair[0].order)
-        spooled = spool.SpoolReader(f"{self.output}/{spool.FOLDER}")
-        rows = (
-            records.Record(
-                id=photo.id,
-                owner=photo.owner,
-                image=spooled.read(photo.location),
-                labels=labels,
-                sha256=photo.sha256,
-                copies=copies.read(spooled, photo),
-            )
-            for photo, labels in ordered
-        )
-        yield folder.write_shard(
-            self.output,
-            shard=shard,
-            shards=shards,
-            rows=rows,
-            counts=np.array(counts, np.int64),
-            key=self.key,
-        )
-        spooled.close()
-
-
-class TermCounts(beam.CombineFn):
-    """Counts the posts that have each term, in one array of a fixed size."""
-
-    def create_accumulator(self) -> np.ndarray:
-        """Returns zeros, int64 (2, spread.MAXIMUM_TERMS), for words and tags."""
-        return np.zeros((2, spread.MAXIMUM_TERMS), np.int64)
-
-    def add_input(
-        self, mutable_accumulator: np.ndarray, element: tuple[list[int], list[int]]
-    ) -> np.ndarray:
-        """Counts one post, given as the numbers of its words and of its tags."""
-        for counts, terms in zip(mutable_accumulator, element, strict=True):
-            counts[terms] += 1
-        return mutable_accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[np.ndarray]) -> np.ndarray:
-        """Returns the sum."""
-        return np.sum(list(accumulators), axis=0)
-
-    def extract_output(self, accumulator: np.ndarray) -> np.ndarray:
-        """Returns the accumulator."""
-        return accumulator
-
-
-class DropCounts(beam.CombineFn):
-    """Counts the dropped posts of one reason, and keeps the offsets of the first EXAMPLES."""
-
-    def create_accumulator(self) -> tuple[int, list[int]]:
-        """Returns a count of 0 and no offsets."""
-        return 0, []
-
-    def add_input(
-        self, mutable_accumulator: tuple[int, list[int]], element: int
-    ) -> tuple[int, list[int]]:
-        """Adds the post whose line starts at byte `element`."""
-        return self.merge_accumulators([mutable_accumulator, (1, [element])])
-
-    def merge_accumulators(
-        self, accumulators: Iterable[tuple[int, list[int]]]
-    ) -> tuple[int, list[int]]:
-        """Adds the counts and keeps the first offsets."""
-        total, examples = 0, []
-        for count, some in accumulators:
-            total += count
-            examples += some
-        return total, sorted(examples)[:EXAMPLES]
-
-    def extract_output(self, accumulator: tuple[int, list[int]]) -> tuple[int, list[int]]:
-        """Returns the accumulator."""
-        return accumulator
-
-
 class Options(typing.NamedTuple):
     """The settings of a run, as `prepare` documents them."""
 
@@ -182,7 +56,7 @@ def build(
     evaluation: Sequence[tuple[str, str]],
     options: Options,
 ) -> None:
-    """Adds the whole graph to `pipeline`; it writes the shards and its summary in `output`.
+    """Adds the whole graph to `pipeline`; it writes the shards and a summary in `output`.
 
     Args:
       pipeline: to add to.
@@ -258,7 +132,7 @@ def build(
         contexts
         | "TermsByTag" >> beam.FlatMap(spread.terms_by_tag, counts, word_terms, tag_terms)
         | "CountTerms" >> beam.CombinePerKey(TermCounts())
-        | "Spreads" >> beam.Map(spread.spread_of, counts, word_terms, tag_terms, number)
+        | "Spreads" >> beam.Map(spread.measure_tag, counts, word_terms, tag_terms, number)
     )
 
     # Classes.
@@ -385,3 +259,129 @@ def _sum_pairs(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
     for one, other in pairs:
         first, second = first + one, second + other
     return first, second
+
+
+class TermCounts(beam.CombineFn):
+    """Counts the posts that have each term, in one array of a fixed size."""
+
+    def create_accumulator(self) -> np.ndarray:
+        """Returns zeros, int64 (2, spread.MAXIMUM_TERMS), for words and tags."""
+        return np.zeros((2, spread.MAXIMUM_TERMS), np.int64)
+
+    def add_input(
+        self, mutable_accumulator: np.ndarray, element: tuple[list[int], list[int]]
+    ) -> np.ndarray:
+        """Counts one post, given as the numbers of its words and of its tags."""
+        for counts, terms in zip(mutable_accumulator, element, strict=True):
+            counts[terms] += 1
+        return mutable_accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[np.ndarray]) -> np.ndarray:
+        """Returns the sum."""
+        return np.sum(list(accumulators), axis=0)
+
+    def extract_output(self, accumulator: np.ndarray) -> np.ndarray:
+        """Returns the accumulator."""
+        return accumulator
+
+
+class Label(beam.DoFn):
+    """Turns a Photo into (Photo, class numbers), or drops it if it has no class."""
+
+    def __init__(self, keep_untagged: bool):
+        """Takes whether to keep photos without a class."""
+        self.keep_untagged = keep_untagged
+
+    def process(self, element: Photo, classes: Mapping[str, int]) -> Iterable[typing.Any]:
+        """Yields (photo, sorted class numbers), or "dropped" (reason, offset)."""
+        labels = tuple(sorted({classes[tag] for tag in element.tags if tag in classes}))
+        if labels or self.keep_untagged:
+            yield element, labels
+        else:
+            yield reading.dropped("no_tag", element.order[1])
+
+
+def count_shards(records_bytes: tuple[int, int], shard_bytes: int) -> int:
+    """Returns the number of shards of about `shard_bytes` for (records, bytes), at least 1."""
+    kept, total = records_bytes
+    return max(1, min(round(total / shard_bytes), kept // MINIMUM_RECORDS))
+
+
+def shard_of(order: tuple[int, int], shards: int) -> int:
+    """Returns the shard of a post; shards cut the range of id hashes evenly.
+
+    So every shard is a random sample of the posts.
+
+    Args:
+      order: of the post, as Photo has it: (hash of the id, offset of its line).
+      shards: number of shards.
+    """
+    return order[0] * shards >> 64
+
+
+class WriteShard(beam.DoFn):
+    """Writes all records of a shard to its TFRecord file, its index and its table of copies."""
+
+    def __init__(self, output: str, key: Key):
+        """Takes the folder to write in, and the dataset's key."""
+        self.output, self.key = output, key
+
+    def process(
+        self,
+        element: tuple[int, Iterable[tuple[bytes, tuple[int, ...]]]],
+        shards: int,
+        counts: list[int],
+    ) -> Iterable[dict[str, typing.Any]]:
+        """Yields the shard's entry in the manifest."""
+        shard, labelled = element
+        unpacked = ((Photo.unpack(photo), labels) for photo, labels in labelled)
+        ordered = sorted(unpacked, key=lambda pair: pair[0].order)
+        spooled = spool.SpoolReader(f"{self.output}/{spool.FOLDER}")
+        rows = (
+            records.Record(
+                id=photo.id,
+                owner=photo.owner,
+                image=spooled.read(photo.location),
+                labels=labels,
+                sha256=photo.sha256,
+                copies=copies.read(spooled, photo),
+            )
+            for photo, labels in ordered
+        )
+        yield folder.write_shard(
+            self.output,
+            shard=shard,
+            shards=shards,
+            rows=rows,
+            counts=np.array(counts, np.int64),
+            key=self.key,
+        )
+        spooled.close()
+
+
+class DropCounts(beam.CombineFn):
+    """Counts the dropped posts of one reason, and keeps the offsets of the first EXAMPLES."""
+
+    def create_accumulator(self) -> tuple[int, list[int]]:
+        """Returns a count of 0 and no offsets."""
+        return 0, []
+
+    def add_input(
+        self, mutable_accumulator: tuple[int, list[int]], element: int
+    ) -> tuple[int, list[int]]:
+        """Adds the post whose line starts at byte `element`."""
+        return self.merge_accumulators([mutable_accumulator, (1, [element])])
+
+    def merge_accumulators(
+        self, accumulators: Iterable[tuple[int, list[int]]]
+    ) -> tuple[int, list[int]]:
+        """Adds the counts and keeps the first offsets."""
+        total, examples = 0, []
+        for count, some in accumulators:
+            total += count
+            examples += some
+        return total, sorted(examples)[:EXAMPLES]
+
+    def extract_output(self, accumulator: tuple[int, list[int]]) -> tuple[int, list[int]]:
+        """Returns the accumulator."""
+        return accumulator

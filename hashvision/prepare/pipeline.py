@@ -129,7 +129,7 @@ def prepare(
             raise UserError(f"The key {key} was replaced during the run; run prepare again.")
         folder.replace(staging, output)
     if removals:
-        found = removal_list.nothing_matched(unmatched, len(removed), os.path.basename(posts))
+        found = removal_list.describe_unmatched(unmatched, len(removed), os.path.basename(posts))
         print(f"prepare: {found}")
     return manifest
 
@@ -151,7 +151,7 @@ def _key_path(key: str | None, output: str) -> str:
     path = storage.absolute(key) if key else keys.beside(output)
     if path.startswith(f"{output}/"):
         raise UserError(
-            f"--key={path} is in the dataset, where it protects nobody; give a file elsewhere."
+            f"--key={path} is in the dataset, where it protects nobody; give --key another file."
         )
     return path
 

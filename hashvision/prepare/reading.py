@@ -177,7 +177,7 @@ class ReadPosts(beam.DoFn):
                 drop_copies, reason = True, "removed"
             if reason and not drop_copies:
                 raise Dropped(reason)
-            image = pictures.normalise_photo(encoded, self.short_side)
+            image = pictures.normalize_photo(encoded, self.short_side)
         except Dropped as why:
             raise Dropped(reason or why.reason) from None
         if reason:

@@ -161,7 +161,7 @@ def _make_runner(options: PipelineOptions) -> typing.Any:
 
 @contextlib.contextmanager
 def reraise_step_errors(output: str) -> Iterator[None]:
-    """Raises the errors of the graph's steps again, of which Beam passes on only the text.
+    """Raises the errors of the graph's steps again, because Beam passes on only their text.
 
     This restores UserErrors, OSErrors and KeyboardInterrupts; any other error stays Beam's
     RuntimeError.

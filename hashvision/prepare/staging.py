@@ -137,7 +137,7 @@ def remove(folder: str, is_own: IsOwn) -> None:
         inside = f"{below}/" if below else ""
         files += [f"{path}/{name}" for name in names if is_own(inside + name)]
         emptied += [f"{path}/{name}" for name in folders if is_own(f"{inside}{name}/")]
-    storage.each(_remove_file, files, remote)
+    storage.parallel_map(_remove_file, files, remote)
     if not remote:
         for path in sorted(emptied, reverse=True):  # subfolders first
             with contextlib.suppress(OSError):  # the folder still holds foreign files

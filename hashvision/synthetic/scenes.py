@@ -25,6 +25,80 @@ _ALTERNATE = 4  # the second colour of part p in a texture is at p + _ALTERNATE
 Colour = tuple[float, float, float]
 
 
+def draw_scene(
+    rng: np.random.Generator, kinds: Sequence[str], size: int, smallest: float = 0.4
+) -> np.ndarray:
+    """Draws a scene with one object of each of the given kinds.
+
+    Args:
+        rng: decides everything but the kinds; the same state gives the same pixels.
+        kinds: one to three of KINDS.
+        size: width and height, in pixels.
+        smallest: share of the frame that a single object spans at least.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    picture, ground = _background(rng, size)
+    angle = rng.uniform(-0.9, 0.9)
+    light = (math.sin(angle), -math.cos(angle))
+    count = int(rng.choice([0, 0, 1, 2, 3]))
+    _clutter(rng, picture, count=count, largest=0.3, light=light)
+    places = _places(rng, len(kinds), smallest)
+    for kind, (x, y, span) in zip(rng.permutation(np.array(kinds)), places, strict=True):
+        body = _colour_apart(rng, ground, 0.5)
+        second = _colour_apart(rng, [*ground, body], 0.4)
+        colours = np.array([body, second, _colour(rng, VIVID), _colour(rng, VIVID)])
+        colours[DARK - 1] *= 0.25
+        colours[LIGHT - 1] = 0.6 + 0.4 * colours[LIGHT - 1]
+        half = SUPERSAMPLING * size * span / 2
+        turn = math.radians(rng.uniform(-1, 1) * TURNS.get(kind, 10))
+        shape = np.diag(rng.uniform(0.88, 1.08, 2)) * half
+        shape[0] *= rng.choice([-1, 1])
+        spin = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+        centre = (x * SUPERSAMPLING * size, y * SUPERSAMPLING * size)
+        pen = Pen(SUPERSAMPLING * size, centre, spin @ shape)
+        DRAWERS[kind](pen, rng)
+        _paint(picture, pen.parts, colours=colours, rng=rng, light=light)
+    if rng.random() < 0.3:
+        _clutter(rng, picture, count=1, largest=0.22, light=light)
+    return _photograph(rng, picture, light)
+
+
+def _background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[Colour]]:
+    """Draws a background: float32 (side, side, 3) in [0, 1], and its two colours."""
+    one, far = _colour(rng, MUTED), _colour(rng, MUTED)
+    # Mix in 45% of the first colour, because objects must stand out from both.
+    red, green, blue = (0.45 * a + 0.55 * b for a, b in zip(one, far, strict=True))
+    two = (red, green, blue)
+    x, y = _grid(side)
+    style = rng.integers(6)
+    if style == 0:  # plain
+        mix = np.zeros((side, side), np.float32)
+    elif style == 1:  # a gradient
+        angle = rng.uniform(0, 2 * math.pi)
+        mix = np.clip(0.5 + 0.5 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1)
+    elif style == 2:  # a horizon, the ground grainy
+        level = rng.uniform(-0.1, 0.6) + 0.08 * np.sin(3 * x + rng.uniform(0, 6))
+        ground = 0.75 + 0.25 * _smooth_noise(rng, (side, side), 6)
+        mix = np.where(y > level, ground, 0.2 * (y + 1))
+    elif style == 3:  # stripes
+        angle, repeats = rng.uniform(0, math.pi), rng.uniform(1.5, 5)
+        mix = 0.5 + 0.5 * np.sin(math.pi * repeats * (np.cos(angle) * x + np.sin(angle) * y))
+    elif style == 4:  # blobs
+        mix = np.clip(1.6 * _smooth_noise(rng, (side, side), side / rng.integers(3, 9)) - 0.3, 0, 1)
+    else:  # bricks
+        rows = rng.uniform(2.5, 5)
+        row = np.floor((y + 1) * rows)
+        course = (x + 1) * rows / 2 + 0.5 * (row % 2)
+        joint = ((y + 1) * rows % 1 < 0.14) | (course % 1 < 0.07)
+        shade = 0.35 * np.sin(7.3 * np.floor(course) + 12.9 * row) ** 2
+        mix = np.where(joint, 1.0, shade)
+    mix = mix.astype(np.float32)[..., None]
+    ends = np.array([one, two], np.float32)
+    return ends[0] + (ends[1] - ends[0]) * mix, [one, two]
+
+
 @functools.cache
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns pixel coordinates x and y, float32 (side, side), each from -1 to 1."""
@@ -62,76 +136,54 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float)
     return np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
-def _texture(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray | None:
-    """Draws where the second colour of a texture shows: bool of the given shape, or None if plain.
-
-    Args:
-        rng: chooses plain (twice as often as the others), noise, stripes, dots or checks.
-        shape: rows and columns.
-        period: of the repeats, in pixels.
-    """
-    style = rng.integers(6)
-    if style <= 1:
-        return None
-    if style == 2:
-        return _smooth_noise(rng, shape, period) > rng.uniform(0.45, 0.6)
-    angle, phase = rng.uniform(0, math.pi), rng.random()
-    cos, sin = np.float32(math.cos(angle) / period), np.float32(math.sin(angle) / period)
-    x = np.arange(shape[1], dtype=np.float32)
-    y = np.arange(shape[0], dtype=np.float32)[:, None]
-    across = cos * x + sin * y + np.float32(phase)
-    across -= np.floor(across)
-    if style == 3:
-        return across < rng.uniform(0.3, 0.6)
-    along = cos * y - sin * x
-    along -= np.floor(along)
-    if style == 4:
-        return np.square(across - 0.5) + np.square(along - 0.5) < rng.uniform(0.05, 0.12)
-    return (across < 0.5) ^ (along < 0.5)
+def _clutter(
+    rng: np.random.Generator, picture: np.ndarray, count: int, largest: float, light
+) -> None:
+    """Paints `count` random shapes, each at most `largest` wide, as a share of the frame."""
+    side = picture.shape[0]
+    for _ in range(count):
+        half = SUPERSAMPLING * side * rng.uniform(0.4, 1) * largest / 2
+        turn, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1)
+        matrix = (
+            half
+            * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+            * (1, stretch)
+        )
+        centre = rng.uniform(0.02, 0.98, 2) * SUPERSAMPLING * side
+        pen = Pen(SUPERSAMPLING * side, (centre[0], centre[1]), matrix)
+        corners = int(rng.integers(2, 7))
+        if corners == 2:
+            pen.oval(0, 0, 1, 1, BODY)
+        else:
+            angles = np.linspace(0, 2 * np.pi, corners, False)
+            pen.polygon(np.stack([np.cos(angles), np.sin(angles)], 1), BODY)
+        colours = np.array([_colour(rng, MUTED) for _ in range(4)])
+        _paint(picture, pen.parts, colours=colours, rng=rng, light=light)
 
 
-def _background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, list[Colour]]:
-    """Draws a background: float32 (side, side, 3) in [0, 1], and its two colours."""
-    one, far = _colour(rng, MUTED), _colour(rng, MUTED)
-    # Mix in 45% of the first colour, because objects must stand out from both.
-    red, green, blue = (0.45 * a + 0.55 * b for a, b in zip(one, far, strict=True))
-    two = (red, green, blue)
-    x, y = _grid(side)
-    style = rng.integers(6)
-    if style == 0:  # plain
-        mix = np.zeros((side, side), np.float32)
-    elif style == 1:  # a gradient
-        angle = rng.uniform(0, 2 * math.pi)
-        mix = np.clip(0.5 + 0.5 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1)
-    elif style == 2:  # a horizon, the ground grainy
-        level = rng.uniform(-0.1, 0.6) + 0.08 * np.sin(3 * x + rng.uniform(0, 6))
-        ground = 0.75 + 0.25 * _smooth_noise(rng, (side, side), 6)
-        mix = np.where(y > level, ground, 0.2 * (y + 1))
-    elif style == 3:  # stripes
-        angle, repeats = rng.uniform(0, math.pi), rng.uniform(1.5, 5)
-        mix = 0.5 + 0.5 * np.sin(math.pi * repeats * (np.cos(angle) * x + np.sin(angle) * y))
-    elif style == 4:  # blobs
-        mix = np.clip(1.6 * _smooth_noise(rng, (side, side), side / rng.integers(3, 9)) - 0.3, 0, 1)
-    else:  # bricks
-        rows = rng.uniform(2.5, 5)
-        row = np.floor((y + 1) * rows)
-        course = (x + 1) * rows / 2 + 0.5 * (row % 2)
-        joint = ((y + 1) * rows % 1 < 0.14) | (course % 1 < 0.07)
-        shade = 0.35 * np.sin(7.3 * np.floor(course) + 12.9 * row) ** 2
-        mix = np.where(joint, 1.0, shade)
-    mix = mix.astype(np.float32)[..., None]
-    ends = np.array([one, two], np.float32)
-    return ends[0] + (ends[1] - ends[0]) * mix, [one, two]
+def _places(
+    rng: np.random.Generator, count: int, smallest: float
+) -> list[tuple[float, float, float]]:
+    """Draws where objects are: (x, y, size) in shares of the frame, the lowest and nearest last."""
+    if count == 1:
+        size = 0.9 - (0.9 - smallest) * rng.random() ** 1.5  # large sizes are more likely
+        room = 0.5 * (1 - size) + 0.04  # up to 4% of the frame may be cut off
+        return [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), size)]
+    places = []
+    high = int(rng.integers(2))
+    for slot in range(count):
+        if count == 2:
+            size = rng.uniform(0.42, 0.54)
+            room = 0.5 * (1 - size) + 0.02
+            x, y = 0.27 + 0.46 * slot, 0.5 + rng.uniform(-room, room)
+        else:  # a triangle rather than a row, for room
+            size = rng.uniform(0.38, 0.46)
+            x, y = 0.22 + 0.28 * slot, 0.26 if slot % 2 == high else 0.74
+        places.append((x + rng.uniform(-0.03, 0.03), y, size))
+    return sorted(places, key=lambda place: place[1])
 
 
-def _moved(mask: Image.Image, by: tuple[float, float]) -> np.ndarray:
-    """Moves a grey image by whole pixels (right, down): float32 (rows, columns, 1) in [0, 1]."""
-    x, y = round(by[0]), round(by[1])
-    moved = mask.crop((-x, -y, mask.width - x, mask.height - y))
-    return np.asarray(moved, np.float32)[..., None] / 255
-
-
-def _lay(
+def _paint(
     picture: np.ndarray,
     parts: Image.Image,
     colours: np.ndarray,
@@ -191,90 +243,39 @@ def _lay(
     picture += small[..., :3] * (1 - np.float32(rng.uniform(0.2, 0.6)) * (lit - shadow))
 
 
-def _clutter(
-    rng: np.random.Generator, picture: np.ndarray, count: int, largest: float, light
-) -> None:
-    """Paints `count` random shapes, each at most `largest` wide, as a share of the frame."""
-    side = picture.shape[0]
-    for _ in range(count):
-        half = SUPERSAMPLING * side * rng.uniform(0.4, 1) * largest / 2
-        turn, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1)
-        matrix = (
-            half
-            * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-            * (1, stretch)
-        )
-        centre = rng.uniform(0.02, 0.98, 2) * SUPERSAMPLING * side
-        pen = Pen(SUPERSAMPLING * side, (centre[0], centre[1]), matrix)
-        corners = int(rng.integers(2, 7))
-        if corners == 2:
-            pen.oval(0, 0, 1, 1, BODY)
-        else:
-            angles = np.linspace(0, 2 * np.pi, corners, False)
-            pen.polygon(np.stack([np.cos(angles), np.sin(angles)], 1), BODY)
-        colours = np.array([_colour(rng, MUTED) for _ in range(4)])
-        _lay(picture, pen.parts, colours, rng, light)
-
-
-def _places(
-    rng: np.random.Generator, count: int, smallest: float
-) -> list[tuple[float, float, float]]:
-    """Draws where objects are: (x, y, size) in shares of the frame, the lowest and nearest last."""
-    if count == 1:
-        size = 0.9 - (0.9 - smallest) * rng.random() ** 1.5  # large sizes are more likely
-        room = 0.5 * (1 - size) + 0.04  # up to 4% of the frame may be cut off
-        return [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), size)]
-    places = []
-    high = int(rng.integers(2))
-    for slot in range(count):
-        if count == 2:
-            size = rng.uniform(0.42, 0.54)
-            room = 0.5 * (1 - size) + 0.02
-            x, y = 0.27 + 0.46 * slot, 0.5 + rng.uniform(-room, room)
-        else:  # a triangle rather than a row, for room
-            size = rng.uniform(0.38, 0.46)
-            x, y = 0.22 + 0.28 * slot, 0.26 if slot % 2 == high else 0.74
-        places.append((x + rng.uniform(-0.03, 0.03), y, size))
-    return sorted(places, key=lambda place: place[1])
-
-
-def draw_scene(
-    rng: np.random.Generator, kinds: Sequence[str], size: int, smallest: float = 0.4
-) -> np.ndarray:
-    """Draws a scene with one object of each of the given kinds.
+def _texture(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray | None:
+    """Draws where the second colour of a texture shows: bool of the given shape, or None if plain.
 
     Args:
-        rng: decides everything but the kinds; the same state gives the same pixels.
-        kinds: one to three of KINDS.
-        size: width and height, in pixels.
-        smallest: share of the frame that a single object spans at least.
-
-    Returns:
-        uint8 (size, size, 3).
+        rng: chooses plain (twice as often as the others), noise, stripes, dots or checks.
+        shape: rows and columns.
+        period: of the repeats, in pixels.
     """
-    picture, ground = _background(rng, size)
-    angle = rng.uniform(-0.9, 0.9)
-    light = (math.sin(angle), -math.cos(angle))
-    _clutter(rng, picture, int(rng.choice([0, 0, 1, 2, 3])), 0.3, light)
-    places = _places(rng, len(kinds), smallest)
-    for kind, (x, y, span) in zip(rng.permutation(np.array(kinds)), places, strict=True):
-        body = _colour_apart(rng, ground, 0.5)
-        second = _colour_apart(rng, [*ground, body], 0.4)
-        colours = np.array([body, second, _colour(rng, VIVID), _colour(rng, VIVID)])
-        colours[DARK - 1] *= 0.25
-        colours[LIGHT - 1] = 0.6 + 0.4 * colours[LIGHT - 1]
-        half = SUPERSAMPLING * size * span / 2
-        turn = math.radians(rng.uniform(-1, 1) * TURNS.get(kind, 10))
-        shape = np.diag(rng.uniform(0.88, 1.08, 2)) * half
-        shape[0] *= rng.choice([-1, 1])
-        spin = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-        centre = (x * SUPERSAMPLING * size, y * SUPERSAMPLING * size)
-        pen = Pen(SUPERSAMPLING * size, centre, spin @ shape)
-        DRAWERS[kind](pen, rng)
-        _lay(picture, pen.parts, colours, rng, light)
-    if rng.random() < 0.3:
-        _clutter(rng, picture, 1, 0.22, light)
-    return _photograph(rng, picture, light)
+    style = rng.integers(6)
+    if style <= 1:
+        return None
+    if style == 2:
+        return _smooth_noise(rng, shape, period) > rng.uniform(0.45, 0.6)
+    angle, phase = rng.uniform(0, math.pi), rng.random()
+    cos, sin = np.float32(math.cos(angle) / period), np.float32(math.sin(angle) / period)
+    x = np.arange(shape[1], dtype=np.float32)
+    y = np.arange(shape[0], dtype=np.float32)[:, None]
+    across = cos * x + sin * y + np.float32(phase)
+    across -= np.floor(across)
+    if style == 3:
+        return across < rng.uniform(0.3, 0.6)
+    along = cos * y - sin * x
+    along -= np.floor(along)
+    if style == 4:
+        return np.square(across - 0.5) + np.square(along - 0.5) < rng.uniform(0.05, 0.12)
+    return (across < 0.5) ^ (along < 0.5)
+
+
+def _moved(mask: Image.Image, by: tuple[float, float]) -> np.ndarray:
+    """Moves a grey image by whole pixels (right, down): float32 (rows, columns, 1) in [0, 1]."""
+    x, y = round(by[0]), round(by[1])
+    moved = mask.crop((-x, -y, mask.width - x, mask.height - y))
+    return np.asarray(moved, np.float32)[..., None] / 255
 
 
 def _photograph(

@@ -72,7 +72,7 @@ class DatasetAudit(typing.NamedTuple):
         if any(copy for places in matched for _, copy in places):
             lines.append(_COPIES)
         missed = [line for line, places in zip(self.listed, matched, strict=True) if not places]
-        lines.append(removals.nothing_matched(missed, len(matched), "it"))
+        lines.append(removals.describe_unmatched(missed, len(matched), "it"))
         if self.source.version == 1:
             lines.append(f"{self.source.path} is of version 1, {_NO_COPIES}")
         held = f"{len(self.found):,} of the {len(self.source):,} records of {self.source.path}"
@@ -134,7 +134,7 @@ class RunAudit(typing.NamedTuple):
         if self.checkpoints:
             named = {number for record in self.records for number in record.lines}
             missed = [line for number, line in enumerate(self.listed) if number not in named]
-            lines.append(removals.nothing_matched(missed, len(self.listed), "the run's data"))
+            lines.append(removals.describe_unmatched(missed, len(self.listed), "the run's data"))
         for source in self.sources:
             if source.version == 1:
                 lines.append(f"{source.path} is of version 1, {_NO_COPIES}")

@@ -1,8 +1,8 @@
 """Which records a removal list names, and how often a run was shown them, for `audit`.
 
-It replays the run's stream with the records that were barred at each step. Only lanes with a named
-record are replayed, and only steps in which not all of these are barred. It takes 3 s on one core
-for 10 million items of such lanes, and the memory of one lane's epoch.
+It replays the run's stream with the records that were excluded at each step. It replays only lanes
+with a named record, and only the steps in which at least one of these was not excluded. It takes
+3 s on one core for 10 million items of such lanes, and the memory of one lane's epoch.
 """
 
 import bisect
@@ -61,7 +61,7 @@ def named(source: Dataset, lines: Sequence[removals.Removal], names: removals.Na
             numbers[removals.KINDS.index(line.kind), line.hash(names.key)].append(number)
     found: Named = {}
     for begin, end in itertools.pairwise(source.starts.tolist()):
-        for position, kind, value, copy in source.named(begin, end, names).tolist():
+        for position, kind, value, copy in source.find_removed(begin, end, names).tolist():
             by_line = found.setdefault(position, {})
             for number in numbers[kind, value]:
                 by_line[number] = by_line.get(number, True) and copy
@@ -105,17 +105,17 @@ def shown(
         for interval in intervals:
             hits = interval.removed.hits(photos.first, rows, copies)
             removed = removals.marks(hits, photos.first, len(rows))
-            for begin, end, barred in _barred_steps(
+            for begin, end, excluded in _excluded_steps(
                 photos,
                 interval=interval,
                 removed=removed,
                 faults=broken[lane],
                 checkpoints=checkpoints,
             ):
-                if barred[own - photos.first].all():
+                if excluded[own - photos.first].all():
                     continue
-                photos.unbar()
-                photos.bar(barred)
+                photos.include_all()
+                photos.exclude(excluded)
                 column = bisect.bisect_left(checkpoints, end)
                 for place, step in _shown_steps(photos, own, begin=begin, end=end):
                     times[:, column] += np.bincount(place, minlength=len(own))
@@ -128,24 +128,24 @@ def shown(
             yield Shown(position, name, row, *span)
 
 
-def _barred_steps(
+def _excluded_steps(
     photos: stream.Stream,
     interval: Interval,
     removed: np.ndarray,
     faults: Sequence[reader.Fault],
     checkpoints: Sequence[int],
 ) -> Iterable[tuple[int, int, np.ndarray]]:
-    """Yields (first step, last step, barred): which records were barred, bool (records,)."""
+    """Yields (first step, last step, excluded): which records were excluded, bool (records,)."""
     cuts = {interval.first, interval.last, *checkpoints, *(fault.step for fault in faults)}
     cuts = sorted(cut for cut in cuts if interval.first <= cut <= interval.last)
     for begin, end in itertools.pairwise(cuts):
         known = {(f.record, f.records): f for f in faults if f.step <= begin}
-        barred = removed.copy()
+        excluded = removed.copy()
         for fault in known.values():
             if fault.cause:
                 place = max(fault.record - photos.first, 0)
-                barred[place : max(fault.record + fault.records - photos.first, 0)] = True
-        yield begin, end, barred
+                excluded[place : max(fault.record + fault.records - photos.first, 0)] = True
+        yield begin, end, excluded
 
 
 def _shown_steps(

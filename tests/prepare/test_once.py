@@ -127,7 +127,7 @@ def test_a_removal_list_finds_copies_in_a_prepared_dataset(made, tmp_path):
     folder, *_ = made
     source = dataset.load(str(folder / "set"))
     lines = [removals.Removal("id", "p0", "", ""), removals.Removal("owner", "u7", "", "")]
-    hits = source.named(0, len(source), source.names(removals.RemovalList(lines)))
+    hits = source.find_removed(0, len(source), source.names(removals.RemovalList(lines)))
     rows, key = source.rows(0, len(source)), source.key()
     assert hits["copy"].all()
     named = {*rows["id"][hits["record"]].tolist()}

@@ -405,7 +405,7 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     made = dataset.load(str(tmp_path / "dataset"))
     rows = made.rows(0, len(made))
     listed = removals.RemovalList(removals.read(str(shared_data / "posts" / "removals.csv")))
-    assert not len(made.named(0, len(made), made.names(listed)))
+    assert not len(made.find_removed(0, len(made), made.names(listed)))
     private = set()
     for line in (shared_data / "posts" / "posts.jsonl").read_bytes().splitlines():
         with contextlib.suppress(ValueError):

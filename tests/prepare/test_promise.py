@@ -23,7 +23,7 @@ from hashvision.commands import main as program
 from hashvision.duplicates.alignment import DUPLICATE, similarity
 from hashvision.duplicates.fingerprints import Fingerprint, fingerprint
 from hashvision.sources import dates
-from hashvision.sources.pictures import normalise_photo
+from hashvision.sources.pictures import normalize_photo
 
 SEEDS = range(int(os.environ.get("HASHVISION_PROMISES", "4")))
 SHORT_SIDE = 80  # photos are made smaller, as most are
@@ -78,7 +78,7 @@ def draw(folder: pathlib.Path, seed: int) -> World:
             fields = {"id": name, "owner": owner, "image": f"{line}.jpg", "created_at": created_at}
             visibility = "public" if public else "friends"
             lines.append(json.dumps({**fields, "visibility": visibility, "text": "#dog"}))
-            print_ = fingerprint(normalise_photo(photo, SHORT_SIDE))
+            print_ = fingerprint(normalize_photo(photo, SHORT_SIDE))
             date = "" if created_at is None else str(created_at)
             posts.append(Post(name, owner, public, date, line, photo, print_))
             photo = generator.choice(photos)
@@ -95,7 +95,7 @@ def draw(folder: pathlib.Path, seed: int) -> World:
         for number in range(3):
             photo = edits.EDITS["cropped"](edits.decode(generator.choice(photos)), rng)
             (folder / "test" / f"{number}.jpg").write_bytes(photo)
-            evaluation.append(fingerprint(normalise_photo(photo, SHORT_SIDE)))
+            evaluation.append(fingerprint(normalize_photo(photo, SHORT_SIDE)))
     keep_duplicates, keep_copies = seed % 4 == 1, seed % 4 == 2
     return World(folder, posts, listed, evaluation, keep_duplicates, keep_copies)
 

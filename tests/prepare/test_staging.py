@@ -100,7 +100,7 @@ def test_a_dataset_of_each_version_is_replaced_with_all_its_files(posts, tmp_pat
             (output / name).write_text("old")
         pipeline.prepare(posts, str(output), minimum_count=1)
         assert dataset.load(str(output)).manifest["images"] == 8
-        assert all(dataset.is_file_of(name) for name in os.listdir(output))
+        assert all(dataset.is_dataset_file(name) for name in os.listdir(output))
         assert not (output / "index-00003-of-00007.npy").exists()
     assert sorted(os.listdir(tmp_path)) == ["set0", "set0.key", "set1", "set1.key"]
 
@@ -178,8 +178,8 @@ def test_a_second_run_between_the_two_renames_is_refused(posts, tmp_path, monkey
 
 
 def test_a_staging_folder_of_a_silent_host_is_removed(posts, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "_BEAT", 0.05)
-    monkeypatch.setattr(locks, "_PATIENCE", 0.3)
+    monkeypatch.setattr(locks, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(locks, "_TAKEOVER", 0.3)
     put(tmp_path / STAGING, **{f"spool__{SPOOLED}": "photos"})
     holder = locks._this_process()._replace(machine="another", token="silent")
     (tmp_path / "set.lock").write_bytes(holder.json())

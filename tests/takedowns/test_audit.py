@@ -107,16 +107,16 @@ class Run:
         photos = self.start(step, removed, hosts, folder, keep)
         faults = [reader.Faults(str(self.path), host, 1.0) for host in range(hosts)]
         for host, part in enumerate(photos):
-            barred = np.zeros(part.last - part.first, bool)
-            for fault in faults[host].standing:
+            excluded = np.zeros(part.last - part.first, bool)
+            for fault in faults[host].unresolved:
                 if part.first <= fault.record < part.last:
                     if (fault.record + step) % 2:  # some can be read again
                         faults[host].add(fault._replace(step=step, cause=""))
                     else:
                         if fault.step > step:
                             faults[host].add(fault._replace(step=step))
-                        barred[fault.record - part.first] = True
-            part.bar(barred)
+                        excluded[fault.record - part.first] = True
+            part.exclude(excluded)
         for now in range(step, end):
             for host, part in enumerate(photos):
                 found = np.zeros(part.last - part.first, bool)
@@ -124,7 +124,7 @@ class Run:
                     if when == now and part.first <= record < part.last:
                         faults[host].add(reader.Fault(now, record, 1, "shard", 0, "broken"))
                         found[record - part.first] = True
-                part.bar(found)
+                part.exclude(found)
             self.shown[now] = np.concatenate([part.items(now).record for part in photos])
 
     def save(self, *steps):
@@ -553,7 +553,7 @@ def test_a_run_bars_and_counts_records_that_show_a_copy(tmp_path, copied, keep):
     run.save(6, 20)
     shown = {record for step in range(6, 20) for record in run.shown[step].tolist()}
     assert not shown & named and (40 in shown) == keep
-    # The replay bars what was barred during the run, whatever the options are now.
+    # The replay bars what was excluded during the run, whatever the options are now.
     agree(run, audit.audit_run(str(run.path), as_list(lines, keep_copies=keep)), named)
     agree(run, audit.audit_run(str(run.path), as_list(lines)), named | {40})
     agree(run, audit.audit_run(str(run.path), as_list(lines, keep_copies=True)), named - {40})
