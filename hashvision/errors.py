@@ -1,8 +1,8 @@
-"""The one exception a user is meant to see; every room raises it and the command line prints it."""
+"""The exception for errors that a user can fix; the command line prints it without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence that names the thing, the file and the remedy.
+    """An error that the user can fix; its one sentence names the problem, the file and the remedy.
 
     The command line prints the sentence without a traceback and exits with code 2.
     """

@@ -1,10 +1,10 @@
-"""Locks on what one process at a time may write: a workdir, the output of `prepare`.
+"""Locks for paths that only one process may write, such as a workdir or the output of `prepare`.
 
-A lock is a small file, or an object in a bucket, that names its holder. Each change to it replaces
-exactly the content that was read before, so of two processes that want it one gets it. The holder
-writes a sign of life into it every few seconds. A lock whose holder was killed is taken over: at
-once where the holder ran on this machine, which knows its processes, and otherwise after a minute
-without a sign of life, by the clock of the process that waits.
+A lock is a small file, or an object in a bucket, that names its holder. Processes change it by
+compare-and-swap, so only one of several contenders gets it. The holder writes a heartbeat to it
+every 5 seconds. When a holder is killed, the next process takes the lock over: immediately if the
+holder ran on this machine, where its process can be checked, and otherwise after 60 seconds without
+a heartbeat, by the clock of the waiting process.
 """
 
 import contextlib
@@ -23,99 +23,99 @@ from collections.abc import Iterator
 from hashvision import storage
 from hashvision.errors import UserError
 
-_BEAT = 5.0  # seconds between two signs of life
-_PATIENCE = 60.0  # seconds without one after which a lock of another machine is taken over
-_ANSWER = 30.0  # seconds that a bucket may take
-_BOOT = "/proc/sys/kernel/random/boot_id"
-_PROCESSES = "/proc/self/ns/pid"
+_HEARTBEAT = 5.0  # seconds between two heartbeats
+_TAKEOVER = 60.0  # seconds without a heartbeat before another machine's lock is taken over
+_TIMEOUT = 30.0  # seconds for a request to a bucket
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_PID_NAMESPACE = "/proc/self/ns/pid"
 
 
 class Lock:
-    """A lock that is held from entering to leaving it."""
+    """A lock that a `with` statement holds."""
 
-    def __init__(self, path: str, thing: str, remedy: str) -> None:
-        """Names the lock.
+    def __init__(self, path: str, resource: str, remedy: str) -> None:
+        """Describes the lock without taking it.
 
         Args:
-          path: of the file that is the lock.
-          thing: what it protects, to begin a sentence with.
-          remedy: what to do other than wait for the holder's end, to end a sentence with.
+          path: of the lock file.
+          resource: what the lock protects; begins a sentence.
+          remedy: what the user can do instead of waiting for the holder; ends a sentence.
         """
-        self._path, self._thing, self._remedy = path, thing, remedy
-        self._cell = _Object(path) if storage.is_remote(path) else _File(path)
+        self._path, self._resource, self._remedy = path, resource, remedy
+        self._file = _open(path)
         self._holder = _this_process()
         self._stamp: typing.Any = None
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._run_heartbeat, name="lock", daemon=True)
 
     def __enter__(self) -> None:
         """Takes the lock.
 
         Raises:
-          UserError: another process holds it, or the file is no lock.
+          UserError: another process holds it, or the file is not a lock file.
           OSError: the lock cannot be written.
         """
         seen, since = None, 0.0
         while True:
-            content, stamp = self._cell.read()
+            content, stamp = self._file.read()
             holder = _parse(content) if content else None
             if content and not holder:
                 raise UserError(
-                    f"{self._path} is not a lock that hashvision wrote; move that file away, or"
+                    f"{self._path} is not a lock file of hashvision; move that file away, or"
                     f" {self._remedy}."
                 )
-            if holder and holder.token == self._holder.token:  # the answer to a write was lost
+            if holder and holder.token == self._holder.token:  # a write succeeded without a reply
                 self._stamp = stamp
                 break
             if holder:
                 alive = _is_alive(holder)
                 if alive or (alive is None and seen not in (None, content)):
                     raise UserError(
-                        f"{self._thing} is in use by {holder}; wait until that ends, or"
+                        f"{self._resource} is in use by {holder}; wait until it ends, or"
                         f" {self._remedy}."
                     )
                 if alive is None and seen is None:
                     seen, since = content, time.monotonic()
                     print(
-                        f"{self._thing} was last in use by {holder}; waiting up to"
-                        f" {_PATIENCE:g} s for a sign of life.",
+                        f"{self._resource} was last in use by {holder}; waiting up to"
+                        f" {_TAKEOVER:g} s for its heartbeat.",
                         flush=True,
                     )
-                if alive is None and time.monotonic() - since < _PATIENCE:
-                    time.sleep(_BEAT / 5)
+                if alive is None and time.monotonic() - since < _TAKEOVER:
+                    time.sleep(_HEARTBEAT / 5)
                     continue
-            self._stamp = self._cell.swap(stamp, self._holder.json())
+            self._stamp = self._file.swap(stamp, self._holder.json())
             if self._stamp is not None:
                 break
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
-        """Gives the lock back."""
-        self._left.set()
+        """Releases the lock."""
+        self._released.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # then it is taken over as that of a killed process
-            self._cell.swap(self._stamp, None)
+        with contextlib.suppress(OSError):  # the next process then takes it over as abandoned
+            self._file.swap(self._stamp, None)
 
-    def _beat(self) -> None:
-        while not self._left.wait(_BEAT):
-            with contextlib.suppress(OSError):  # of a full disk, or a bucket that is away
-                self._show_life()
+    def _run_heartbeat(self) -> None:
+        while not self._released.wait(_HEARTBEAT):
+            with contextlib.suppress(OSError):  # a full disk, or a bucket that is unreachable
+                self._write_heartbeat()
 
-    def _show_life(self) -> None:
+    def _write_heartbeat(self) -> None:
         self._holder = self._holder._replace(beat=self._holder.beat + 1)
-        stamp = self._cell.swap(self._stamp, self._holder.json())
+        stamp = self._file.swap(self._stamp, self._holder.json())
         if stamp is not None:
             self._stamp = stamp
             return
-        content, stamp = self._cell.read()
+        content, stamp = self._file.read()
         other = _parse(content) if content else None
         if not content or (other and other.token == self._holder.token):
-            self._stamp = stamp  # somebody deleted the file, or the answer to a write was lost
+            self._stamp = stamp  # the file was deleted, or a write succeeded without a reply
             return
-        # This process stood still for so long, with its machine say, that another went on.
+        # This process was suspended, perhaps with its machine, until another took the lock over.
         print(
-            f"hashvision: {self._thing} was taken over by {other or 'another'}, since this process"
-            f" had shown no sign of life for {_PATIENCE:g} s; it ends here.",
+            f"hashvision: {self._resource} was taken over by {other or 'another process'}, because"
+            f" this process sent no heartbeat for {_TAKEOVER:g} s; this process stops.",
             file=sys.stderr,
             flush=True,
         )
@@ -123,25 +123,25 @@ class Lock:
 
 
 def append(path: str, line: str) -> None:
-    """Adds a line to a file, whole or not at all; what stands there stays, whoever else adds."""
-    cell = _Object(path) if storage.is_remote(path) else _File(path)
+    """Appends a line to a file atomically, also while other processes append to it."""
+    file = _open(path)
     while True:
-        before, stamp = cell.read()
-        if cell.swap(stamp, (before or b"") + line.encode()) is not None:
+        before, stamp = file.read()
+        if file.swap(stamp, (before or b"") + line.encode()) is not None:
             return
 
 
 class _Holder(typing.NamedTuple):
-    """Who holds a lock."""
+    """The process that holds a lock; the fields are the keys of the JSON in the lock file."""
 
-    token: str  # of this one time
+    token: str  # unique to one use of a lock
     host: str
-    process: int
+    process: int  # process id
     since: str
-    machine: str  # the kernel's, from its start on; "" where it has none
-    processes: str  # among which `process` counts: a container has its own
-    started: int  # when the process was, in the kernel's ticks, as numbers of processes come again
-    beat: int  # grows while it lives
+    machine: str  # boot id of the kernel; "" if unknown
+    processes: str  # PID namespace of `process`, since each container has its own; "" if unknown
+    started: int  # start time of the process in clock ticks, since process ids are reused
+    beat: int  # number of heartbeats so far
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, since {self.since}"
@@ -151,7 +151,7 @@ class _Holder(typing.NamedTuple):
 
 
 def _this_process() -> _Holder:
-    machine, processes = _machine()
+    machine, processes = _machine_and_namespace()
     return _Holder(
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
@@ -159,16 +159,16 @@ def _this_process() -> _Holder:
         since=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         machine=machine,
         processes=processes,
-        started=_state(os.getpid())[1],
+        started=_process_state(os.getpid())[1],
         beat=0,
     )
 
 
 def _parse(content: bytes) -> _Holder | None:
-    """Who holds a lock by its content; None if that is not a lock's."""
+    """Parses the content of a lock file; None if it is not one."""
     try:
-        said = json.loads(content)
-        holder = _Holder(**{name: said[name] for name in _Holder._fields})
+        fields = json.loads(content)
+        holder = _Holder(**{name: fields[name] for name in _Holder._fields})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     kinds = typing.get_type_hints(_Holder)
@@ -176,19 +176,19 @@ def _parse(content: bytes) -> _Holder | None:
     return holder if fits else None
 
 
-def _machine() -> tuple[str, str]:
-    """What tells this kernel, and this set of processes in it, from all others; "" without."""
+def _machine_and_namespace() -> tuple[str, str]:
+    """The kernel's boot id and this process's PID namespace; "" for both if not available."""
     try:
-        with open(_BOOT, encoding="ascii") as file:
+        with open(_BOOT_ID, encoding="ascii") as file:
             boot = file.read().strip()
-        return boot, os.readlink(_PROCESSES)
+        return boot, os.readlink(_PID_NAMESPACE)
     except OSError:
         return "", ""
 
 
 def _is_alive(holder: _Holder) -> bool | None:
-    """Whether the process lives; None if only its signs of life can tell."""
-    if not holder.machine or (holder.machine, holder.processes) != _machine():
+    """Whether the process runs; None if only its heartbeats can tell."""
+    if not holder.machine or (holder.machine, holder.processes) != _machine_and_namespace():
         return None
     try:
         os.kill(holder.process, 0)
@@ -196,14 +196,14 @@ def _is_alive(holder: _Holder) -> bool | None:
         return False
     except PermissionError:
         pass
-    state, started = _state(holder.process)
+    state, started = _process_state(holder.process)
     if not state:
         return None
-    return started == holder.started and state not in "ZX"  # dead, but its parent has not asked
+    return started == holder.started and state not in "ZX"  # Z and X: dead, but not reaped
 
 
-def _state(process: int) -> tuple[str, int]:
-    """A process's state and when it was started; "" and 0 where the system does not tell."""
+def _process_state(process: int) -> tuple[str, int]:
+    """State and start time (clock ticks) of a process; "" and 0 if not available."""
     try:
         with open(f"/proc/{process}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -212,14 +212,18 @@ def _state(process: int) -> tuple[str, int]:
         return "", 0
 
 
-class _File:
-    """A file that changes only from what was read; `None` stands for one that is not there."""
+def _open(path: str) -> "_LocalFile | _RemoteObject":
+    return _RemoteObject(path) if storage.is_remote(path) else _LocalFile(path)
+
+
+class _LocalFile:
+    """A file with compare-and-swap; `None` is the content of a file that does not exist."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def read(self) -> tuple[bytes | None, bytes]:
-        """The content, and the stamp by which `swap` knows it."""
+        """Returns the content and its stamp, which `swap` compares."""
         try:
             content = storage.read(self._path)
         except FileNotFoundError:
@@ -227,67 +231,76 @@ class _File:
         return content or None, content
 
     def swap(self, stamp: bytes, content: bytes | None) -> bytes | None:
-        """Replaces what had this stamp: the new one; None if something else is there by now."""
-        with self._alone():
-            there = storage.read(self._path)
-            if there == stamp and content is not None:
+        """Replaces the content that has this stamp.
+
+        Args:
+          stamp: from `read` or the last `swap`.
+          content: the new content; None removes the file.
+
+        Returns:
+          The new stamp, or None if the file has changed since.
+        """
+        with self._exclusively():
+            current = storage.read(self._path)
+            if current == stamp and content is not None:
                 storage.write(self._path, content)
                 return content
-            if there == stamp or not there:
+            if current == stamp or not current:
                 os.remove(self._path)
-            return b"" if there == stamp else None
+            return b"" if current == stamp else None
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other processes of this class, on this file, out."""
+    def _exclusively(self) -> Iterator[None]:
+        """Excludes other users of this class from this file."""
         storage.make_folder(os.path.dirname(self._path))
         while True:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX)
-                except OSError as error:  # a network file system without: a moment's risk is left
+                except OSError as error:
+                    # Some network file systems have no locks; a short race remains there.
                     if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                         raise
-                if self._is(file):  # and not one that another has replaced or removed meanwhile
+                if self._is_current(file):  # another process may have replaced or removed it
                     yield
                     return
             finally:
                 os.close(file)
 
-    def _is(self, file: int) -> bool:
+    def _is_current(self, file: int) -> bool:
         try:
             return os.path.samestat(os.fstat(file), os.stat(self._path))
         except FileNotFoundError:
             return False
 
 
-class _Object:
-    """The same in a bucket, by TensorStore: TensorFlow's client has no conditional writes."""
+class _RemoteObject:
+    """The same for a remote object, by TensorStore, whose writes can be conditional."""
 
     def __init__(self, path: str) -> None:
         self._path, self._opened = path, None
 
     def read(self) -> tuple[bytes | None, bytes]:
         with self._as_os_errors():
-            found = self._store().read("").result(timeout=_ANSWER)
+            found = self._store().read("").result(timeout=_TIMEOUT)
         return found.value or None, found.stamp.generation
 
     def swap(self, stamp: bytes, content: bytes | None) -> bytes | None:
         with self._as_os_errors():
-            written = self._store().write("", content, if_equal=stamp).result(timeout=_ANSWER)
+            written = self._store().write("", content, if_equal=stamp).result(timeout=_TIMEOUT)
         return written.generation or None
 
     def _store(self) -> typing.Any:
         if self._opened is None:
             import tensorstore
 
-            self._opened = tensorstore.KvStore.open(self._path).result(timeout=_ANSWER)
+            self._opened = tensorstore.KvStore.open(self._path).result(timeout=_TIMEOUT)
         return self._opened
 
     @contextlib.contextmanager
     def _as_os_errors(self) -> Iterator[None]:
-        """TensorStore raises ValueErrors that begin with the name of what went wrong."""
+        """Converts TensorStore's ValueErrors, whose message starts with a status, to OSErrors."""
         numbers = {
             "PERMISSION_DENIED": errno.EACCES,
             "UNAUTHENTICATED": errno.EACCES,
@@ -302,10 +315,10 @@ class _Object:
         try:
             yield
         except (ValueError, NotImplementedError, TimeoutError) as error:
-            told = str(error).split(" [")[0][:300]
-            number = numbers.get(told.partition(":")[0], errno.EINVAL)
+            message = str(error).split(" [")[0][:300]
+            number = numbers.get(message.partition(":")[0], errno.EINVAL)
             if isinstance(error, TimeoutError):
-                number, told = errno.EIO, f"no answer in {_ANSWER:g} s"
+                number, message = errno.EIO, f"no answer within {_TIMEOUT:g} s"
             if number in (errno.ENOENT, errno.EACCES):
-                told = os.strerror(number)
-            raise OSError(number, told, self._path) from None
+                message = os.strerror(number)
+            raise OSError(number, message, self._path) from None

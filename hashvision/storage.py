@@ -1,9 +1,9 @@
-"""Files wherever they lie: on this machine's disks, or in object storage (gs://BUCKET/...).
+"""File access for every module, on local disks and in object storage (gs://BUCKET/...).
 
-A path with "://" goes to TensorFlow's client, which is imported with the first of them, any other
-to Python's own functions. What goes wrong with either is an OSError. Object storage holds whole
-objects and nothing else: one appears when its file is closed, a folder is there while something is
-in it, nothing can be appended to, and what is moved is copied.
+TensorFlow's client handles a path with "://"; it is imported at the first such path. Python's own
+functions handle all other paths. Both raise OSError on failure. Object storage holds whole objects
+only: an object appears when its file is closed, a folder exists while it contains an object,
+nothing can be appended, and a move copies.
 """
 
 import builtins
@@ -20,30 +20,31 @@ from concurrent import futures
 
 from hashvision.errors import UserError
 
-# TensorFlow's client reads these once, when TensorFlow is imported. It would fetch 64 MB for each
-# record that is read by its offset, and remember for 5 s a size that another host has changed.
+# TensorFlow's client reads these once, when TensorFlow is imported. By default it fetches 64 MB for
+# each record that is read by its offset, and caches a file's size for 5 s after another host has
+# changed it.
 os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**16))
 os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")
 
-_BUFFER = 2**19  # bytes of a request where a file is read through, as the client has it
-_AT_ONCE = 32  # requests: each takes long, and little work
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # some network file systems say so of their folders
+_READ_BYTES = 2**19  # per request when a file is read sequentially; the client's own value
+_THREADS = 32  # concurrent requests, which mostly wait
+_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)  # from folders of some network file systems
 
 In = typing.TypeVar("In")
 Out = typing.TypeVar("Out")
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path leads into object storage."""
+    """Whether a path is in object storage."""
     return "://" in path
 
 
 def absolute(path: str) -> str:
-    """The path as it is from everywhere, without a slash at its end.
+    """Makes a path absolute and removes a trailing slash.
 
     Raises:
-      UserError: it is a file:// URL, a URL of nothing, such as gs://, or empty, which would be the
-        current folder.
+      UserError: the path is a file:// URL, an incomplete URL such as gs://, or empty, which would
+        mean the current folder.
     """
     if path.startswith("file://"):
         raise UserError(f"{path} is a URL of a local file; give its path, {path[7:] or '/'}.")
@@ -52,20 +53,29 @@ def absolute(path: str) -> str:
     scheme, is_url, rest = path.partition("://")
     if is_url and "/" not in scheme and not (scheme and rest.strip("/")):
         raise UserError(
-            f"{path} is a URL of nothing; give one such as gs://bucket/folder, or a path."
+            f"{path} is an incomplete URL; give one such as gs://bucket/folder, or a path."
         )
     return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 
-def each(do: Callable[[In], Out], items: Iterable[In], remote: bool) -> list[Out]:
-    """What `do` makes of each item, in their order; many at once where that asks remote storage."""
+def parallel_map(call: Callable[[In], Out], items: Iterable[In], remote: bool) -> list[Out]:
+    """Calls a function for each item, on up to 32 threads if it requests from remote storage.
+
+    Args:
+      call: the function; it must be safe to run on several threads.
+      items: its arguments.
+      remote: whether the calls wait for remote storage; if not, they run one after another.
+
+    Returns:
+      The results, in the order of the items.
+    """
     if not remote:
-        return [do(item) for item in items]
-    with futures.ThreadPoolExecutor(_AT_ONCE, "storage") as pool:
-        return list(pool.map(do, items))
+        return [call(item) for item in items]
+    with futures.ThreadPoolExecutor(_THREADS, "storage") as pool:
+        return list(pool.map(call, items))
 
 
-def _files() -> typing.Any:
+def _gfile() -> typing.Any:
     import tensorflow as tf
 
     return tf.io.gfile
@@ -73,9 +83,10 @@ def _files() -> typing.Any:
 
 @contextlib.contextmanager
 def as_os_errors(path: str) -> Iterator[None]:
-    """Raises what TensorFlow raises inside, which loses its way at `path`, as OSErrors.
+    """Converts TensorFlow's errors about `path` to OSErrors.
 
-    EIO is what may go away by itself. TensorFlow ends its errors of a disk with the system's words.
+    EIO stands for errors that may be temporary. TensorFlow's message about a local disk ends with
+    the text of the system's error, which gives the error number.
     """
     import tensorflow as tf
 
@@ -91,19 +102,19 @@ def as_os_errors(path: str) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         number = numbers.get(type(error), errno.EIO)
-        told = str(error.message).split("\n")[0][:300]
+        message = str(error.message).split("\n")[0][:300]
         if not is_remote(path):
-            words = told.rpartition("; ")[2]
-            number = next((n for n in errno.errorcode if os.strerror(n) == words), number)
-            told = os.strerror(number)
+            reason = message.rpartition("; ")[2]
+            number = next((n for n in errno.errorcode if os.strerror(n) == reason), number)
+            message = os.strerror(number)
         if number in (errno.ENOENT, errno.EACCES):
-            told = os.strerror(number)
-        raise OSError(number, told, path) from None
+            message = os.strerror(number)
+        raise OSError(number, message, path) from None
 
 
 @contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Gives the OSErrors raised inside this path where they have none: a write knows no name."""
+def add_path_to_errors(path: str) -> Iterator[None]:
+    """Adds this path to OSErrors that name no file, such as those of a failed write."""
     try:
         yield
     except OSError as error:
@@ -113,12 +124,12 @@ def naming(path: str) -> Iterator[None]:
 
 
 class _Object(io.RawIOBase):
-    """An object of remote storage as a file to read, or to write from its beginning to its end."""
+    """A remote object as a binary file, readable at any offset or writable from start to end."""
 
     def __init__(self, path: str, mode: str) -> None:
         self._path, self._mode = path, mode
         with as_os_errors(path):
-            self._file = _files().GFile(path, mode)
+            self._file = _gfile().GFile(path, mode)
 
     def readable(self) -> bool:
         return self._mode == "rb"
@@ -137,7 +148,7 @@ class _Object(io.RawIOBase):
 
     def readall(self) -> bytes:
         with as_os_errors(self._path):
-            return b"".join(iter(lambda: self._file.read(_BUFFER), b""))
+            return b"".join(iter(lambda: self._file.read(_READ_BYTES), b""))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_CUR:
@@ -165,35 +176,41 @@ class _Object(io.RawIOBase):
 
 
 def open(path: str, mode: str = "rb", **text: typing.Any) -> typing.Any:
-    """Opens a file: "rb", "wb", "r" or "w", with Python's options for text, in UTF-8.
+    """Opens a file in mode "rb", "wb", "r" or "w"; text is UTF-8 by default.
 
-    A remote one that is not there is noticed when it is read, and one that is written appears when
-    it is closed.
+    A missing remote file raises at the first read, not here. A remote file that is written appears
+    when it is closed.
+
+    Args:
+      path: of the file.
+      mode: of these four.
+      **text: Python's options for text files.
 
     Raises:
-      OSError: there is none, or it may not be opened.
+      OSError: the file does not exist or cannot be opened.
     """
     if "b" not in mode:
         text.setdefault("encoding", "utf-8")
     if not is_remote(path):
         return builtins.open(path, mode, **text)
     if mode[0] == "r":
-        binary = io.BufferedReader(_Object(path, "rb"), _BUFFER)
+        binary = io.BufferedReader(_Object(path, "rb"), _READ_BYTES)
     else:
-        binary = io.BufferedWriter(_Object(path, "wb"), _BUFFER)
+        binary = io.BufferedWriter(_Object(path, "wb"), _READ_BYTES)
     return binary if "b" in mode else io.TextIOWrapper(binary, **text)
 
 
 def read(path: str) -> bytes:
-    """All bytes of a file."""
+    """Reads all bytes of a file."""
     with open(path) as file:
         return file.read()
 
 
 def write(path: str, content: str | bytes) -> None:
-    """Writes a file so that nobody ever sees half of it, and makes the folders it lies in.
+    """Writes a file atomically and makes its parent folders.
 
-    The file is on the disk when this returns: a power cut leaves the old content or the new.
+    No reader sees a partly written file. The file is on the disk when this returns, so a power cut
+    leaves either the old content or the new.
     """
     content = content.encode() if isinstance(content, str) else content
     if is_remote(path):
@@ -201,9 +218,9 @@ def write(path: str, content: str | bytes) -> None:
             file.write(content)
         return
     make_folder(os.path.dirname(path))
-    partial = f"{path}.{uuid.uuid4().hex}.partial"  # another process may write the same
+    partial = f"{path}.{uuid.uuid4().hex}.partial"  # several processes may write this file
     try:
-        with naming(path), open(partial, "wb") as file:
+        with add_path_to_errors(path), open(partial, "wb") as file:
             file.write(content)
         sync(partial)
         move(partial, path)
@@ -214,25 +231,25 @@ def write(path: str, content: str | bytes) -> None:
 
 
 def sync(path: str) -> None:
-    """Returns when a file, or the names in a folder, are on the disk; remote storage needs none."""
+    """Waits until a file or a folder's entries are on the disk; no effect on remote storage."""
     if is_remote(path):
         return
     file = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):
+        with add_path_to_errors(path):
             os.fsync(file)
     except OSError as error:
-        if error.errno not in _NO_SYNC:
+        if error.errno not in _SYNC_UNSUPPORTED:
             raise
     finally:
         os.close(file)
 
 
 def create(path: str, content: str) -> None:
-    """Writes a file that is not there yet and that this user alone may read, all of it or nothing.
+    """Writes a new file atomically; on a disk, only this user may read it.
 
     Raises:
-      FileExistsError: it is there.
+      FileExistsError: the file exists.
     """
     if is_remote(path):
         if exists(path):
@@ -250,7 +267,7 @@ def create(path: str, content: str) -> None:
             os.link(partial, path)
         except FileExistsError:
             raise
-        except OSError:  # this file system has no links
+        except OSError:  # this file system does not support hard links
             os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -258,50 +275,52 @@ def create(path: str, content: str) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether a file or a folder is there."""
+    """Whether a file or a folder exists."""
     if not is_remote(path):
         return os.path.exists(path)
     with as_os_errors(path):
-        return _files().exists(path)
+        return _gfile().exists(path)
 
 
 def is_folder(path: str) -> bool:
-    """Whether a folder is there."""
+    """Whether a path is an existing folder."""
     if not is_remote(path):
         return os.path.isdir(path)
     with as_os_errors(path):
-        return _files().isdir(path)
+        return _gfile().isdir(path)
 
 
 def is_file(path: str) -> bool:
-    """Whether a file is there."""
+    """Whether a path is an existing file."""
     return exists(path) and not is_folder(path) if is_remote(path) else os.path.isfile(path)
 
 
 def size(path: str) -> int:
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     if not is_remote(path):
         return os.path.getsize(path)
     with as_os_errors(path):
-        return _files().stat(path).length
+        return _gfile().stat(path).length
 
 
 def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Folders from the uppermost on: (path, names of folders, names of files), sorted.
+    """Walks a folder tree from the top, in sorted order.
 
-    Nothing comes of a folder that is not there.
+    Yields:
+      For each folder its path, the names of its folders and the names of its files. A folder that
+      does not exist yields nothing.
 
     Raises:
-      OSError: one of them cannot be read.
+      OSError: a folder cannot be read.
     """
     if not is_remote(folder):
-        for path, folders, files in os.walk(folder, onerror=_unless_absent):
+        for path, folders, files in os.walk(folder, onerror=_raise_unless_missing):
             folders.sort()
             yield path, folders, sorted(files)
         return
     try:
         with as_os_errors(folder):
-            found = sorted(_files().listdir(folder))  # a request, where its own walk asks of each
+            found = sorted(_gfile().listdir(folder))  # one request; gfile.walk makes one per entry
     except FileNotFoundError:
         return
     folders = [name.removesuffix("/") for name in found if name.endswith("/")]
@@ -310,19 +329,19 @@ def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
         yield from walk(f"{folder}/{name}")
 
 
-def _unless_absent(error: OSError) -> None:
+def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 
 def names(folder: str, pattern: str = "*") -> list[str]:
-    """The names in a folder that fit a pattern, sorted; none where it is not there."""
+    """Sorted names in a folder that match a pattern; empty if the folder does not exist."""
     _, folders, files = next(walk(folder), ("", [], []))
     return sorted(fnmatch.filter([*folders, *files], pattern))
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder and those it lies in, where storage has such things."""
+    """Makes a folder and its parents; does nothing for object storage, which has no folders."""
     if path and not is_remote(path):
         os.makedirs(path, exist_ok=True)
 
@@ -332,29 +351,29 @@ def remove(path: str) -> None:
     if not is_remote(path):
         return os.remove(path)
     with as_os_errors(path):
-        _files().remove(path)
+        _gfile().remove(path)
 
 
 def remove_folder(path: str) -> None:
-    """Removes a folder and all that is in it, if it is there."""
+    """Removes a folder and its contents, if it exists."""
     if not is_remote(path):
         if os.path.exists(path):
             shutil.rmtree(path)
         return
-    every = [f"{folder}/{name}" for folder, _, files in walk(path) for name in files]
-    each(remove, every, remote=True)
-    # What is left are objects that others have put there in place of empty folders.
+    objects = [f"{folder}/{name}" for folder, _, files in walk(path) for name in files]
+    parallel_map(remove, objects, remote=True)
+    # Other programs store marker objects for empty folders.
     with contextlib.suppress(FileNotFoundError), as_os_errors(path):
-        _files().rmtree(path)
+        _gfile().rmtree(path)
 
 
 def move(path: str, target: str) -> None:
-    """Moves a file or a folder: in one step on a disk, object by object elsewhere.
+    """Moves a file or a folder, atomically on a disk and object by object in remote storage.
 
-    A file that lies at the target is replaced. On a disk the new name is there after a power cut.
+    It replaces a file at the target. On a disk, the new name survives a power cut.
     """
     if not is_remote(path):
         os.replace(path, target)
         return sync(os.path.dirname(target) or ".")
     with as_os_errors(path):
-        _files().rename(path, target, overwrite=True)
+        _gfile().rename(path, target, overwrite=True)

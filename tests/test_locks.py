@@ -37,8 +37,8 @@ def path(request, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(locks, "_BEAT", 0.05)
-    monkeypatch.setattr(locks, "_PATIENCE", 0.5)
+    monkeypatch.setattr(locks, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(locks, "_TAKEOVER", 0.5)
 
 
 def lock(path):
@@ -115,7 +115,7 @@ def test_that_of_another_machine_or_container_is_taken_over_once_it_is_silent(
 
 
 def test_that_of_another_machine_is_kept_while_it_shows_life(path, quick, monkeypatch):
-    monkeypatch.setattr(locks, "_PATIENCE", 60)
+    monkeypatch.setattr(locks, "_TAKEOVER", 60)
     held_by(path, token="alive", host="far", machine="other")
     later = threading.Timer(0.2, held_by, [path], dict(token="alive", machine="other", beat=1))
     later.start()
@@ -137,7 +137,7 @@ def test_a_holder_shows_life(path, quick):
 def test_a_file_that_is_no_lock_is_refused_and_kept(path):
     for content in ("{", "[]", '{"token": 1}', "\xff", "[" * 10**5, json.dumps({"host": "x"})):
         storage.write(path, content)
-        with pytest.raises(UserError, match="lock is not a lock that hashvision wrote"):
+        with pytest.raises(UserError, match="lock is not a lock file of hashvision"):
             lock(path).__enter__()
         assert storage.read(path) == content.encode()
     storage.write(path, "")  # left by a kill between making the file and filling it

@@ -69,13 +69,13 @@ def test_a_folder_that_knows_no_sync_is_passed_over_and_a_disk_that_fails_is_not
 
 def test_a_write_that_fails_names_its_file(tmp_path):
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        with storage.naming("/dev/full"), storage.open("/dev/full", "wb") as file:
+        with storage.add_path_to_errors("/dev/full"), storage.open("/dev/full", "wb") as file:
             file.write(b"x")
 
 
 def test_urls_of_local_files_and_empty_paths_are_no_paths():
     cases = [("file:///a/b", "give its path, /a/b"), ("file://", ","), ("", "empty")]
-    cases += [(url, "URL of nothing") for url in ("gs://", "://", "gs:///", "://bucket")]
+    cases += [(url, "incomplete URL") for url in ("gs://", "://", "gs:///", "://bucket")]
     for path, words in cases:
         with pytest.raises(UserError, match=words):
             storage.absolute(path)

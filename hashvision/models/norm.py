@@ -26,7 +26,7 @@ class Groups(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def normalise(
+def batch_normalize(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
@@ -52,7 +52,7 @@ def normalise(
     Returns:
       y as x, and the float32 (groups, C) mean and variance, which carry no gradient.
     """
-    return _normalise_forward(x, scale, bias, near, groups, epsilon, relu)[0]
+    return _batch_normalize_forward(x, scale, bias, near, groups, epsilon, relu)[0]
 
 
 def statistics(x: jax.Array, near: jax.Array, groups: Groups | None) -> tuple[jax.Array, jax.Array]:
@@ -99,7 +99,7 @@ def _spread(each: jax.Array, x: jax.Array, groups: Groups | None) -> jax.Array:
     return each.reshape(-1, *(1,) * (x.ndim - 2), channels)
 
 
-def _normalise_forward(
+def _batch_normalize_forward(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
@@ -115,7 +115,7 @@ def _normalise_forward(
     return (y.astype(x.dtype), mean, var), (x, mean, var, scale, bias)
 
 
-def _normalise_backward(
+def _batch_normalize_backward(
     groups: Groups | None, epsilon: float, relu: bool, saved: Any, gradients: Any
 ) -> tuple[jax.Array, ...]:
     x, mean, var, scale, bias = saved
@@ -135,7 +135,7 @@ def _normalise_backward(
     return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(dbias)
 
 
-normalise.defvjp(_normalise_forward, _normalise_backward)
+batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
 class BatchNorm(nn.Module):
@@ -176,7 +176,9 @@ class BatchNorm(nn.Module):
             raise ValueError(
                 f"{x.shape[0]} rows are not those of {groups.number} groups of {groups.photos}"
             )
-        results: Any = normalise(x, scale, bias, running_mean.value, groups, self.epsilon, relu)
+        results: Any = batch_normalize(
+            x, scale, bias, running_mean.value, groups, self.epsilon, relu
+        )
         y, mean, var = results
         if not self.is_initializing():
             count = x.size // mean.size

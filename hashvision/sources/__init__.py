@@ -1,1 +1,1 @@
-"""Photos wherever they lie: opened, checked and decoded, by one decoder for every command."""
+"""Reads posts and photos from dumps: opens, checks and decodes them for every command."""

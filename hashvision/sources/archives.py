@@ -1,8 +1,8 @@
-"""Reads photos out of tar files where they lie; nothing is ever extracted.
+"""Reads photos from tar files in place, for `posts.read_photo`; nothing is extracted.
 
-Only plain, uncompressed tars: of a compressed one no member can be read without all before it. A
-member counts if it is a regular file and its name leads nowhere else; of two of one name the last
-does, as it would if the tar were extracted. A tar must not change while it is read from.
+It reads uncompressed tars only, because a member of a compressed tar cannot be read without all
+members before it. Only regular files whose names stay inside the tar count. If a name occurs twice,
+the last member counts, as when a tar is extracted. A tar must not change while it is being read.
 """
 
 import functools
@@ -17,26 +17,26 @@ from hashvision import storage
 from hashvision.sources import files
 from hashvision.sources.reasons import Dropped
 
-INDEXES = 64  # tars whose members a process remembers, of 24 bytes each
-# Bytes that are read of a tar's headers: at 512 to 1,536 a member, some 80,000 to 250,000 of them.
+INDEXES = 64  # tars whose index a process caches, at 24 bytes per member
+# Limit on header bytes per tar: 80,000 to 250,000 members at 512 to 1,536 bytes each.
 HEADER_BYTES = 128 * 2**20
-LONGEST_HEADER = 2**16  # bytes; a longer one holds no file name
+LONGEST_HEADER = 2**16  # bytes; no file name needs a longer one
 
 
 class Index(typing.NamedTuple):
-    """Where the members of a tar lie."""
+    """Positions of the members of a tar."""
 
     names: np.ndarray  # uint64 (N,), hashes of the names, sorted
-    places: np.ndarray  # int64 (N, 2), offset and size of each
-    whole: bool  # whether the tar ends as tars do
+    extents: np.ndarray  # int64 (N, 2), offset and size of each, in bytes
+    complete: bool  # whether the tar ends with an end-of-archive block
 
 
 class _Tar(tarfile.TarFile):
-    members: list[tarfile.TarInfo]  # known to the library, not to its types
+    members: list[tarfile.TarInfo]  # missing from the type stubs of tarfile
 
 
-class _Headers:
-    """A tar file of which no more can be read than reasonable headers take."""
+class _HeaderReader:
+    """A tar file that limits how many bytes can be read as headers."""
 
     def __init__(self, file: typing.BinaryIO):
         self.file = file
@@ -56,31 +56,31 @@ class _Headers:
 
 
 def read_member(path: str, member: str) -> bytes:
-    """The bytes of one member of a tar.
+    """Reads one member of a tar.
 
     Args:
-      path: the tar.
+      path: of the tar.
       member: the member's name, without "." and empty parts.
 
     Raises:
-      Dropped: "missing_file", "too_large", or "broken_archive" where the tar is broken and the
-        member does not lie, whole, before the break.
+      Dropped: "missing_file", "too_large", or "broken_archive" if the tar is damaged and the member
+        is not complete before the damage.
       OSError: as `files.read`.
     """
     try:
-        index = _index(path, _version(path))
+        index = _index(path, _file_version(path))
         key = _hash(member)
         row = int(np.searchsorted(index.names, key))
         if row == len(index.names) or index.names[row] != key:
-            raise Dropped("missing_file" if index.whole else "broken_archive")
-        offset, size = index.places[row].tolist()
+            raise Dropped("missing_file" if index.complete else "broken_archive")
+        offset, size = index.extents[row].tolist()
         if size > files.LARGEST_FILE:
             raise Dropped("too_large")
         with storage.open(path) as file:
             file.seek(offset)
             encoded = file.read(size)
     except (OSError, ValueError) as error:
-        if files.does_not_answer(path, error):
+        if files.storage_failed(path, error):
             raise
         raise Dropped("missing_file") from None
     if len(encoded) < size:
@@ -88,8 +88,8 @@ def read_member(path: str, member: str) -> bytes:
     return encoded
 
 
-def _version(path: str) -> tuple[int, ...]:
-    """What tells one state of a local file from another; elsewhere asking costs a request."""
+def _file_version(path: str) -> tuple[int, ...]:
+    """Size and modification time of a local file; empty for a remote one, to save a request."""
     if storage.is_remote(path):
         return ()
     status = os.stat(path)
@@ -98,41 +98,41 @@ def _version(path: str) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=INDEXES)
 def _index(path: str, version: tuple[int, ...]) -> Index:
-    del version  # part of the cache's key alone
-    places: dict[int, tuple[int, int]] = {}
+    del version  # only part of the cache key
+    extents: dict[int, tuple[int, int]] = {}
     with storage.open(path) as file:
-        whole = _walk(file, places)
-    names = np.array(list(places), np.uint64)
+        complete = _find_members(file, extents)
+    names = np.array(list(extents), np.uint64)
     order = np.argsort(names)
-    columns = np.array(list(places.values()), np.int64).reshape(-1, 2)
-    return Index(names[order], columns[order], whole)
+    columns = np.array(list(extents.values()), np.int64).reshape(-1, 2)
+    return Index(names=names[order], extents=columns[order], complete=complete)
 
 
-def _walk(file: typing.BinaryIO, places: dict[int, tuple[int, int]]) -> bool:
-    """Adds the members up to the first break to `places`; returns whether there is none."""
+def _find_members(file: typing.BinaryIO, extents: dict[int, tuple[int, int]]) -> bool:
+    """Adds the members before any damage to `extents`; returns whether the tar is complete."""
     try:
-        headers = typing.cast("typing.IO[bytes]", _Headers(file))
+        headers = typing.cast("typing.IO[bytes]", _HeaderReader(file))
         with _Tar.open(fileobj=headers, mode="r:", encoding="utf-8") as tar:
             while (entry := tar.next()) is not None:
-                # What tarfile remembers would grow with the tar.
+                # Otherwise tarfile keeps every member in memory.
                 tar.members, tar.pax_headers = [], {}
-                if not 0 <= entry.size < 2**62:  # below, the next header would be this one again
+                if not 0 <= entry.size < 2**62:  # a negative size would loop
                     return False
                 parts = [part for part in entry.name.split("/") if part not in ("", ".")]
                 if entry.name.startswith("/") or ".." in parts:
                     continue
                 key = _hash("/".join(parts))
-                places.pop(key, None)
+                extents.pop(key, None)
                 if entry.isreg() and not entry.issparse():
-                    places[key] = (entry.offset_data, entry.size)
-            # tarfile takes a header that is none for the end.
+                    extents[key] = (entry.offset_data, entry.size)
+            # tarfile treats an invalid header as the end of the archive.
             file.seek(tar.offset)
             block = file.read(tarfile.BLOCKSIZE)
             return bool(block) and not block.strip(b"\0")
     except OSError:
         raise
     except Exception:
-        # tarfile raises whatever comes up on bytes made to break it, RecursionError included.
+        # On malicious input tarfile can raise any exception, even RecursionError.
         return False
 
 

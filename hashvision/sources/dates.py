@@ -1,29 +1,29 @@
-"""When a post was made, as one number: dumps write dates in many ways, and text does not sort."""
+"""Converts the dates of posts, which dumps write in many formats, to numbers that sort by time."""
 
 import datetime
 import re
 
-BITS = 49  # of a date
-UNDATED = 2**BITS - 1  # after every date
+BITS = 49  # enough for any date
+UNDATED = 2**BITS - 1  # sorts after every date
 
 _FIRST = datetime.datetime(1, 1, 1, tzinfo=datetime.UTC)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
 _EPOCH = (datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) - _FIRST) // _MILLISECOND
-_YEAR_OR_MONTH = re.compile(r"[0-9]{4}(-[0-9]{2})?")  # ISO 8601, but not for `fromisoformat`
+_YEAR_OR_MONTH = re.compile(r"[0-9]{4}(-[0-9]{2})?")  # ISO 8601 that `fromisoformat` rejects
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
-_SHORT = re.compile(r"[0-9]{1,8}")  # 2020 is a year, 20200131 a day: no post is of 1970
+_SHORT = re.compile(r"[0-9]{1,8}")  # a year (2020) or a day (20200131), not seconds in 1970
 _LARGEST_SECONDS = 1e11  # the year 5138
-_UNITS = 4  # seconds, and thousandths of thousandths of them
+_UNITS = 4  # seconds, milliseconds, microseconds, nanoseconds
 
 
 def sortable(created_at: str) -> int:
-    """A date as milliseconds since the year 1, below 2^BITS; UNDATED where it cannot be read.
+    """Converts a date to milliseconds since the year 1, below 2^BITS; UNDATED if it is unreadable.
 
-    A date is in ISO 8601 (a year, a month, a day or a moment; in UTC where it has no offset), or it
-    is a number: seconds since 1970, or milli-, micro- or nanoseconds if it is too large for those.
+    A date is either ISO 8601 (a year, month, day or time; UTC if it has no offset) or a number of
+    seconds since 1970. Numbers too large for seconds count as milli-, micro- or nanoseconds.
 
     Args:
-      created_at: as the dump has it; a number as text.
+      created_at: as in the dump; a number as text.
     """
     text = created_at.strip()
     short = _SHORT.fullmatch(text)

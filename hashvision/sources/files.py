@@ -1,4 +1,4 @@
-"""Opens photos' files: plain files and no others, those that posts name below the folder given."""
+"""Finds and opens the files that posts name: regular files below the dump's folder only."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import unicodedata
 from hashvision import storage
 from hashvision.sources.reasons import Dropped
 
-LARGEST_FILE = 64 * 2**20  # bytes; cameras of 200 megapixels write less
+LARGEST_FILE = 64 * 2**20  # bytes; 200-megapixel cameras write less
 LONGEST_PATH = 1024  # characters; object stores allow as many bytes
 _ESCAPED = ("Cc", "Cs")  # Unicode's categories of control characters and surrogates
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -18,18 +18,18 @@ _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 
 
 def locate(folder: str, path: str) -> tuple[str, str]:
-    """Where the photo lies that a post names.
+    """Finds the file that contains a post's photo.
 
-    Of "shards/0001.tar/abc.jpg" the first part that is a tar file is the file, and the rest names
-    a member of it. On remote storage, where it would cost a request to ask, each part that is named
-    so is taken for one.
+    In "shards/0001.tar/abc.jpg" the first part that is a tar file is the file, and the rest names
+    its member. In remote storage the first part with a tar's name counts as a tar, because checking
+    would cost a request.
 
     Args:
-      folder: the folder that paths are relative to.
-      path: as the post has it.
+      folder: that paths are relative to.
+      path: as in the post.
 
     Returns:
-      (path of a file that may be opened, name of the member or "").
+      The path of a file that is safe to open, and the name of the member or "".
 
     Raises:
       Dropped: "path_outside", "missing_file", or "broken_archive" for a compressed tar.
@@ -44,14 +44,14 @@ def locate(folder: str, path: str) -> tuple[str, str]:
                     raise Dropped("broken_archive")
                 return archive, "/".join(parts[length:])
     file = _inside(folder, parts)
-    # A pipe would be waited for and a device read without end.
+    # Opening a pipe could block, and reading a device might never end.
     if not storage.is_remote(file) and not os.path.isfile(file):
         raise Dropped("missing_file")
     return file, ""
 
 
 def _parts(path: str) -> list[str]:
-    """The names on the way to a file; none of them leads upwards."""
+    """Splits a relative path into its parts and rejects one that leads outside the folder."""
     if path.startswith(("/", "\\")) or storage.is_remote(path) or _DRIVE.match(path):
         raise Dropped("path_outside")
     if ".." in path.replace("\\", "/").split("/"):
@@ -63,7 +63,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _inside(folder: str, parts: list[str]) -> str:
-    """The file of that name, with all links followed; none of them leads out of the folder."""
+    """Joins folder and parts, follows all links, and rejects a file outside the folder."""
     if storage.is_remote(folder):
         return "/".join([folder.rstrip("/"), *parts])
     root = os.path.realpath(folder)
@@ -74,14 +74,14 @@ def _inside(folder: str, parts: list[str]) -> str:
 
 
 def read(path: str) -> bytes:
-    """All bytes of a file: the one opener of foreign files.
+    """Reads all bytes of an untrusted file.
 
-    Of a file on disk kind and size are asked first: nothing waits for a pipe, reads a device
-    without end, or fills memory with a sparse file's holes.
+    It checks type and size of a local file first, so it never blocks on a pipe, reads a device or
+    fills memory from a sparse file.
 
     Raises:
-      Dropped: "missing_file", also for what is not a regular file, or "too_large".
-      OSError: remote storage does not answer; to go on would lose what is there.
+      Dropped: "missing_file", also for anything but a regular file, or "too_large".
+      OSError: remote storage fails; to continue would drop photos that exist.
     """
     try:
         if not storage.is_remote(path):
@@ -93,7 +93,7 @@ def read(path: str) -> bytes:
         with storage.open(path) as file:
             encoded = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
-        if does_not_answer(path, error):
+        if storage_failed(path, error):
             raise
         raise Dropped("missing_file") from None
     if len(encoded) > LARGEST_FILE:
@@ -101,11 +101,11 @@ def read(path: str) -> bytes:
     return encoded
 
 
-def shown(name: str) -> str:
-    r"""A file's name as it can be printed and written as JSON.
+def printable(name: str) -> str:
+    r"""Escapes a file name for printing and for JSON.
 
-    Control characters become escapes, and so do bytes that are not UTF-8 (a name in Latin-1), which
-    Python holds as lone surrogates: caf\udce9.jpg.
+    It escapes control characters and bytes that are not UTF-8 (such as a Latin-1 name), which
+    Python represents as lone surrogates: caf\udce9.jpg.
     """
 
     def escaped(c: str) -> str:
@@ -114,6 +114,6 @@ def shown(name: str) -> str:
     return "".join(map(escaped, name))
 
 
-def does_not_answer(path: str, error: Exception) -> bool:
-    """Whether the storage failed, and not what was asked of it."""
+def storage_failed(path: str, error: Exception) -> bool:
+    """Whether an error means that remote storage failed, not that the file is unreadable."""
     return storage.is_remote(path) and getattr(error, "errno", None) == errno.EIO

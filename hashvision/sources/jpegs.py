@@ -1,4 +1,4 @@
-"""A JPEG file without all that is not the picture, before any decoder sees it."""
+"""Strips JPEG files to the picture itself, before `pictures` gives them to a decoder."""
 
 import re
 import struct
@@ -6,54 +6,55 @@ import typing
 
 from hashvision.sources.reasons import Dropped
 
-# Of a progressive photo there are ten; each goes over the whole picture, however few its bytes.
+# A progressive photo has ten. Each scan costs a pass over the whole picture, however short it is.
 MOST_SCANS = 100
 _MOST_SEGMENTS = 10_000
-_PLAIN_FRAMES = (0xC0, 0xC1)  # baseline and extended sequential, which every decoder takes
+_PLAIN_FRAMES = (0xC0, 0xC1)  # baseline and extended sequential, which every decoder supports
 _FRAMES_AND_TABLES = range(0xC0, 0xD0)
-_END, _SCAN, _QUANTISATION, _RESTARTS = 0xD9, 0xDA, 0xDB, 0xDD
+_END, _SCAN, _QUANTIZATION, _RESTARTS = 0xD9, 0xDA, 0xDB, 0xDD
 _JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE
-# A marker with a segment behind it, or the end's. Within a scan 0xff is escaped by 0x00, and
-# restart markers are part of the scan.
+# A marker that a segment follows, or the end marker. Within a scan, 0x00 escapes 0xff, and restart
+# markers belong to the scan.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
 class Jpeg(typing.NamedTuple):
-    """A JPEG file reduced to its picture."""
+    """A JPEG file stripped to its picture."""
 
     encoded: bytes
     exif: bytes  # the first EXIF block, or b""
-    plain: bool  # whether `encoded` is one sequential scan and holds nothing else
-    sequential: bool  # whether it has one scan, which decoders show row by row as they read it
-    data_end: int  # where the data of its first scan end in `encoded`
+    plain: bool  # whether `encoded` is one sequential scan and nothing else
+    sequential: bool  # whether it has one scan, which decoders decode row by row as they read
+    data_end: int  # offset in `encoded` where the data of its first scan end
 
 
 def strip(encoded: bytes) -> Jpeg:
-    """Takes the picture and the EXIF block out of a JPEG file.
+    """Extracts the picture and the EXIF block from a JPEG file.
 
-    Comments, profiles, thumbnails, further pictures (MPO) and films hung on behind are left out.
-    EXIF is left out above all: Pillow copies each value of its directory, though all of them may
-    lie in the same bytes, and a megabyte becomes gigabytes.
+    It removes comments, profiles, thumbnails, further pictures (MPO) and appended films. It also
+    separates the EXIF block, which can be a bomb: Pillow copies each value of the EXIF directory,
+    and if all values refer to the same bytes, a megabyte becomes gigabytes.
 
     Raises:
-      Dropped: "undecodable" where there is no picture, "too_large" for more scans than one takes.
+      Dropped: "undecodable" if there is no picture; "too_large" if there are more scans or segments
+        than a photo has.
     """
     kept, exif, frame, position = [b"\xff\xd8"], b"", 0, 2
     for _ in range(_MOST_SEGMENTS):
-        marker, content, position = _segment(encoded, position)
+        marker, content, position = _read_segment(encoded, position)
         if marker == _EXIF and content.startswith(b"Exif\0\0") and not exif:
             exif = content
-        # These two tell what the colours are.
+        # These two segments define the colour space.
         elif marker == _JFIF and content.startswith(b"JFIF\0") and len(content) >= 14:
-            kept.append(_written(marker, content[:12] + b"\0\0"))  # without the thumbnail
+            kept.append(_encode_segment(marker, content[:12] + b"\0\0"))  # without the thumbnail
         elif marker == _ADOBE and content.startswith(b"Adobe") and len(content) >= 12:
-            kept.append(_written(marker, content[:12]))
-        elif marker in _FRAMES_AND_TABLES or marker in (_SCAN, _QUANTISATION, _RESTARTS):
-            kept.append(_written(marker, content))
+            kept.append(_encode_segment(marker, content[:12]))
+        elif marker in _FRAMES_AND_TABLES or marker in (_SCAN, _QUANTIZATION, _RESTARTS):
+            kept.append(_encode_segment(marker, content))
             if marker in _PLAIN_FRAMES:
                 frame = marker
         if marker == _SCAN:
-            data_end, end, scans = _ends(encoded, position)
+            data_end, end, scans = _find_ends(encoded, position)
             before = sum(map(len, kept))
             kept.append(encoded[position:end])
             sequential = scans == 1 and frame in _PLAIN_FRAMES
@@ -68,7 +69,7 @@ def strip(encoded: bytes) -> Jpeg:
 
 
 def orientation(exif: bytes) -> int:
-    """The tag of that name, 1 to 8, in the first directory of an EXIF block; 1 without one."""
+    """The orientation tag, 1 to 8, from the first directory of an EXIF block; 1 if absent."""
     block = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(block[:2], "")
     try:
@@ -80,12 +81,12 @@ def orientation(exif: bytes) -> int:
                 (value,) = struct.unpack_from(order + ("H" if kind == 3 else "I"), block, entry + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
-        pass  # the block ends too soon; the picture does not depend on it
+        pass  # the block is truncated, but the picture does not depend on it
     return 1
 
 
-def _segment(encoded: bytes, position: int) -> tuple[int, bytes, int]:
-    """Marker and content of the next segment, and the position behind it."""
+def _read_segment(encoded: bytes, position: int) -> tuple[int, bytes, int]:
+    """Returns marker and content of the next segment, and the position after it."""
     found = _MARKER.search(encoded, position)
     if found is None or len(encoded) < found.end() + 2:
         raise Dropped("undecodable")
@@ -96,21 +97,24 @@ def _segment(encoded: bytes, position: int) -> tuple[int, bytes, int]:
     return found[1][0], encoded[found.end() + 2 : end], end
 
 
-def _written(marker: int, content: bytes) -> bytes:
+def _encode_segment(marker: int, content: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
-def _ends(encoded: bytes, position: int) -> tuple[int, int, int]:
-    """Where the first scan's data end, where the picture ends, and how many scans it has.
+def _find_ends(encoded: bytes, position: int) -> tuple[int, int, int]:
+    """Finds the ends of the first scan and of the picture, and counts the scans.
 
-    What stands between scans counts as one too, which is why only a picture of one is plain.
+    Segments between scans count as scans too, so a count of 1 means one scan and nothing else.
 
     Args:
       encoded: the file.
       position: where the data of the first scan begin.
+
+    Returns:
+      Offset of the end of the first scan's data, offset of the end of the picture, number of scans.
     """
     first = 0
-    for scans in range(1, 4 * MOST_SCANS):  # some tables come with each
+    for scans in range(1, 4 * MOST_SCANS):  # each scan may bring a few tables
         found = _MARKER.search(encoded, position)
         end = len(encoded) if found is None else found.start()
         first = first or end

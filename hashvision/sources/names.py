@@ -1,28 +1,29 @@
-"""The one form in which ids of posts and owners are compared, in dumps and in removal lists."""
+"""Canonical form of post and owner ids, for comparing dumps with removal lists."""
 
 import re
 import unicodedata
 
 LONGEST_NAME = 1000  # characters
-_WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")  # as pandas writes an integer column
-_LARGEST_FLOAT = 2**53  # beyond, a float does not say which integer was meant
+_WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")  # how pandas may write an integer column
+_LARGEST_FLOAT = 2**53  # larger floats do not identify one integer
 
 
 def canonical(value: object) -> str:
-    """An id or an owner as text, the same for every way in which it is written.
+    """Converts an id or an owner to one text form, however it is written.
 
-    Text is compared in NFC, without spaces around it. Integers are compared as integers: 12345,
-    12345.0, "12345" and "12345.0" are one name. Nothing is cut: two names could become one.
+    Text is normalized to NFC and stripped of surrounding spaces. Integers are compared as integers:
+    12345, 12345.0, "12345" and "12345.0" are one name. Long names are rejected, not truncated,
+    because truncation could make two names equal.
 
     Args:
-      value: what a JSON dump or a CSV field holds.
+      value: from a JSON dump or a CSV field.
 
     Returns:
-      The name; "" where there is none (None, or text of spaces).
+      The name; "" for None and for blank text.
 
     Raises:
       ValueError: the value is not a name: a list, an object, a boolean, a fraction, or text that is
-        too long or holds control characters or surrogates.
+        too long or contains control characters or surrogates.
     """
     if value is None:
         return ""

@@ -1,8 +1,8 @@
-"""The one decoder of foreign image files: for datasets, evaluation and contact sheets alike.
+"""Decodes untrusted image files for datasets, evaluation and contact sheets.
 
-No file that is cut short passes. What decoding may cost is asked of the file before it is decoded:
-at the default short side a photo takes some 600 MB of memory at most, whatever it claims to be, and
-the threads of a process together no more than two such photos.
+It rejects truncated files, and it checks what decoding would cost before decoding. At the default
+short side a photo takes at most about 600 MB of memory, whatever its file claims. All threads of a
+process together take at most as much as two such photos.
 """
 
 import contextlib
@@ -18,27 +18,27 @@ from hashvision.sources import jpegs
 from hashvision.sources.files import LARGEST_FILE
 from hashvision.sources.reasons import Dropped
 
-# Endings of files that may be photos; what they are is asked of their first bytes.
+# Suffixes of files that may be photos; the first bytes decide the format.
 SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
     ".webp",
 )  # fmt: skip
 LARGEST_IMAGE = 2**26  # pixels
-# Of WebP less: its decoder holds five copies of a picture at once.
+# Lower for WebP, because its decoder holds five copies of a picture at once.
 LARGEST_WEBP = 25_000_000
-LONGEST_SIDE = 65_500  # pixels; no JPEG is longer
-# Reads of a file until its size is known, and until it is decoded. Files made to be slow to read
-# consist of many small pieces: a comment, a page or a run of two pixels each.
+LONGEST_SIDE = 65_500  # pixels; the longest side of a JPEG
+# Limits on read calls until the size is known, and until the photo is decoded. Malicious files are
+# slow to read because they consist of many small pieces: comments, pages or runs of two pixels.
 _MOST_READS_TO_OPEN = 10_000
 _MOST_READS = 50_000
-_LARGEST_AT_ONCE = 2  # photos of LARGEST_IMAGE pixels that the threads of a process may hold
+_LARGEST_AT_ONCE = 2  # photos of LARGEST_IMAGE pixels that all threads of a process may hold
 _JPEG_QUALITY = 92
 _JPEG_END = b"\xff\xd9"
-# In place of a JPEG's end: as many bits of 1, which are no code, as a decoder may read ahead.
-_NO_END = b"\xff\0" * 8
-_NO_DATA = range(120, 137)  # what JPEG decoders show where they have no data, smoothed
-_OTHER_DATA = bytes(range(1, 64))  # no picture of one colour, whatever the codes
-# What platforms and makers of test sets use. Pillow reads more, some by running programs.
+# Replaces a JPEG's end marker: 1 bits, which are no valid code, as many as a decoder reads ahead.
+_PADDING = b"\xff\0" * 8
+_FILL_VALUES = range(120, 137)  # grey that JPEG decoders show where data are missing, smoothed
+_OTHER_DATA = bytes(range(1, 64))  # decodes to more than one colour with any code table
+# The formats of platforms and test sets. Pillow reads more, some by running external programs.
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -52,7 +52,7 @@ _SIGNATURES = {
     b"P5": "PPM",
     b"P6": "PPM",
 }
-_TURNS = {  # by EXIF orientation
+_TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -64,8 +64,8 @@ _TURNS = {  # by EXIF orientation
 _TILE_SIDES = (322, 323)  # TIFF tags
 
 
-class _Metered(io.BytesIO):
-    """A file of which only so much is read: Pillow reads some parts as often as the file says."""
+class _LimitedFile(io.BytesIO):
+    """A file with limited reads, since a file can make Pillow read the same part many times."""
 
     def __init__(self, encoded: bytes):
         super().__init__(encoded)
@@ -81,63 +81,67 @@ class _Metered(io.BytesIO):
         return chunk
 
 
-class _Room:
-    """Pixels that all threads of a process may hold at once; who asks for more waits."""
+class _PixelBudget:
+    """Limits the pixels that all threads of a process hold at once; a thread waits its turn."""
 
     def __init__(self, pixels: int):
-        self._left, self._given_back = pixels, threading.Condition()
+        self._left, self._released = pixels, threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        with self._given_back:
-            self._given_back.wait_for(lambda: self._left >= pixels)
+    def reserve(self, pixels: int) -> Iterator[None]:
+        with self._released:
+            self._released.wait_for(lambda: self._left >= pixels)
             self._left -= pixels
         try:
             yield
         finally:
-            with self._given_back:
+            with self._released:
                 self._left += pixels
-                self._given_back.notify_all()
+                self._released.notify_all()
 
 
-_room = _Room(_LARGEST_AT_ONCE * LARGEST_IMAGE)
-# Pillow only warns of files with 1.3 to 2.7 times as many pixels as are allowed here.
+_budget = _PixelBudget(_LARGEST_AT_ONCE * LARGEST_IMAGE)
+# For files with 1.3 to 2.7 times the pixels allowed here, Pillow only warns.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-# What the variable PILLOW_BLOCK_SIZE sets. Blocks of the usual 16 MB would stay with the thread
-# that gives them back: glibc keeps all up to 32 MB.
+# Same as the variable PILLOW_BLOCK_SIZE. With the default of 16 MB, freed blocks would stay with
+# their thread, because glibc keeps blocks of up to 32 MB.
 Image.core.set_block_size(2**26)
 
 
 class _Photo(typing.NamedTuple):
-    """A file whose cost is known, and whose pixels are not decoded yet."""
+    """A file of known cost whose pixels are not decoded yet."""
 
     image: Image.Image
-    turn: Image.Transpose | None  # that makes it upright
+    transpose: Image.Transpose | None  # makes it upright
     jpeg: jpegs.Jpeg | None
-    file: _Metered
+    file: _LimitedFile
 
     def load(self) -> None:
         """Decodes every pixel.
 
         Raises:
-          Dropped: "undecodable" for a JPEG that ends before its picture does.
+          Dropped: "undecodable" for a truncated JPEG.
         """
         self.file.reads_left = _MOST_READS
         self.image.load()
         if self.jpeg and not self.jpeg.sequential:
             width, height = self.image.size
             last = self.image.crop((width - 1, height - 1, width, height)).tobytes()
-            if all(value in _NO_DATA for value in last) and not _has_first_scan(self.jpeg):
+            if all(value in _FILL_VALUES for value in last) and not _first_scan_is_whole(self.jpeg):
                 raise Dropped("undecodable")
 
 
-def normalise_photo(encoded: bytes, short_side: int) -> bytes:
-    """A photo as a plain JPEG whose short side is at most `short_side` pixels.
+def normalize_photo(encoded: bytes, short_side: int) -> bytes:
+    """Converts a photo to a plain JPEG without metadata.
 
-    Every pixel is decoded, so a truncated file does not pass; of an animation the first frame is
-    taken. A JPEG that is small enough, upright and no more than one sequential scan keeps that
-    scan, without metadata. All others are turned upright, converted to RGB over white and encoded
-    anew. So no metadata (place, device, thumbnail) travels on.
+    It decodes every pixel, so it rejects truncated files. It uses the first frame of an animation.
+    A JPEG that is small enough, upright and one sequential scan keeps that scan unchanged. Other
+    photos are turned upright, converted to RGB over white and encoded again. The result never has
+    the metadata of the file (location, device, thumbnail).
+
+    Args:
+      encoded: the file.
+      short_side: of the result, at most, in pixels; a smaller photo is not enlarged.
 
     Raises:
       Dropped: "too_large", "unknown_format" or "undecodable".
@@ -146,35 +150,41 @@ def normalise_photo(encoded: bytes, short_side: int) -> bytes:
         image, jpeg = photo.image, photo.jpeg
         width, height = image.size
         within = min(width, height) <= short_side
-        kept = jpeg and jpeg.plain and within and photo.turn is None and image.mode in ("RGB", "L")
+        kept = (
+            jpeg
+            and jpeg.plain
+            and within
+            and photo.transpose is None
+            and image.mode in ("RGB", "L")
+        )
         if not kept:
-            # A JPEG far too large is decoded at a half, a quarter or an eighth of its size.
+            # The decoder can shrink a large JPEG to a half, a quarter or an eighth of its size.
             scale = max(1.0, min(width, height) / (2 * short_side))
             image.draft(None, (round(width / scale), round(height / scale)))
         photo.load()
         if jpeg and kept:
             return jpeg.encoded
-        small = _resize(_mixable(image), short_side)
-        return _encode(_over_white(_turned(small, photo.turn)))
+        small = _resize(_to_blendable(image), short_side)
+        return _encode(_over_white(_transpose(small, photo.transpose)))
 
 
 def decode(encoded: bytes, shrink: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """A photo as `shrink` makes it of the whole: upright, RGB over white.
+    """Decodes a photo and shrinks it with `shrink`; the result is upright and RGB over white.
 
     Args:
       encoded: the file.
-      shrink: takes the photo, upright and with all of its pixels, in the file's own colours, in
-        which it may be transparent; makes it small, since only then it is laid over white.
+      shrink: gets the upright photo at full size in the file's own mode, perhaps with transparency,
+        and returns a smaller one. To save memory, white is put behind the smaller one.
 
     Raises:
-      Dropped: as `normalise_photo` does.
+      Dropped: as `normalize_photo` does.
     """
     with _opened(encoded) as photo:
         photo.load()
-        image = _mixable(photo.image)
+        image = _to_blendable(photo.image)
         if image is not photo.image:
             photo.image.close()
-        upright = _turned(image, photo.turn)
+        upright = _transpose(image, photo.transpose)
         if upright is not image:
             image.close()
         return _over_white(shrink(upright))
@@ -182,10 +192,10 @@ def decode(encoded: bytes, shrink: Callable[[Image.Image], Image.Image]) -> Imag
 
 @contextlib.contextmanager
 def _opened(encoded: bytes) -> Iterator[_Photo]:
-    """A photo to decode inside, when no other thread needs the memory that it takes.
+    """Opens a photo for decoding, once other threads leave enough memory for it.
 
     Raises:
-      Dropped: the file is none that may be decoded, or what is done inside fails.
+      Dropped: the file may not be decoded, or the body of the `with` statement fails.
     """
     if not encoded:
         raise Dropped("undecodable")
@@ -196,55 +206,56 @@ def _opened(encoded: bytes) -> Iterator[_Photo]:
         raise Dropped("too_large")
     try:
         jpeg = jpegs.strip(encoded) if kind == "JPEG" else None
-        file = _Metered(_to_decode(jpeg) if jpeg else encoded)
-        with Image.open(file, formats=(kind,)) as image, _room.taken(_pixels(image)):
-            # Not asked of TIFF, which Pillow turns upright by itself.
+        file = _LimitedFile(_decoder_input(jpeg) if jpeg else encoded)
+        with Image.open(file, formats=(kind,)) as image, _budget.reserve(_count_pixels(image)):
+            # Pillow itself turns a TIFF upright.
             exif = jpeg.exif if jpeg else image.info.get("exif", b"")
-            turn = _TURNS.get(jpegs.orientation(exif) if kind != "TIFF" else 1)
-            yield _Photo(image, turn, jpeg, file)
+            orientation = jpegs.orientation(exif) if kind != "TIFF" else 1
+            transpose = _TRANSPOSES.get(orientation)
+            yield _Photo(image=image, transpose=transpose, jpeg=jpeg, file=file)
     except Dropped:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Dropped("too_large") from None
     except Exception as error:
-        # Decoders raise whatever they like on bytes made to break them, MemoryError included.
+        # On malicious input decoders can raise any exception, even MemoryError.
         raise Dropped("undecodable") from error
 
 
-def _to_decode(jpeg: jpegs.Jpeg) -> bytes:
-    """What of a JPEG the decoder is given: of one that it shows as it reads, all but its end.
+def _decoder_input(jpeg: jpegs.Jpeg) -> bytes:
+    """The bytes for the decoder: a sequential JPEG without its end marker, others unchanged.
 
-    Where data are missing before the end, the decoder shows grey in their place and says nothing.
-    Without an end it asks for more data, and Pillow says that there are none.
+    If data are missing before the end marker, the decoder silently fills in grey. Without the end
+    marker it requests more data, and Pillow raises an error because there are none.
     """
-    return jpeg.encoded[: jpeg.data_end] + _NO_END if jpeg.sequential else jpeg.encoded
+    return jpeg.encoded[: jpeg.data_end] + _PADDING if jpeg.sequential else jpeg.encoded
 
 
-def _has_first_scan(jpeg: jpegs.Jpeg) -> bool:
-    """Whether the first of several scans holds all rows.
+def _first_scan_is_whole(jpeg: jpegs.Jpeg) -> bool:
+    """Whether the first of several scans contains all rows.
 
-    A decoder that has all rows passes over what stands behind a scan's data. One that lacks some
-    takes it for their data, and shows another picture.
+    A decoder that has all rows ignores bytes after the scan's data. A decoder that lacks rows
+    decodes those bytes as their data, so the picture changes.
     """
 
-    def shown(data: bytes) -> bytes:
+    def decoded(data: bytes) -> bytes:
         with Image.open(io.BytesIO(data + _JPEG_END), formats=("JPEG",)) as image:
-            image.draft(None, (1, 1))  # an eighth
+            image.draft(None, (1, 1))  # at an eighth of the size
             return image.tobytes()
 
     data = jpeg.encoded[: jpeg.data_end]
-    return shown(data) == shown(data + _OTHER_DATA)
+    return decoded(data) == decoded(data + _OTHER_DATA)
 
 
-def _pixels(image: Image.Image) -> int:
-    """How many pixels a file is to decode; those of WebP, which take more memory, count for more.
+def _count_pixels(image: Image.Image) -> int:
+    """Counts the pixels to decode; WebP pixels count for more because they take more memory.
 
     Raises:
       Dropped: "too_large".
     """
     pixels = image.width * image.height
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # A tile is decoded whole, even where the picture is but a corner of it.
+        # Tiles are decoded whole, even if the picture covers only a corner.
         width, length = (image.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
         pixels = max(pixels, width * length)
     if image.format == "WEBP":
@@ -254,22 +265,22 @@ def _pixels(image: Image.Image) -> int:
     return pixels
 
 
-def _mixable(image: Image.Image) -> Image.Image:
-    """The image in a mode in which colours can be mixed, in as little memory as may be."""
-    if image.mode.startswith("I;16"):  # of the two bytes of a pixel the upper one
+def _to_blendable(image: Image.Image) -> Image.Image:
+    """Converts an image to a mode whose colours can be blended, in as little memory as possible."""
+    if image.mode.startswith("I;16"):  # keep the upper byte of each pixel
         order = image.mode.removeprefix("I;16").removesuffix("N")
         return Image.frombytes("L", image.size, image.tobytes(), "raw", f"L;16{order}")
     if "transparency" in image.info or image.mode == "PA":
         return image.convert("RGBA")
     if image.mode in ("P", "1"):
         return image.convert("RGB" if image.mode == "P" else "L")
-    if image.mode in ("I", "F"):  # nothing says how bright white is
+    if image.mode in ("I", "F"):  # the value of white is unknown
         raise Dropped("undecodable")
     return image
 
 
-def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return image if turn is None else image.transpose(turn)
+def _transpose(image: Image.Image, method: Image.Transpose | None) -> Image.Image:
+    return image if method is None else image.transpose(method)
 
 
 def _resize(image: Image.Image, short_side: int) -> Image.Image:
@@ -289,7 +300,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    # A fresh image: Pillow would write the source's comment and profile from `info`.
+    # A new image, because Pillow would write the comment and profile in the old one's `info`.
     fresh = Image.new("RGB", image.size)
     fresh.paste(image)
     fresh.save(buffer, "JPEG", quality=_JPEG_QUALITY)

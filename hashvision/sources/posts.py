@@ -1,4 +1,4 @@
-"""A dump of posts: a reader that no line stops, and what is asked of a post before its photo."""
+"""Reads dumps of posts line by line, and checks each post before its photo is opened."""
 
 import base64
 import binascii
@@ -10,28 +10,28 @@ from hashvision.sources import archives, files, names
 from hashvision.sources.reasons import Dropped
 from hashvision.tags import hashtags
 
-LONGEST_TEXT = 100_000  # characters; platforms allow some thousands
-MOST_TAGS = 200  # of a post; Instagram allows 30
-LONGEST_WORD = 1000  # characters of a visibility or a date
-LONGEST_LINE = 32 * 2**20  # bytes; a longer line is no post
-MOST_PARTS = 1_000_000  # of a line: each value of a list takes far more memory than its bytes
-_AMBIGUOUS = object()  # the value of a key that a line gives twice, with two values
+LONGEST_TEXT = 100_000  # characters; platforms allow a few thousand
+MOST_TAGS = 200  # per post; Instagram allows 30
+LONGEST_WORD = 1000  # characters in a visibility or a date
+LONGEST_LINE = 32 * 2**20  # bytes; a longer line is not a post
+MOST_PARTS = 1_000_000  # JSON values in a line; each takes far more memory than its text
+_AMBIGUOUS = object()  # value of a key that occurs twice with different values
 
 
 class Post(typing.NamedTuple):
-    """One line of a dump."""
+    """One post, as parsed from a line of a dump."""
 
-    id: str  # canonical, as the owner is
-    image: str | bytes | None  # a path relative to the images' folder, or the file's bytes
-    text: str  # its first LONGEST_TEXT + 1 characters
-    owner: str  # "" where the dump names none
+    id: str  # canonical, like the owner
+    image: str | bytes | None  # path relative to the image folder, or the file's bytes
+    text: str  # the first LONGEST_TEXT + 1 characters
+    owner: str  # "" if the dump names none
     visibility: str
     created_at: str
-    fault: str = ""  # the reason to drop it where some other field cannot be read
+    fault: str = ""  # reason to drop it because another field is unreadable; "" if none
 
 
 def _text(value: object, longest: int) -> str:
-    """`value` as text that every encoder takes: lone surrogates, legal in JSON, are replaced."""
+    """Converts a value to text that can be encoded; replaces lone surrogates, which JSON allows."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
@@ -40,9 +40,12 @@ def _text(value: object, longest: int) -> str:
 
 
 def _fields(line: bytes) -> tuple[dict[str, typing.Any], bool]:
-    """The fields of a line of JSON, and whether each key comes once, as deep as they go.
+    """Parses a line of JSON and checks at every level that each key occurs once.
 
-    No reader may choose between two values of one key: such a value is of no type.
+    A key with two different values gets _AMBIGUOUS, because choosing either could be wrong.
+
+    Returns:
+      The fields, and whether every key occurs once.
     """
     whole = True
 
@@ -65,14 +68,14 @@ def _fields(line: bytes) -> tuple[dict[str, typing.Any], bool]:
 
 
 def parse(line: bytes) -> Post:
-    """The post in one line of JSON; a field of the wrong type counts as absent.
+    """Parses a post from one line of JSON; a field of the wrong type counts as absent.
 
-    Where the id can be read but the owner cannot, or a key comes twice, the post has a `fault`:
-    what such a line says of the post's visibility still counts.
+    If the id is readable but the owner is not, or a key occurs twice, the post has a `fault` but
+    its visibility still counts.
 
     Raises:
-      Dropped: "broken_line" where the line is not a JSON object in UTF-8, or has no id that
-        `names.canonical` reads.
+      Dropped: "broken_line" if the line is not a JSON object in UTF-8, or its id is not one that
+        `names.canonical` accepts.
     """
     try:
         fields, whole = _fields(line)
@@ -91,7 +94,7 @@ def parse(line: bytes) -> Post:
         try:
             image = base64.b64decode(fields["image_bytes"], validate=True)
         except (binascii.Error, ValueError):
-            image = b""  # there is a photo, but nothing that decodes
+            image = b""  # the post has a photo, but it cannot be decoded
     elif isinstance(fields.get("image"), str):
         image = _text(fields["image"], files.LONGEST_PATH + 1)
     return Post(
@@ -108,16 +111,16 @@ def parse(line: bytes) -> Post:
 def read_lines(
     file: typing.BinaryIO, start: int, end: int, longest: int = LONGEST_LINE
 ) -> Iterator[tuple[int, bytes | None]]:
-    """The non-blank lines that start in [start, end) of a JSONL file.
+    """Reads the non-blank lines of a JSONL file that start in [start, end).
 
-    Ranges that tile a file give every line exactly once, which is how workers share one dump.
+    Ranges that tile a file give every line exactly once, so workers can share one dump.
 
     Yields:
-      (byte offset of the line, the line), None for a line longer than `longest` bytes.
+      The byte offset of the line, and the line or None if it is longer than `longest` bytes.
     """
     offset = start
     if start:
-        # A line that starts before `start` belongs to the range before; it may also end there.
+        # A line that starts before `start` belongs to the previous range.
         offset = start - 1
         file.seek(offset)
         offset += _skip_line(file)
@@ -135,7 +138,7 @@ def read_lines(
 
 
 def _skip_line(file: typing.BinaryIO) -> int:
-    """Reads on to the end of the line; returns the bytes read."""
+    """Reads to the end of the line; returns the number of bytes read."""
     skipped = 0
     while chunk := file.readline(2**20):
         skipped += len(chunk)
@@ -145,10 +148,10 @@ def _skip_line(file: typing.BinaryIO) -> int:
 
 
 def check(post: Post) -> None:
-    """Asks all that can be asked before a photo is opened.
+    """Checks everything about a post that does not need its photo.
 
-    A text that is no person's is not cut but dropped: its first tags say no more of the photo than
-    its last, and the cut could make a tag that nobody wrote.
+    An overlong text is not truncated, because the first tags describe the photo no better than the
+    last, and truncation could create a tag that nobody wrote.
 
     Raises:
       Dropped: "private", the post's fault, or "overlong_text".
@@ -165,12 +168,12 @@ def check(post: Post) -> None:
 
 
 def read_photo(post: Post, images: str) -> bytes:
-    """The bytes of a post's image file.
+    """Reads the bytes of a post's image file.
 
     Args:
-      post: the post, which `check` has let through; or a removed one, to find its copies.
-      images: the folder that image paths are relative to; no path or link leads out of it, but one
-        may lead into a tar that lies in it.
+      post: a post that `check` accepts, or a removed post, to find its copies.
+      images: folder that image paths are relative to. Paths and links that leave it are rejected;
+        a path may lead into a tar inside it.
 
     Raises:
       Dropped: "path_outside", "missing_file", "broken_archive" or "too_large".

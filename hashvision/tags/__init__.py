@@ -1,1 +1,1 @@
-"""From the text of posts to classes: extract, fold, measure and merge hashtags."""
+"""Turns the text of posts into classes: extracts, folds, measures and merges hashtags."""

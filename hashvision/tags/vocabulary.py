@@ -1,7 +1,7 @@
-"""Tags to classes for the Beam graph: WordNet senses, plurals, generic tags, and why of each.
+"""Merges tags into classes for `prepare`, by WordNet senses and plurals, and records the reasons.
 
-Two rules leave out tags that name nothing visible. By WordNet: the tag is no noun, or its sense is
-of a kind nobody photographs. By the posts: the tag comes evenly, whatever else its posts show.
+Two rules exclude tags that name nothing visible. By WordNet: the tag is not a noun, or its sense is
+of a kind that cannot be photographed. By the posts: the tag is independent of what its posts show.
 """
 
 import typing
@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from hashvision.tags import wordnet
 from hashvision.tags.spread import Spread
 
-# WordNet's lexicographer files. What lies in VISIBLE can be photographed; what lies in DOUBTFUL may
-# be (a wave is an event, football an act, sunset a time), and has to be tied to what posts show.
+# WordNet's lexicographer files. Nouns in VISIBLE can be photographed. Some nouns in DOUBTFUL can (a
+# wave is an event, football an act, sunset a time); their tags must depend on what the posts show.
 VISIBLE = frozenset("animal artifact body food object person phenomenon plant substance".split())
 DOUBTFUL = frozenset("act attribute communication event group location shape time".split())
 
 LEFT_OUT_LISTED = 1000
-# A tag of fewer posts is not named, as it may name a person (#annaschmidtbirthday1987) and tells
-# little of the rules: with as many posts it could be a class, by the default of minimum_count.
+# Excluded tags of fewer posts are not listed, because they may name a person
+# (#annaschmidtbirthday1987) and show little of the rules. Equal to the default of minimum_count.
 LEFT_OUT_POSTS = 10
 
 
 class Candidate(typing.NamedTuple):
-    """A class before the cut by frequency."""
+    """A class before the frequency cutoff."""
 
     name: str  # its commonest tag, in the singular
     synset: str | None
@@ -32,7 +32,7 @@ class Candidate(typing.NamedTuple):
 
 
 class Assignment(typing.NamedTuple):
-    """Which tag stands for which candidate class, and why the others stand for none."""
+    """The candidate class of each tag, and why the other tags have none."""
 
     classes: dict[str, str]  # tag -> key in candidates
     candidates: dict[str, Candidate]
@@ -42,11 +42,11 @@ class Assignment(typing.NamedTuple):
 def assign(
     counts: Mapping[str, int], spreads: Mapping[str, Spread], lexicon: wordnet.Lexicon | None
 ) -> Assignment:
-    """Merges tags into candidate classes and leaves out those that name nothing visible.
+    """Merges tags into candidate classes and excludes those that name nothing visible.
 
     Args:
-      counts: posts that carry each folded tag.
-      spreads: what measure_spread found for the tags frequent enough to be measured.
+      counts: number of posts that have each folded tag.
+      spreads: results of `measure_tag` for the tags that are frequent enough.
       lexicon: WordNet, or None to merge by spelling only.
     """
     bases = _bases(counts, lexicon)
@@ -61,7 +61,7 @@ def assign(
             groups[base].append(tag)
         elif base not in lexicon.nouns:
             left_out[tag] = f"names no noun in {lexicon.name}"
-        elif other := wordnet.mostly_other(base, lexicon):
+        elif other := wordnet.dominant_part_of_speech(base, lexicon):
             left_out[tag] = f"is {other} more than a noun in {lexicon.name}"
         else:
             if base not in chosen:
@@ -73,7 +73,7 @@ def assign(
     candidates: dict[str, Candidate] = {}
     for key, tags in groups.items():
         tags.sort(key=lambda tag: (-counts[tag], tag))
-        kept, reasons = _judge(tags, spreads, synsets.get(key))
+        kept, reasons = _filter_group(tags, spreads, synsets.get(key))
         left_out.update(reasons)
         if kept:
             classes.update(dict.fromkeys(kept, key))
@@ -84,7 +84,7 @@ def assign(
 def _bases(counts: Mapping[str, int], lexicon: wordnet.Lexicon | None) -> dict[str, str]:
     bases = {tag: _base(tag, counts, lexicon) for tag in counts}
     if lexicon is None:
-        # A singular may itself be a plural. It is the commoner tag each time, so this ends.
+        # A singular may itself be a plural. Each step leads to a commoner tag, so the loop ends.
         for tag, base in bases.items():
             while bases[base] != base:
                 base = bases[base]
@@ -93,10 +93,10 @@ def _bases(counts: Mapping[str, int], lexicon: wordnet.Lexicon | None) -> dict[s
 
 
 def _base(tag: str, counts: Mapping[str, int], lexicon: wordnet.Lexicon | None) -> str:
-    """The tag's singular where it is a plural, else the tag.
+    """The singular of a tag that is a plural, otherwise the tag.
 
-    A form that is a noun in its own right (#shorts, #glasses) is a plural only where its singular
-    is the commoner tag.
+    A form that is also a noun itself (#shorts, #glasses) counts as a plural only if its singular is
+    the commoner tag.
     """
     known = counts if lexicon is None else lexicon.nouns
     singulars = [s for s in wordnet.singulars(tag) if s in known and len(s) > 1]
@@ -109,16 +109,16 @@ def _base(tag: str, counts: Mapping[str, int], lexicon: wordnet.Lexicon | None) 
     return tag if own and counts.get(best, 0) <= counts[tag] else best
 
 
-def _judge(
+def _filter_group(
     tags: list[str], spreads: Mapping[str, Spread], synset: wordnet.Synset | None
 ) -> tuple[list[str], dict[str, str]]:
-    """The tags of one group, commonest first, that stay, and why the others do not."""
+    """Returns the tags that stay, commonest first, and why the others are excluded."""
     reasons: dict[str, str] = {}
     if synset is not None and synset.kind not in ("", *VISIBLE):
         spread = spreads.get(tags[0])
         if synset.kind not in DOUBTFUL:
             why = f"noun.{synset.kind} names nothing visible ({synset.id})"
-        elif spread is None or not spread.tied:
+        elif spread is None or not spread.content_dependent:
             why = f"noun.{synset.kind} may name nothing visible ({synset.id}), and its posts " + (
                 "are too few to tell" if spread is None else f"differ by only {spread}"
             )
@@ -128,7 +128,7 @@ def _judge(
             return [], dict.fromkeys(tags, why)
     for tag in tags:
         spread = spreads.get(tag)
-        if spread is not None and spread.even:
+        if spread is not None and spread.content_independent:
             reasons[tag] = f"comes evenly, whatever its posts show: they differ by {spread}"
     if tags[0] in reasons:
         for tag in tags[1:]:
@@ -161,14 +161,14 @@ def finish(
     minimum_count: int,
     wordnet_name: str | None,
 ) -> dict[str, typing.Any]:
-    """Cuts the classes by frequency and orders them, as vocabulary.json holds them.
+    """Drops rare classes, orders the others, and returns the content of vocabulary.json.
 
     Args:
-      assignment: what `assign` gave.
-      counts: posts that carry each tag.
-      class_counts: posts that carry each candidate class.
-      minimum_count: posts a class needs.
-      wordnet_name: which WordNet merged the tags, or None.
+      assignment: from `assign`.
+      counts: number of posts that have each tag.
+      class_counts: number of posts that have each candidate class.
+      minimum_count: number of posts that a class needs.
+      wordnet_name: name of the WordNet that merged the tags, or None.
     """
     tags: dict[str, dict[str, int]] = defaultdict(dict)
     for tag in sorted(assignment.classes, key=lambda tag: (-counts[tag], tag)):

@@ -1,4 +1,4 @@
-"""What the vocabulary takes from a WordNet, read from its WN-LMF file with the package wn."""
+"""Reads what the vocabulary needs of a WordNet from its WN-LMF file, with the package wn."""
 
 import gzip
 import lzma
@@ -17,7 +17,7 @@ from hashvision import storage
 from hashvision.errors import UserError
 from hashvision.tags.hashtags import fold
 
-# Without a database it gives every form that its rules allow, #childs and #beachs included.
+# Without a database it returns every form that its rules allow, even for #childs and #beachs.
 _MORPHY = wn.morphy.Morphy()
 
 
@@ -25,36 +25,36 @@ class Synset(typing.NamedTuple):
     """One noun synset of a WordNet."""
 
     id: str
-    kind: str  # lexicographer file without its "noun."; empty where the WordNet has none
+    kind: str  # lexicographer file without "noun."; "" if the WordNet has none
     lemmas: tuple[str, ...]
     definition: str
-    relations: int
+    relations: int  # number of them
 
 
 class Lexicon(typing.NamedTuple):
-    """What the vocabulary needs of a WordNet, by folded lemma."""
+    """The parts of a WordNet that the vocabulary needs, by folded lemma."""
 
     name: str
     synsets: list[Synset]
     nouns: dict[str, list[int]]  # lemma -> its synsets, commonest first
     forms: dict[str, str]  # irregular form -> lemma
-    modifiers: dict[str, int]  # lemma -> senses as adjective or adverb
-    verbs: dict[str, int]  # lemma -> senses as verb
+    modifiers: dict[str, int]  # lemma -> number of senses as adjective or adverb
+    verbs: dict[str, int]  # lemma -> number of senses as verb
 
 
 def load_wordnet(path: str) -> Lexicon:
-    """Reads a WN-LMF file: XML, plain or packed with xz or gzip.
+    """Reads a WN-LMF file: XML, plain or compressed with xz or gzip.
 
     Raises:
-      UserError: there is no such file, or it is no WN-LMF with nouns in it.
-      OSError: there is no room to unpack it in the temporary folder.
+      UserError: the file does not exist, is damaged, or is not WN-LMF with nouns.
+      OSError: the temporary folder has no space to decompress it.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain = pathlib.Path(folder, "wordnet.xml")
         try:
             with (
                 storage.open(path) as packed,
-                storage.naming(folder),  # a temporary folder that is full
+                storage.add_path_to_errors(folder),  # the temporary folder may be full
                 plain.open("wb") as out,
             ):
                 magic = packed.read(6)
@@ -67,28 +67,28 @@ def load_wordnet(path: str) -> Lexicon:
                     shutil.copyfileobj(packed, out)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise UserError(
-                f"the WordNet file {path} cannot be opened ({error.strerror}); give the path of a "
-                "WN-LMF file, or leave --wordnet out to merge tags by spelling only"
+                f"The WordNet file {path} cannot be opened ({error.strerror}); give --wordnet a"
+                " WN-LMF file, or omit it to merge tags by spelling only."
             ) from None
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # gzip's own have none
-            raise UserError(f"the WordNet file {path} is damaged; fetch it again") from None
+                raise  # an error of the disk; those of gzip itself have no number
+            raise UserError(f"The WordNet file {path} is damaged; download it again.") from None
         try:
             lexicons = wn.lmf.load(plain, progress_handler=None)["lexicons"]
             lexicon = _lexicon(lexicons)
-        except Exception:  # the parser checks little: what is amiss may surface anywhere
+        except Exception:  # the parser validates little, so faults can surface as any error
             lexicon = None
     if lexicon is None or not lexicon.nouns:
         raise UserError(
-            f"the file {path} is no WordNet in WN-LMF with nouns in it; "
-            "Open English WordNet offers one at https://en-word.net"
+            f"{path} is not a WN-LMF WordNet with nouns; download one, such as Open English WordNet"
+            " from https://en-word.net."
         )
     return lexicon
 
 
 def _lexicon(lexicons: typing.Any) -> Lexicon:
-    """Boils parsed WN-LMF down to a Lexicon; its dictionaries lack what the file leaves out."""
+    """Reduces parsed WN-LMF to a Lexicon; keys that the file omits are absent from `lexicons`."""
     synsets: list[Synset] = []
     number: dict[str, int] = {}
     nouns: dict[str, list[tuple[bool, int]]] = defaultdict(list)
@@ -106,7 +106,7 @@ def _lexicon(lexicons: typing.Any) -> Lexicon:
         for synset in parsed:
             relations = synset.get("relations", [])
             kind = kinds[synset["id"]]
-            if kind == "Tops":  # the roots of the other files: what most of their children are
+            if kind == "Tops":  # roots of the other files; take the kind of most children
                 below = (kinds.get(r["target"]) for r in relations if r["relType"] == "hyponym")
                 kind = Counter(k for k in below if k).most_common(1)
                 kind = kind[0][0] if kind else "Tops"
@@ -126,8 +126,8 @@ def _lexicon(lexicons: typing.Any) -> Lexicon:
             folded = fold(lemma)
             senses = entry.get("senses", [])
             if part == "n" and folded:
-                # Senses stand in order of frequency within an entry; a capitalised entry is a name
-                # ('Friend', the Quaker) and comes behind the common noun.
+                # Senses are in order of frequency within an entry. A capitalised entry is a name
+                # ('Friend', the Quaker) and comes after the common noun.
                 name = lemma != lemma.lower()
                 nouns[folded] += [(name, number[s["synset"]]) for s in senses]
                 for form in entry.get("forms", []):
@@ -146,14 +146,14 @@ def _lexicon(lexicons: typing.Any) -> Lexicon:
 
 
 def singulars(tag: str) -> list[str]:
-    """The words of which a folded tag may be the plural, by wn's rules of detachment."""
+    """Possible singulars of a folded tag, by the detachment rules of wn."""
     return sorted(_MORPHY(tag, pos="n").get("n", set()) - {tag})
 
 
-def mostly_other(lemma: str, lexicon: Lexicon) -> str | None:
-    """The part of speech a word rather is, by its senses, where its noun is a side issue.
+def dominant_part_of_speech(lemma: str, lexicon: Lexicon) -> str | None:
+    """The main part of speech of a word that is rarely a noun, by its senses; None for a noun.
 
-    #small is a part of the back, too, and #have a rich person; #dress and #uniform stay nouns.
+    #small can also be a part of the back, and #have a rich person; #dress and #uniform stay nouns.
     """
     nouns = len(lexicon.nouns[lemma])
     if lexicon.modifiers.get(lemma, 0) > 4 * nouns:
@@ -162,12 +162,13 @@ def mostly_other(lemma: str, lexicon: Lexicon) -> str | None:
 
 
 def choose_sense(lemma: str, uses: Mapping[str, int], lexicon: Lexicon) -> int:
-    """The synset an ambiguous tag most likely stands for: the first sense, or one like it.
+    """Chooses the most likely synset of an ambiguous tag: the first sense, or one of the same kind.
 
-    WordNet's first sense is its commonest, and sets the kind (#cat is an animal, whatever #guy is).
-    Among the senses of that kind each gets the uses of its other lemmas, as far as it is their
-    first sense, over the tag's own uses, at most 1 (#bicycle speaks for one sense of #bike), and
-    its share of all their relations in the graph; it pays one half for each place in the order.
+    WordNet's first sense is its commonest and sets the kind (#cat is an animal, despite #guy). Each
+    sense of that kind gets a score. It adds the uses of the synset's other lemmas whose first sense
+    it is, divided by the tag's own uses, at most 1 (#bicycle supports one sense of #bike). It adds
+    the synset's share of the relations of all these senses. It subtracts one half for each place in
+    WordNet's order.
     """
     first = lexicon.nouns[lemma][0]
     senses = [

@@ -62,7 +62,7 @@ def norm_variables(channels: int) -> Any:
     }
 
 
-def normalise(x: Any, variables: Any, relu: bool = False, **options: Any) -> tuple[jax.Array, Any]:
+def normalize(x: Any, variables: Any, relu: bool = False, **options: Any) -> tuple[jax.Array, Any]:
     """Output and statistics of a training step of BatchNorm."""
     y, after = norm.BatchNorm(**options).apply(variables, x, True, relu, mutable=["batch_stats"])
     return y, after["batch_stats"]
@@ -76,7 +76,7 @@ def normalise(x: Any, variables: Any, relu: bool = False, **options: Any) -> tup
 )  # fmt: skip
 def test_batch_norm_equals_plain_numpy(groups, crops, shape, relu):
     x, variables = 3 * drawn("x", *shape) + 2, norm_variables(6)
-    y, after = normalise(x, variables, relu, groups=grouped(groups, len(x), crops))
+    y, after = normalize(x, variables, relu, groups=grouped(groups, len(x), crops))
     plain, mean, var = plain_batch_norm(x, variables, groups, crops)
     plain = np.maximum(plain, 0) if relu else plain
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
@@ -114,7 +114,7 @@ def test_gradients_of_batch_norm_equal_plain_numpy(groups, crops, relu):
     dy, cut = drawn("dy", *x.shape), grouped(groups, len(x), crops)
 
     def output(x: jax.Array, params: Any) -> jax.Array:
-        return normalise(x, {**variables, "params": params}, relu, groups=cut)[0]
+        return normalize(x, {**variables, "params": params}, relu, groups=cut)[0]
 
     dx, params = jax.vjp(output, x, variables["params"])[1](dy)
     if relu:
@@ -129,22 +129,22 @@ def test_batch_norm_keeps_its_input_alone_for_its_gradient(groups):
     # Autodiff would keep x - mean in float32, twice the activations of a network, and ReLU's mask.
     x, variables = jnp.asarray(drawn("x", 8, 4, 4, 6), jnp.bfloat16), norm_variables(6)
     options = {"groups": groups, "dtype": jnp.bfloat16}
-    _, pull = jax.vjp(lambda x: normalise(x, variables, True, **options)[0], x)
+    _, pull = jax.vjp(lambda x: normalize(x, variables, True, **options)[0], x)
     kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]
     assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
 
 
-def test_batch_norm_of_two_groups_normalises_the_halves_apart():
+def test_batch_norm_of_two_groups_normalizes_the_halves_apart():
     x, variables = drawn("x", 8, 4, 4, 6), norm_variables(6)
     x[1::2] = 5 * x[1::2] + 7
-    y, after = normalise(x, variables, groups=norm.Groups(4, 2))
-    halves = [normalise(half, variables) for half in (x[::2], x[1::2])]
+    y, after = normalize(x, variables, groups=norm.Groups(4, 2))
+    halves = [normalize(half, variables) for half in (x[::2], x[1::2])]
     for half, (alone, _) in zip((y[::2], y[1::2]), halves, strict=True):
         np.testing.assert_allclose(half, alone, atol=1e-5)
     for name in ("mean", "var"):
         average = (halves[0][1][name] + halves[1][1][name]) / 2
         np.testing.assert_allclose(after[name], average, rtol=1e-5)
-    together, _ = normalise(x, variables)
+    together, _ = normalize(x, variables)
     assert np.abs(np.asarray(y - together)).max() > 0.5
 
 
@@ -162,7 +162,7 @@ def test_batch_norm_does_not_cancel_far_from_zero():
     # With E[x^2] - E[x]^2 this input came out with a deviation of 15.8 (RECIPES part 4).
     x = (1000 + 0.05 * np.sqrt(3) * drawn("x", 32, 16, 16, 4)).astype(np.float32)
     variables = norm.BatchNorm().init(jax.random.key(0), x, True)
-    y, after = normalise(x, variables)
+    y, after = normalize(x, variables)
     plain, mean, var = plain_batch_norm(x, variables)
     assert np.std(y) == pytest.approx(1, abs=0.01)
     # The mean rounds to float32 near 1000 (6e-5 apart), which is 1e-3 deviations.
@@ -176,11 +176,11 @@ def test_parts_of_a_batch_have_the_groups_of_the_whole(parts):
     """Photo i goes to part i % parts, as `train_step` has it; four groups of four photos."""
     x, variables = drawn("x", 32, 3, 3, 6), norm_variables(6)
     x += np.arange(32, dtype=np.float32)[:, None, None, None]  # each photo another mean
-    whole, after = normalise(x, variables, groups=norm.Groups(4, 4))
+    whole, after = normalize(x, variables, groups=norm.Groups(4, 4))
     alone, stats = [], []
     for part in range(parts):  # of two crops a photo
         rows = rows_of(part, parts, 16, 2)
-        y, own = normalise(x[rows], variables, groups=norm.Groups(4, 4 // parts))
+        y, own = normalize(x[rows], variables, groups=norm.Groups(4, 4 // parts))
         alone.append((rows, y))
         stats.append(own)
     for rows, y in alone:
@@ -198,8 +198,8 @@ def test_groups_do_not_depend_on_which_device_holds_which_photos():
     )
     x += np.arange(32, dtype=np.float32)[:, None, None, None]
     blocks = (4 * order[:, None] + np.arange(4)).ravel()
-    whole, _ = normalise(x, variables, groups=norm.Groups(8, 4))
-    moved, _ = normalise(x[blocks], variables, groups=norm.Groups(8, 4))
+    whole, _ = normalize(x, variables, groups=norm.Groups(8, 4))
+    moved, _ = normalize(x[blocks], variables, groups=norm.Groups(8, 4))
     np.testing.assert_allclose(moved, whole[blocks], atol=1e-5)
 
 
@@ -220,7 +220,7 @@ def test_one_pass_over_bfloat16_costs_less_than_rounding_to_it_did(deviations):
 
 def test_batch_norm_takes_float32_statistics_of_bfloat16():
     x, variables = jnp.asarray(3 + drawn("x", 64, 8, 8, 4), jnp.bfloat16), norm_variables(4)
-    y, after = normalise(x, variables, dtype=jnp.bfloat16)
+    y, after = normalize(x, variables, dtype=jnp.bfloat16)
     plain, mean, var = plain_batch_norm(np.asarray(x, np.float32), variables)
     assert y.dtype == jnp.bfloat16
     assert after["mean"].dtype == after["var"].dtype == jnp.float32
@@ -237,7 +237,7 @@ def test_batch_norm_init_leaves_the_statistics_at_their_start():
 
 def test_batch_norm_refuses_a_batch_that_does_not_divide():
     with pytest.raises(ValueError, match="6 rows are not those of 4 groups of 1"):
-        normalise(drawn("x", 6, 2, 2, 3), norm_variables(3), groups=norm.Groups(1, 4))
+        normalize(drawn("x", 6, 2, 2, 3), norm_variables(3), groups=norm.Groups(1, 4))
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 8, 16])
@@ -249,7 +249,7 @@ def test_batch_norm_on_8_devices_equals_one(number):
 
     def run(x: jax.Array, variables: Any) -> Any:
         def output(x: jax.Array) -> Any:
-            return normalise(x, variables, groups=groups)
+            return normalize(x, variables, groups=groups)
 
         y, pull, after = jax.vjp(output, x, has_aux=True)
         return y, after, pull(jnp.square(y))[0]

@@ -125,7 +125,7 @@ class Watched(io.BytesIO):
 @pytest.mark.parametrize("kind", hostile.HARMFUL_TARS)
 def test_a_header_says_how_long_it_is_in_vain(kind: str):
     file = Watched(hostile.HARMFUL_TARS[kind])
-    assert not archives._walk(file, {})
+    assert not archives._find_members(file, {})
     assert file.most <= archives.LONGEST_HEADER
 
 
@@ -155,8 +155,8 @@ def test_compressed_tars_and_links_are_refused(tmp_path: pathlib.Path):
 
 def test_a_tar_is_walked_once_and_again_when_it_has_changed(tmp_path: pathlib.Path, monkeypatch):
     walks = []
-    walk = archives._walk
-    monkeypatch.setattr(archives, "_walk", lambda *given: walks.append(1) or walk(*given))
+    walk = archives._find_members
+    monkeypatch.setattr(archives, "_find_members", lambda *given: walks.append(1) or walk(*given))
     (tmp_path / "x.tar").write_bytes(tar_of(PHOTOS))
     for _ in range(3):
         assert read(tmp_path, "x.tar/abc.jpg") == b"first"

@@ -41,7 +41,7 @@ def outcome(line: bytes, images: str) -> tuple[str, bytes | None]:
     try:
         post = posts.parse(line)
         posts.check(post)
-        return "kept", pictures.normalise_photo(posts.read_photo(post, images), SHORT_SIDE)
+        return "kept", pictures.normalize_photo(posts.read_photo(post, images), SHORT_SIDE)
     except Dropped as dropped:
         return dropped.reason, None
 
@@ -193,7 +193,7 @@ for path in sys.argv[1:]:
     with open(path, "rb") as file:
         encoded = file.read()
     try:
-        pictures.normalise_photo(encoded, 256)
+        pictures.normalize_photo(encoded, 256)
         got = "kept"
     except Dropped as dropped:
         got = dropped.reason

@@ -45,8 +45,8 @@ def reason_of(call, *arguments) -> str:
 def test_plain_jpegs_keep_their_bytes():
     for mode in ("RGB", "L"):
         encoded = encode(picture(mode=mode))
-        assert pictures.normalise_photo(encoded, 30) == encoded
-        assert pictures.normalise_photo(encoded, 256) == encoded
+        assert pictures.normalize_photo(encoded, 30) == encoded
+        assert pictures.normalize_photo(encoded, 256) == encoded
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_plain_jpegs_keep_their_bytes():
 )
 def test_short_side_is_reduced_and_never_enlarged(size, short_side, expected):
     for kind in ("JPEG", "PNG"):
-        normal = decode(pictures.normalise_photo(encode(picture(*size), kind), short_side))
+        normal = decode(pictures.normalize_photo(encode(picture(*size), kind), short_side))
         assert (normal.format, normal.mode, normal.size) == ("JPEG", "RGB", expected)
 
 
@@ -77,7 +77,7 @@ def test_metadata_does_not_travel():
     text = encode(picture(), "PNG", exif=exif)
     pair = encode(picture(), "MPO", save_all=True, append_images=[picture()], exif=exif)
     for encoded in (encode(picture(), exif=exif), film, comment, xmp, profile, text, pair):
-        normal = pictures.normalise_photo(encoded, 256)
+        normal = pictures.normalize_photo(encoded, 256)
         assert b"secret" not in normal
         assert not decode(normal).getexif()
         np.testing.assert_allclose(np.asarray(decode(normal)), np.asarray(decode(plain)), atol=40)
@@ -100,22 +100,22 @@ def test_photos_are_turned_upright(orientation: int):
         8: Image.Transpose.ROTATE_270,
     }[orientation]
     stored = upright if undo is None else upright.transpose(undo)
-    normal = decode(pictures.normalise_photo(encode(stored, exif=exif), 256))
+    normal = decode(pictures.normalize_photo(encode(stored, exif=exif), 256))
     np.testing.assert_allclose(np.asarray(normal), np.asarray(upright), atol=30)
 
 
 def test_other_formats_and_modes_come_out_as_rgb_over_white():
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     for encoded in (encode(clear, "PNG"), encode(clear, "WEBP", lossless=True)):
-        assert np.asarray(decode(pictures.normalise_photo(encoded, 256))).min() > 250
+        assert np.asarray(decode(pictures.normalize_photo(encoded, 256))).min() > 250
     for mode, kind in [("P", "GIF"), ("CMYK", "JPEG"), ("1", "PNG"), ("LA", "PNG"), ("RGB", "BMP")]:
-        normal = decode(pictures.normalise_photo(encode(picture(mode=mode), kind), 256))
+        normal = decode(pictures.normalize_photo(encode(picture(mode=mode), kind), 256))
         assert (normal.mode, normal.size) == ("RGB", (40, 30))
     deep = Image.fromarray(np.full((20, 20), 128 * 256, np.uint16))
-    normal = np.asarray(decode(pictures.normalise_photo(encode(deep, "PNG"), 256)))
+    normal = np.asarray(decode(pictures.normalize_photo(encode(deep, "PNG"), 256)))
     np.testing.assert_allclose(normal, 128, atol=2)
     progressive = encode(picture(), progressive=True)
-    assert pictures.normalise_photo(progressive, 256) != progressive
+    assert pictures.normalize_photo(progressive, 256) != progressive
 
 
 QUARTERS = np.array([[[255, 0, 0], [0, 160, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
@@ -128,7 +128,7 @@ def quarters(mode: str = "RGB") -> Image.Image:
 
 def middles(encoded: bytes) -> np.ndarray:
     """The colours in the middle of the four quarters of what becomes of a file."""
-    normal = decode(pictures.normalise_photo(encoded, 256))
+    normal = decode(pictures.normalize_photo(encoded, 256))
     assert (normal.format, normal.mode, normal.size) == ("JPEG", "RGB", (64, 48))
     return np.asarray(normal)[12:48:24, 16:64:32].astype(int)
 
@@ -202,12 +202,12 @@ def test_clear_parts_become_white(kind: str):
 def test_of_16_bits_the_upper_8_count(options: dict):
     ramp = np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64)
     encoded = encode(Image.fromarray(ramp), "PNG", **options)
-    normal = np.asarray(decode(pictures.normalise_photo(encoded, 256)))
+    normal = np.asarray(decode(pictures.normalize_photo(encoded, 256)))
     np.testing.assert_allclose(normal[..., 0], ramp >> 8, atol=3)
     for order in ("<", ">"):
         tiff = io.BytesIO()
         Image.fromarray(ramp.astype(f"{order}u2")).save(tiff, "TIFF")
-        normal = np.asarray(decode(pictures.normalise_photo(tiff.getvalue(), 256)))
+        normal = np.asarray(decode(pictures.normalize_photo(tiff.getvalue(), 256)))
         np.testing.assert_allclose(normal[..., 0], ramp >> 8, atol=3)
 
 
@@ -223,7 +223,7 @@ def test_a_plain_scan_loses_its_metadata_and_nothing_else():
             (b"\xfe", b"secret comment"),
         )
     )
-    assert pictures.normalise_photo(plain[:20] + cover + plain[20:] + b"secret film", 256) == plain
+    assert pictures.normalize_photo(plain[:20] + cover + plain[20:] + b"secret film", 256) == plain
     # Between two scans there may be metadata as well, and any decoder passes over it.
     first = plain.index(b"\xff\xda")
     two = plain[:-2] + cover + plain[first:]
@@ -231,8 +231,8 @@ def test_a_plain_scan_loses_its_metadata_and_nothing_else():
     progressive = encode(picture(), progressive=True)
     last = progressive.rindex(b"\xff\xda")
     covered = progressive[:last] + cover + progressive[last:]
-    normal = pictures.normalise_photo(covered, 256)
-    assert normal == pictures.normalise_photo(progressive, 256) and b"secret" not in normal
+    normal = pictures.normalize_photo(covered, 256)
+    assert normal == pictures.normalize_photo(progressive, 256) and b"secret" not in normal
 
 
 def test_orientation_is_read_from_any_block():
@@ -270,7 +270,7 @@ def png_of_size(width: int, height: int) -> bytes:
     ],
 )
 def test_undecodable(encoded: bytes):
-    assert reason_of(pictures.normalise_photo, encoded, 256) == "undecodable"
+    assert reason_of(pictures.normalize_photo, encoded, 256) == "undecodable"
 
 
 KINDS = {
@@ -291,9 +291,9 @@ def test_a_jpeg_that_was_cut_short_and_ended_anew_is_undecodable(kind: str, mode
     for share in (0.05, 0.3, 0.6, 0.9):
         cut = jpeg.encoded[: data + round(share * (jpeg.data_end - data))] + b"\xff\xd9"
         for short_side in (256, 20):
-            assert reason_of(pictures.normalise_photo, cut, short_side) == "undecodable"
+            assert reason_of(pictures.normalize_photo, cut, short_side) == "undecodable"
         assert reason_of(pictures.decode, cut, lambda image: image) == "undecodable"
-    assert pictures.normalise_photo(encoded, 256) and pictures.normalise_photo(encoded, 20)
+    assert pictures.normalize_photo(encoded, 256) and pictures.normalize_photo(encoded, 20)
 
 
 def noisy(mode: str) -> Image.Image:
@@ -309,12 +309,12 @@ def test_whole_jpegs_that_end_in_grey_are_kept(kind: str):
         for top in (0, 50, 150):
             image = noisy(mode)
             image.paste(grey, (0, top, 240, 160))
-            assert pictures.normalise_photo(encode(image, **KINDS[kind]), 256)
+            assert pictures.normalize_photo(encode(image, **KINDS[kind]), 256)
 
 
 def test_of_a_progressive_jpeg_all_rows_must_be_there_but_not_all_detail():
     jpeg = jpegs.strip(encode(noisy("RGB"), progressive=True)).encoded
-    assert pictures.normalise_photo(jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9", 256)
+    assert pictures.normalize_photo(jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9", 256)
 
 
 @pytest.mark.realdata
@@ -331,8 +331,8 @@ def test_no_whole_photo_is_taken_for_one_that_was_cut(shared_data):
         except OSError:
             continue
         photos += 1
-        assert pictures.normalise_photo(encoded, 256), path
-        assert pictures.normalise_photo(encode(image, progressive=True), 256), path
+        assert pictures.normalize_photo(encoded, 256), path
+        assert pictures.normalize_photo(encode(image, progressive=True), 256), path
     assert photos > 1500
 
 
@@ -363,7 +363,7 @@ def test_what_fails_while_a_photo_is_shrunk_is_the_photos_fault():
 
 def test_threads_decode_no_more_together_than_fits(monkeypatch):
     """Four photos of 40 by 30 at once where there is room for three; one alone where for none."""
-    monkeypatch.setattr(pictures, "_room", pictures._Room(3 * 40 * 30))
+    monkeypatch.setattr(pictures, "_budget", pictures._PixelBudget(3 * 40 * 30))
     inside, most, lock = [], [], threading.Lock()
     three = threading.Barrier(3, timeout=10)
 
@@ -392,7 +392,7 @@ from hashvision.sources import pictures
 
 exif = Image.Exif()
 exif[0x0112] = 6  # to be turned, which takes a second copy
-pictures._room = pictures._Room(2 * 3200**2)
+pictures._budget = pictures._PixelBudget(2 * 3200**2)
 file = io.BytesIO()
 Image.new("RGBA", (3200, 3200)).save(file, "PNG", compress_level=1, exif=exif)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -428,14 +428,14 @@ def test_no_image_is_opened_as_whatever_it_may_be():
     ],
 )
 def test_too_large(encoded: bytes):
-    assert reason_of(pictures.normalise_photo, encoded, 256) == "too_large"
+    assert reason_of(pictures.normalize_photo, encoded, 256) == "too_large"
 
 
 def test_a_file_too_large_is_not_opened(monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST_FILE", 1000)
-    assert pictures.normalise_photo(encode(picture()) + bytes(100), 256)
-    assert reason_of(pictures.normalise_photo, encode(picture()) + bytes(1000), 256) == "too_large"
-    assert reason_of(pictures.normalise_photo, bytes(2000), 256) == "unknown_format"
+    assert pictures.normalize_photo(encode(picture()) + bytes(100), 256)
+    assert reason_of(pictures.normalize_photo, encode(picture()) + bytes(1000), 256) == "too_large"
+    assert reason_of(pictures.normalize_photo, bytes(2000), 256) == "unknown_format"
 
 
 @pytest.mark.parametrize(
@@ -453,4 +453,4 @@ def test_a_file_too_large_is_not_opened(monkeypatch):
     ],
 )
 def test_unknown_format(encoded: bytes):
-    assert reason_of(pictures.normalise_photo, encoded, 256) == "unknown_format"
+    assert reason_of(pictures.normalize_photo, encoded, 256) == "unknown_format"

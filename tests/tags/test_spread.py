@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from hashvision.tags.spread import EVEN_BELOW, Spread, measure_spread, number_terms
+from hashvision.tags.spread import DEPENDENCE_THRESHOLD, Spread, measure_spread, number_terms
 
 
 def plain(observed, totals, uses, posts, own=None):
@@ -55,25 +55,25 @@ def test_is_unbiased_and_its_error_is_true_when_spread_evenly():
 def test_even_and_tied_need_evidence():
     generator = np.random.default_rng(2)
     even, tied = measure_spread(*draw(generator, 1.0)), measure_spread(*draw(generator, 4.0))
-    assert even.even and not even.tied
-    assert tied.tied and not tied.even
+    assert even.content_independent and not even.content_dependent
+    assert tied.content_dependent and not tied.content_independent
     few = measure_spread(*draw(generator, 1.0, uses=25))
-    assert not few.even and not few.tied
-    assert not measure_spread(np.zeros(0), np.zeros(0), 500, 2000).even
+    assert not few.content_independent and not few.content_dependent
+    assert not measure_spread(np.zeros(0), np.zeros(0), 500, 2000).content_independent
     everywhere = measure_spread(np.array([9]), np.array([9]), 9, 9)
-    assert not everywhere.even and not everywhere.tied
-    assert Spread(EVEN_BELOW - 0.1, 0.04, 0.0, 99, 99).even
-    assert not Spread(EVEN_BELOW - 0.1, 0.06, 0.0, 99, 99).even
+    assert not everywhere.content_independent and not everywhere.content_dependent
+    assert Spread(DEPENDENCE_THRESHOLD - 0.1, 0.04, 0.0, 99, 99).content_independent
+    assert not Spread(DEPENDENCE_THRESHOLD - 0.1, 0.06, 0.0, 99, 99).content_independent
 
 
 def test_what_its_caption_names_is_not_even_and_not_tied_for_that():
     named = Spread(0.1, 0.02, 0.9, 99, 99)
-    assert not named.even and not named.tied
+    assert not named.content_independent and not named.content_dependent
     generator = np.random.default_rng(3)
     observed, totals, uses, posts = draw(generator, 1.0)
     rare = np.array([150])  # a word that hardly any other post has
     observed, totals = np.append(observed, rare), np.append(totals, rare + 5)
-    assert not measure_spread(observed, totals, uses, posts, own=60).even
+    assert not measure_spread(observed, totals, uses, posts, own=60).content_independent
     assert measure_spread(observed, totals, uses, posts, own=60).effect < 0.1
     observed[60], totals[60] = 0, 900  # avoided rather than named
     assert measure_spread(observed, totals, uses, posts, own=60).own == 0

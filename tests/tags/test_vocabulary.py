@@ -10,9 +10,9 @@ import pytest
 from hashvision.sources import posts
 from hashvision.tags import hashtags
 from hashvision.tags.spread import (
-    EVEN_BELOW,
-    MINIMUM_USES_EVEN,
-    MINIMUM_USES_TIED,
+    DEPENDENCE_THRESHOLD,
+    MINIMUM_USES_DEPENDENT,
+    MINIMUM_USES_INDEPENDENT,
     Spread,
     measure_spread,
 )
@@ -175,7 +175,7 @@ def measure_real(path: pathlib.Path) -> tuple[Counter[str], dict[str, Spread]]:
     has = np.array([[term in said for term in terms] for _, said in contexts])
     spreads = {}
     for tag, uses in counts.items():
-        if uses >= MINIMUM_USES_TIED:
+        if uses >= MINIMUM_USES_DEPENDENT:
             of_tag = has[[tag in tags for tags, _ in contexts]].sum(0)
             own = terms.index(tag) if tag in terms else None
             spreads[tag] = measure_spread(of_tag, has.sum(0), uses, len(contexts), own)
@@ -188,10 +188,10 @@ def test_real_spam_and_content_lie_apart(shared_data: pathlib.Path):
     upper = {
         tag: s.effect + s.own + 2 * s.error
         for tag, s in spreads.items()
-        if s.uses >= MINIMUM_USES_EVEN
+        if s.uses >= MINIMUM_USES_INDEPENDENT
     }
-    assert max(upper[tag] for tag in SPAM if tag in upper) < EVEN_BELOW - 0.15
-    assert min(value for tag, value in upper.items() if tag not in SPAM) > EVEN_BELOW + 1
+    assert max(upper[tag] for tag in SPAM if tag in upper) < DEPENDENCE_THRESHOLD - 0.15
+    assert min(value for tag, value in upper.items() if tag not in SPAM) > DEPENDENCE_THRESHOLD + 1
     made = assign(counts, spreads, None)
     assert {tag for tag, why in made.left_out.items() if "evenly" in why} == set(SPAM)
     assert set(CONTENT) <= made.classes.keys()

@@ -71,14 +71,14 @@ def test_reads_plain_and_packed_files(tmp_path: pathlib.Path, pack):
     ("content", "message"),
     [
         (None, "cannot be opened"),
-        (b"", "no WordNet in WN-LMF"),
-        (b"dog, cat", "no WordNet in WN-LMF"),
-        (SMALL[: len(SMALL) // 2], "no WordNet in WN-LMF"),
+        (b"", "not a WN-LMF WordNet"),
+        (b"dog, cat", "not a WN-LMF WordNet"),
+        (SMALL[: len(SMALL) // 2], "not a WN-LMF WordNet"),
         (lzma.compress(SMALL)[:-100], "damaged"),
         (gzip.compress(SMALL)[:-100], "damaged"),
         (lzma.compress(SMALL)[:-20] + b"x" * 20, "damaged"),
         (gzip.compress(SMALL)[:40] + b"\xff" * 99, "damaged"),
-        ((HEADER + "</Lexicon></LexicalResource>").encode(), "no WordNet in WN-LMF"),
+        ((HEADER + "</Lexicon></LexicalResource>").encode(), "not a WN-LMF WordNet"),
     ],
 )
 def test_what_is_no_wordnet_is_told(tmp_path: pathlib.Path, content, message: str):
@@ -149,6 +149,6 @@ def test_side_issues_of_other_parts_of_speech():
     lexicon = lexicon_of(("back", "body", "small have uniform", 2))
     lexicon.modifiers.update(small=11, uniform=4)
     lexicon.verbs.update(have=19, uniform=1)
-    assert wordnet.mostly_other("small", lexicon) == "an adjective or adverb"
-    assert wordnet.mostly_other("have", lexicon) == "a verb"
-    assert wordnet.mostly_other("uniform", lexicon) is None
+    assert wordnet.dominant_part_of_speech("small", lexicon) == "an adjective or adverb"
+    assert wordnet.dominant_part_of_speech("have", lexicon) == "a verb"
+    assert wordnet.dominant_part_of_speech("uniform", lexicon) is None
