@@ -14,7 +14,7 @@ import time
 import figures
 
 
-def verb(*arguments: str) -> float:
+def timed(*arguments: str) -> float:
     """Seconds that `python -m hashvision ARGUMENTS` takes, including start-up."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "hashvision", *arguments]
@@ -35,13 +35,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         for size in sizes:
-            verb("drawn", f"--output={folder / str(size)}", f"--posts={size}")
+            timed("draw", f"--output={folder / str(size)}", f"--posts={size}")
         for _ in range(arguments.rounds):
             for size, count in runs:
                 options = [f"--posts={folder / str(size) / 'posts.jsonl'}"]
                 options += [f"--output={folder / 'dataset'}", f"--direct_num_workers={count}"]
                 options += ["--direct_running_mode=multi_processing"] if count > 1 else []
-                seconds[size, count].append(verb("prepare", *options))
+                seconds[size, count].append(timed("prepare", *options))
     speed = {run: run[0] / statistics.median(times) for run, times in seconds.items()}
     peer = f"{sizes[0]} posts, {workers[0]} worker"
     base = speed[runs[0]]

@@ -23,8 +23,8 @@ def cloud(tmp_path):
     made.close()
 
 
-def tpus(kind, verb, *flags, name="pod"):
-    return ["compute", "tpus", kind, verb, name, *PLACE, *flags]
+def tpus(kind, command, *flags, name="pod"):
+    return ["compute", "tpus", kind, command, name, *PLACE, *flags]
 
 
 DESCRIBE = tpus("tpu-vm", "describe", "--format=value(state)")
@@ -93,34 +93,34 @@ def test_every_command_may_be_repeated(cloud):
     cloud.then("saves")
     assert cloud.launch("delete")[:2] == (0, "pod does not exist.\n")
     assert cloud.launch("status")[:2] == (0, "pod is ABSENT.\n")
-    for said in ("", "pod is READY already.\n"):
-        assert cloud.launch("create")[:2] == (0, said)
+    for answer in ("", "pod is READY already.\n"):
+        assert cloud.launch("create")[:2] == (0, answer)
     both = "worker 0 of 2: {}\nworker 1 of 2: {}\n"
     for _ in range(2):
         ready = f"ready with {cloud.commit}"
         assert cloud.launch("setup")[:2] == (0, both.format(ready, ready))
     assert cloud.launch("status")[1].endswith("idle, no checkpoint\nworker 1 of 2: idle\n")
-    for said in ("started", "already running"):
-        assert cloud.launch("train", "configs/demo.py")[:2] == (0, both.format(said, said))
+    for answer in ("started", "already running"):
+        assert cloud.launch("train", "configs/demo.py")[:2] == (0, both.format(answer, answer))
     (cloud.folder / "looks").write_text("0")
     assert "worker 1 of 2: running\n" in cloud.launch("status")[1]
-    for said in ("stopped", "nothing is running"):
-        assert cloud.launch("stop")[:2] == (0, both.format(said, said))
+    for answer in ("stopped", "nothing is running"):
+        assert cloud.launch("stop")[:2] == (0, both.format(answer, answer))
     (cloud.folder / "looks").write_text("0")
     assert "worker 1 of 2: stopped\n" in cloud.launch("status")[1]
     assert "Stopped at step 7, saved." in cloud.launch("logs")[1]
     assert cloud.launch("logs", "all", "-n", "1")[1] == "Stopped at step 7, saved.\n" * 2
     assert cloud.launch("train", "configs/demo.py")[1] == both.format("started", "started")
     cloud.calls()
-    for said in ("", "pod does not exist.\n"):
-        assert cloud.launch("delete")[:2] == (0, said)
+    for answer in ("", "pod does not exist.\n"):
+        assert cloud.launch("delete")[:2] == (0, answer)
     assert cloud.calls() == [DESCRIBE, DELETE, DESCRIBE]
 
 
 @pytest.mark.slow
 def test_another_run_is_not_disturbed(cloud):
-    for verb in ("create", "setup"):
-        cloud.launch(verb)
+    for command in ("create", "setup"):
+        cloud.launch(command)
     cloud.launch("train", "configs/demo.py")
     code, out, _ = cloud.launch("train", "configs/demo.py", "--config.steps=7")
     assert code == 2 and "refused: another run is active; `stop` stops it" in out
@@ -140,8 +140,8 @@ def test_overrides_arrive_unchanged(cloud):
         "",
         "-",
     ]
-    for verb in ("create", "setup"):
-        cloud.launch(verb)
+    for command in ("create", "setup"):
+        cloud.launch(command)
     code, out, err = cloud.launch("train", "configs/demo.py:a b", *overrides)
     assert code == 0, (out, err)
     cloud.then("finish")
@@ -162,8 +162,8 @@ def until(done):
 
 
 def test_each_worker_knows_its_number_and_the_coordinator(cloud):
-    for verb in ("create", "setup"):
-        cloud.launch(verb)
+    for command in ("create", "setup"):
+        cloud.launch(command)
     cloud.settings["PORT"] = "1234"
     cloud.launch("train", "configs/demo.py")
     for number, home in enumerate(cloud.homes()):
@@ -204,7 +204,7 @@ def test_babysit_restarts_at_75_while_checkpoints_advance(cloud):
 def test_babysit_prints_why_training_failed(cloud):
     cloud.then("codes", 2)
     code, _, err = cloud.launch("babysit", "configs/demo.py")
-    assert (code, err) == (2, "the dataset is broken; mend it.\n")
+    assert (code, err) == (2, "the dataset is broken; fix it.\n")
     assert short(cloud, cloud.calls())[-2:] == [DESCRIBE, STATUS]
     cloud.then("codes")
     assert (
@@ -214,8 +214,8 @@ def test_babysit_prints_why_training_failed(cloud):
 
 @pytest.mark.slow
 def test_babysit_does_not_restart_a_stopped_run(cloud):
-    for verb in ("create", "setup"):
-        cloud.launch(verb)
+    for command in ("create", "setup"):
+        cloud.launch(command)
     cloud.launch("train", "configs/demo.py")
     cloud.settings["POLL"] = "1"
     watched = cloud.start("babysit", "configs/demo.py")
@@ -256,16 +256,16 @@ def test_dry_run_prints_the_commands_and_needs_no_gcloud(cloud):
     )
     assert (code, err) == (0, "")
     assert [line.split()[:5] for line in out.splitlines() if line.startswith("gcloud")] == [
-        ["gcloud", "compute", "tpus", "tpu-vm", verb]
-        for verb in ("describe", "create", "scp", "ssh", "ssh", "describe", "ssh")
+        ["gcloud", "compute", "tpus", "tpu-vm", command]
+        for command in ("describe", "create", "scp", "ssh", "ssh", "describe", "ssh")
     ]
     workdir = str(cloud.bucket / "pod").replace(" ", r"\ ").replace("'", r"\'")
     sent = f"train {cloud.commit} 8482 {workdir} configs/demo.py --config.a=b\\ c"
     (line,) = [line for line in out.splitlines() if "worker.sh\\ train" in line]
     unquoted = subprocess.run([BASH, "-c", f"printf %s\\\\n {line}"], stdout=-1, text=True).stdout
     assert f"--command=bash hashvision/worker.sh {sent}" in unquoted
-    for verb in ("create", "setup", "status", "logs", "stop", "delete"):
-        code, out, err = cloud.launch(verb, "--dry-run", PATH=path)
+    for command in ("create", "setup", "status", "logs", "stop", "delete"):
+        code, out, err = cloud.launch(command, "--dry-run", PATH=path)
         assert (code, err) == (0, "") and "gcloud compute tpus" in out
     assert not cloud.calls() and not cloud.homes()
 
@@ -324,8 +324,8 @@ def test_missing_settings_gcloud_and_bucket_are_named(cloud):
 
 def test_only_committed_code_is_sent(cloud):
     (cloud.repository / "configs" / "demo.py").write_text("# not committed\n")
-    for verb in ("setup", "train", "babysit"):
-        code, _, err = cloud.launch(verb, "configs/demo.py")
+    for command in ("setup", "train", "babysit"):
+        code, _, err = cloud.launch(command, "configs/demo.py")
         assert code == 2 and err.startswith(f"The code differs from commit {cloud.commit[:12]}, ")
     assert cloud.launch("create")[0] == 0
     former = cloud.commit
@@ -347,13 +347,13 @@ def test_setup_installs_the_pins_of_the_commit_and_of_the_tpu(cloud):
     venv = next(cloud.folder.glob("image/hashvision/venv-*"))
     shutil.rmtree(venv)
     pip = cloud.folder / "bin" / "python3"  # the machine's own Python, which installs uv
-    pip.write_text(f'#!/usr/bin/env bash\necho "$*" >>"$HOME/said"\nmkdir -p {venv.name}\n')
+    pip.write_text(f'#!/usr/bin/env bash\necho "$*" >>"$HOME/calls"\nmkdir -p {venv.name}\n')
     pip.chmod(0o755)
     cloud.launch("create")
     for _ in range(2):  # the second time does nothing
         assert cloud.launch("setup")[0] == 0
     for home in cloud.homes():
-        uv, made, installed = (home / "said").read_text().splitlines()
+        uv, made, installed = (home / "calls").read_text().splitlines()
         pins = f"--require-hashes -r {cloud.commit}/requirements"
         assert uv == f"-m pip install --user --quiet {pins}-uv.txt"
         assert made == f"-m uv venv --quiet --clear --python >=3.11,<3.14 {venv.name}"
@@ -371,8 +371,8 @@ def test_the_example_settings_work(cloud):
 
 def test_checkpoints_are_listed_in_a_bucket(cloud):
     cloud.settings["BUCKET"] = "gs://a-bucket/runs"
-    for verb in ("create", "setup"):
-        cloud.launch(verb)
+    for command in ("create", "setup"):
+        cloud.launch(command)
     listed = "\n".join(f"gs://a-bucket/runs/pod/checkpoints/{name}/" for name in (5, 100, "x"))
     cloud.then("listing", json.dumps(listed))
     cloud.calls()

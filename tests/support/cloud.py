@@ -1,8 +1,8 @@
-"""A Google Cloud of folders: a `gcloud` that records its calls and does what they ask.
+"""A simulated Google Cloud in a folder, for tests of launch/: a `gcloud` that records its calls.
 
-A worker is a home folder and a metadata server of its own. What `ssh` brings runs there for real,
-by the login shell, as it came. After the second look at a running pod it is preempted, as often as
-`preemptions` says; then training is let end, with the next of `codes`.
+A worker is a home folder with its own metadata server. Commands sent by `ssh` really run there, in
+the login shell, unchanged. At the second `status` of a running pod it is preempted, once per line
+of `preemptions`. When none is left, training ends instead, with the next exit code of `codes`.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ with open(cloud / "calls.jsonl", "a") as calls:
     calls.write(json.dumps(argv) + "\n")
 
 
-def take(name):  # the first line of a file that says what comes next
+def take(name):  # removes and returns the first line of a file
     lines = (cloud / name).read_text().splitlines() if (cloud / name).exists() else []
     (cloud / name).write_text("".join(line + "\n" for line in lines[1:]))
     return lines[0] if lines else None
@@ -121,7 +121,7 @@ elif verb == "ssh":
             take("codes")
 """
 
-# In place of training: notes its arguments, saves, and ends when it is let, or told by SIGTERM.
+# Replaces training: records its arguments, saves, and ends on the file `finish` or on SIGTERM.
 TRAINING = r"""#!/usr/bin/env bash
 printf '%s\0' "$@" >"$HOME/arguments"
 env | grep ^JAX_ >"$HOME/environment"
@@ -137,13 +137,13 @@ fi
 trap 'echo "Stopped at step 7, saved."; exit 75' TERM
 until [ -e "$CLOUD/finish" ]; do sleep 0.02; done
 code=$(head -n 1 "$CLOUD/codes")
-[ -z "$code" ] || [ "$code" = 0 ] || echo "hashvision: the dataset is broken; mend it." >&2
+[ -z "$code" ] || [ "$code" = 0 ] || echo "hashvision: the dataset is broken; fix it." >&2
 exit "${code:-0}"
 """
 
 
 class Cloud:
-    """A repository to launch from, settings, and the cloud itself; all paths have spaces."""
+    """A repository to launch from, the settings, and the cloud; all paths contain spaces."""
 
     def __init__(self, folder, workers=2, training=TRAINING, files=()):
         self.folder = folder / "the cloud"
@@ -175,12 +175,12 @@ class Cloud:
             (self.folder / name).write_text(content)
 
     def let_through(self, *names):
-        """Says which variables of the environment reach the workers."""
+        """Sets which environment variables reach the workers."""
         played = {"metadata": [server.address for server in self._servers], "environment": names}
         (self.folder / "cloud.json").write_text(json.dumps(played))
 
     def then(self, name, *lines):
-        """Says what comes next: gcloud's failures, preemptions, exit codes of training."""
+        """Plans what happens next: failures of gcloud, preemptions or exit codes of training."""
         (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
 
     def _executable(self, path, content):
@@ -217,7 +217,7 @@ class Cloud:
         }
 
     def start(self, *arguments, script="tpu_vm.sh", **environment):
-        """Starts launch/tpu_vm.sh, which writes into the files `out` and `err`."""
+        """Starts a script of launch/, with its output in the files `out` and `err`."""
         lines = (f"{name}={_quoted(value)}\n" for name, value in self.settings.items())
         (self.folder / "pod.env").write_text("".join(lines))
         with open(self.folder / "out", "w") as out, open(self.folder / "err", "w") as err:
@@ -231,12 +231,12 @@ class Cloud:
         return self._running
 
     def launch(self, *arguments, **options):
-        """Runs it to its end; returns (exit code, stdout, stderr)."""
+        """Runs a script of launch/ to its end; returns (exit code, stdout, stderr)."""
         code = self.start(*arguments, **options).wait(240)
         return code, (self.folder / "out").read_text(), (self.folder / "err").read_text()
 
     def calls(self):
-        """What gcloud was asked since the last time, as lists of arguments."""
+        """The arguments of each call of gcloud since the last time."""
         path = self.folder / "calls.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -266,7 +266,7 @@ def _quoted(value):
 
 
 class _Metadata:
-    """What Google's metadata server says on one worker, in the elder form of the endpoints."""
+    """Google's metadata server of one worker, with the older form of the endpoints."""
 
     def __init__(self, number, workers):
         attributes = {

@@ -1,4 +1,4 @@
-"""A plan with round numbers, for what is printed and chosen of plans."""
+"""A plan with round numbers, for tests of the table and of the search."""
 
 from hashvision.planning import hlo, plan
 
@@ -16,7 +16,9 @@ MADE_UP = plan.Plan(
     lane_flops=2 * 4 * 197e12 / 4,
     compiled_flops=0.0,
     cycles=750_000_000,
-    collectives=[hlo.Collective("all-reduce", 25 * 10**9, 10**11, 2, 1)],
+    collectives=[
+        hlo.Collective(kind="all-reduce", elements=25 * 10**9, size=10**11, devices=2, times=1)
+    ],
     compile_seconds=1.0,
     price_per_chip_hour=9.0,
 )
