@@ -26,6 +26,7 @@ ROOMS = (
     "takedowns",
     "evaluation",
     "planning",
+    "commands",
 )
 ONLY_IN = {
     "flax": ("models",),
@@ -38,7 +39,6 @@ ONLY_IN = {
         "objectives",
         "training",
         "evaluation/encoder.py",
-        "evaluation/online.py",
         "planning",
     ),
 }

@@ -94,13 +94,6 @@ class Hosts(ml_collections.ConfigDict):
     lost: float
 
 
-class Knn(ml_collections.ConfigDict):
-    """The keys config.knn.NAME."""
-
-    dataset: str
-    every: int
-
-
 class Checkpoint(ml_collections.ConfigDict):
     """The keys config.checkpoint.NAME."""
 
@@ -119,6 +112,9 @@ class Config(ml_collections.ConfigDict):
     epoch_length: float
     steps: int | None
     init_from: str
+    evaluate_on: str
+    evaluate_protocols: str
+    evaluate_every: int
     log_every: int
     profile: tuple[int, ...]
     data: Data
@@ -129,5 +125,4 @@ class Config(ml_collections.ConfigDict):
     optimizer: Optimizer
     mesh: Mesh
     hosts: Hosts
-    knn: Knn
     checkpoint: Checkpoint

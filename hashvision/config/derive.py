@@ -1,4 +1,4 @@
-"""Settings that follow from others: filled in where a config leaves them open, and explained."""
+"""Settings that follow from others: set where a config leaves them open, each with a reason."""
 
 import math
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from hashvision.errors import UserError
 
 _IMAGENET = 1_281_167  # photos
 
-# Prototypes for each photo that codes are computed over: SEER's 16,000 at batch 4096 is the most,
-# SwAV's 300 at batch 4096 the least that was published; 3000 at 4096 is the rule.
+# Prototypes per photo that codes are computed over. The most published is SEER's 16,000 at batch
+# 4096, the least SwAV's 300 at batch 4096; most papers use 3000 at 4096.
 _MOST, _LEAST, _USUAL = 16_000 / 4096, 300 / 4096, 3000 / 4096
-_QUEUED = 16_000 / 7936  # from which a queue is added unless the config says otherwise
+_QUEUED = 16_000 / 7936  # above this many prototypes per photo a queue is added by default
 
-# Steps without learning that stop a run: at least so many, which runs of fewer steps never reach,
-# and of a long run no more than a share.
+# A run stops after this many steps without learning: at least 500, so that shorter runs never stop,
+# and at most a quarter of the run.
 _LEAST_PATIENCE, _MOST_PATIENCE = 500, 1 / 4
 
-# Keys that `fill` sets where a config leaves them open.
+# Keys that objectives.fill sets where a config leaves them open (None).
 OPEN = (
     "epoch_length",
     "optimizer.learning_rate",
@@ -37,36 +37,17 @@ def total_steps(config: Config, epoch_length: float) -> int:
     return max(1, math.ceil(config.epochs * epoch_length / config.batch_size))
 
 
-def fill(config: Config, epoch_length: float, began: Mapping[str, Any] | None = None) -> list[str]:
-    """Fills in what a config leaves open, in place: how long an epoch is, and SwAV's settings.
-
-    A run that resumes keeps what it began with. Else a setting depends on the batch and the dataset
-    alone (the patience on the run's length too), and so is the same on other machines.
+def keep(config: Config, epoch_length: float, began: Mapping[str, Any]) -> list[str]:
+    """Keeps the settings that a run began with, and sets the length of an epoch, in place.
 
     Args:
       config: of hashvision/config/schema.py.
-      epoch_length: photos of an epoch of the dataset.
-      began: the frozen config of the run that resumes, by dotted key.
+      epoch_length: photos of an epoch of the dataset, used where nothing else sets it.
+      began: the config that the run began with, by dotted key; empty for a new run.
 
     Returns:
-      A line for each setting: its value and why.
-
-    Raises:
-      UserError: the batch and the queue are too small for the prototypes.
+      A line for each setting that differs from what this dataset would give.
     """
-    kept = _keep(config, began or {})
-    if config.epoch_length is None:
-        config.epoch_length = epoch_length
-    if config.epoch_length != epoch_length:
-        kept.append(
-            f"epoch_length={config.epoch_length:,.0f}: the run's epochs are counted in it; an epoch"
-            f" of this dataset has {epoch_length:,.0f} photos"
-        )
-    return kept + _fill_swav(config, config.epoch_length)
-
-
-def _keep(config: Config, began: Mapping[str, Any]) -> list[str]:
-    """Takes what is left open from the run that resumes; says so of all but the epoch's length."""
     kept = []
     for key in OPEN:
         group, _, name = key.rpartition(".")
@@ -75,13 +56,32 @@ def _keep(config: Config, began: Mapping[str, Any]) -> list[str]:
             holder[name] = began[key]
             if holder is not config:
                 kept.append(f"{key}={began[key]:.6g}")
-    return [f"As the run began: {', '.join(kept)}."] if kept else []
+    lines = [f"Kept from the start of the run: {', '.join(kept)}."] if kept else []
+    if config.epoch_length is None:
+        config.epoch_length = epoch_length
+    if config.epoch_length != epoch_length:
+        lines.append(
+            f"epoch_length={config.epoch_length:,.0f}: the run counts its epochs in this many"
+            f" photos; an epoch of this dataset has {epoch_length:,.0f}"
+        )
+    return lines
 
 
-def _fill_swav(config: Config, epoch_length: float) -> list[str]:
-    if config.objective.name != "swav":
-        return []
-    swav, batch = config.swav, config.batch_size
+def swav(config: Config, epoch_length: float) -> list[str]:
+    """Sets in place what a config leaves open for SwAV.
+
+    Args:
+      config: of hashvision/config/schema.py.
+      epoch_length: photos of an epoch.
+
+    Returns:
+      A line for each setting: its value and the reason.
+
+    Raises:
+      UserError: the batch and the queue hold too few photos for the prototypes, or the queue is not
+        a multiple of the batch.
+    """
+    settings, batch = config.swav, config.batch_size
     why = []
     steps_an_epoch = max(1, round(epoch_length / batch))
 
@@ -97,67 +97,67 @@ def _fill_swav(config: Config, epoch_length: float) -> list[str]:
             f"a peak of {peak:.3g} at batch {batch:,}, on the curve through the authors' 0.6 at 256"
             " and 4.8 at 4096",
         )
-    if swav.prototypes is None:
-        swav.prototypes = max(60, min(3000, round(epoch_length * 3000 / _IMAGENET)))
+    if settings.prototypes is None:
+        settings.prototypes = max(60, min(3000, round(epoch_length * 3000 / _IMAGENET)))
         say(
             "swav.prototypes",
-            swav.prototypes,
-            f"3000 for ImageNet's 1.28M photos, as many a photo for {epoch_length:,.0f}, at least"
-            " 60",
+            settings.prototypes,
+            f"as many per photo as 3000 for ImageNet's 1.28M, with {epoch_length:,.0f} photos an"
+            " epoch; at least 60",
         )
-    if swav.queue is None:
-        missing = swav.prototypes / _USUAL - batch
-        small = swav.prototypes > _QUEUED * batch
-        swav.queue = math.ceil(missing / batch) * batch if small else 0
+    if settings.queue is None:
+        missing = settings.prototypes / _USUAL - batch
+        small = settings.prototypes > _QUEUED * batch
+        settings.queue = math.ceil(missing / batch) * batch if small else 0
         say(
             "swav.queue",
-            swav.queue,
-            f"with the batch's {batch:,} photos, as many for each prototype as 4096 for 3000"
+            settings.queue,
+            f"with the batch of {batch:,}, as many photos per prototype as 4096 for 3000"
             if small
-            else f"a batch of {batch:,} does for {swav.prototypes:,} prototypes",
+            else f"a batch of {batch:,} is enough for {settings.prototypes:,} prototypes",
         )
-    if swav.frozen_steps is None:
-        swav.frozen_steps = round(min(epoch_length, _IMAGENET) / batch)
+    if settings.frozen_steps is None:
+        settings.frozen_steps = round(min(epoch_length, _IMAGENET) / batch)
         say(
             "swav.frozen_steps",
-            swav.frozen_steps,
-            "one epoch, of ImageNet's length at most (313 steps at batch 4096)",
+            settings.frozen_steps,
+            "one epoch, but at most as long as ImageNet's (313 steps at batch 4096)",
         )
-    if swav.queue_start is None:
-        swav.queue_start = 15 * steps_an_epoch
-        if swav.queue:
+    if settings.queue_start is None:
+        settings.queue_start = 15 * steps_an_epoch
+        if settings.queue:
             say(
                 "swav.queue_start",
-                swav.queue_start,
+                settings.queue_start,
                 "after 15 epochs, as at the authors' batch 256",
             )
-    if swav.patience is None:
+    if settings.patience is None:
         total = total_steps(config, epoch_length)
         share = round(total * _MOST_PATIENCE)
-        swav.patience = max(_LEAST_PATIENCE, min(4 * steps_an_epoch, share))
+        settings.patience = max(_LEAST_PATIENCE, min(4 * steps_an_epoch, share))
         say(
             "swav.patience",
-            swav.patience,
-            f"4 epochs, or a quarter of the run's {total:,} steps if that is less, but at least"
-            f" {_LEAST_PATIENCE}, without learning stop a run",
+            settings.patience,
+            f"the run stops after so many steps without learning: 4 epochs, or a quarter of its"
+            f" {total:,} steps if that is less, but at least {_LEAST_PATIENCE}",
         )
 
-    if swav.queue % batch:
+    if settings.queue % batch:
         raise UserError(
-            f"swav.queue={swav.queue} is no multiple of batch_size={batch}; set"
-            f" --config.swav.queue={round(swav.queue / batch) * batch or batch}."
+            f"swav.queue={settings.queue} must be a multiple of batch_size={batch}; set"
+            f" --config.swav.queue={round(settings.queue / batch) * batch or batch}."
         )
-    photos = batch + swav.queue
-    if swav.prototypes > _MOST * photos:
-        queue = math.ceil((swav.prototypes / _USUAL - batch) / batch) * batch
+    photos = batch + settings.queue
+    if settings.prototypes > _MOST * photos:
+        queue = math.ceil((settings.prototypes / _USUAL - batch) / batch) * batch
         raise UserError(
-            f"Codes over {photos:,} photos (batch_size={batch:,}, swav.queue={swav.queue:,}) cannot"
-            f" be spread over swav.prototypes={swav.prototypes:,}; set --config.swav.queue={queue}"
-            f" or --config.swav.prototypes={int(_MOST * photos)} at most."
+            f"swav.prototypes={settings.prototypes:,} is too many for codes over {photos:,} photos"
+            f" (batch_size={batch:,}, swav.queue={settings.queue:,}); set"
+            f" --config.swav.queue={queue} or --config.swav.prototypes={int(_MOST * photos)}."
         )
     least, most = math.ceil(_LEAST * photos), int(_MOST * photos)
     why.append(
-        f"Sane for codes over {photos:,} photos: {least:,} to {most:,} prototypes; there are"
-        f" {swav.prototypes:,}."
+        f"Published ratios would give {least:,} to {most:,} prototypes for codes over {photos:,}"
+        f" photos; this run has {settings.prototypes:,}."
     )
     return why

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from hashvision.config import Config
+from hashvision.config.objectives import OBJECTIVES
 from hashvision.config.ranges import (
     FLAG,
     NAME,
@@ -124,7 +125,7 @@ KEYS: dict[str, Key] = {
         one_of("auto", "blocks", "packed", "native"),
         "form of grouped convolutions; auto goes by the backend",
     ),
-    "objective.name": Key("hashtag", one_of("hashtag", "swav"), "what is learnt"),
+    "objective.name": Key("hashtag", one_of(*OBJECTIVES), "what is learnt"),
     "objective.loss": Key("softmax", one_of("softmax", "sigmoid"), "of hashtag"),
     "objective.label_smoothing": Key(
         0.0, _DECAY, "how much of a target is spread evenly (hashtag)"
@@ -175,8 +176,9 @@ KEYS: dict[str, Key] = {
     "hosts.lost": Key(
         30.0, _SECONDS, "seconds of silence after which a host is lost, and the others end"
     ),
-    "knn.dataset": Key("", TEXT, "labelled photos to sort by nearest neighbours while training"),
-    "knn.every": Key(1000, _STEPS, "steps from one sorting to the next"),
+    "evaluate_on": Key("", TEXT, "labelled photos to evaluate on in training, as for `evaluate`"),
+    "evaluate_protocols": Key("knn", TEXT, "protocols, as for `evaluate`: knn,linear,multilabel"),
+    "evaluate_every": Key(1000, _STEPS, "steps between two evaluations in training"),
     "log_every": Key(50, _STEPS, "steps from one line of metrics to the next"),
     "profile": Key((), _SPAN_OR_NONE, "steps to trace into WORKDIR/tensorboard"),
     "checkpoint.every": Key(1000, _STEPS, "steps from one to the next"),

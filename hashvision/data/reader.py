@@ -1,7 +1,7 @@
 """Host batches of a stream: photos read and decoded by tf.data, whatever lies broken in the shards.
 
 What cannot be read is found by the batch it broke: the pipeline ends, each record of that batch is
-tried by itself, those that fail are barred from the stream (another of their lane is shown in each
+tried by itself, those that fail are excluded from the stream (another of their lane is shown in each
 of their places), and a new pipeline begins at the same step.
 """
 
@@ -73,7 +73,7 @@ class Faults:
         return sorted(every, key=lambda fault: fault.step)
 
     @property
-    def standing(self) -> list[Fault]:
+    def unresolved(self) -> list[Fault]:
         """Those of which nothing else is known since, in the order of steps."""
         last = {(fault.record, fault.records): fault for fault in self.history}
         return [fault for fault in last.values() if fault.cause]
@@ -108,7 +108,7 @@ def _note(known: dict[tuple[int, int], list[Fault]], fault: Fault) -> None:
     before.append(fault)
 
 
-class Reader:
+class BatchReader:
     """Reads the photos of a host's share of the lanes."""
 
     def __init__(
@@ -219,7 +219,7 @@ class Reader:
         if self._classes is not None:
             labels = tf.gather(tf.constant(self._classes), labels)
         chosen = _choose(labels, self._max_labels, seed)
-        pixels = decode.decode(record["image"], self._side)
+        pixels = decode.decode_photo(record["image"], self._side)
         return {"photos": pixels, "shape": tf.shape(pixels)[:2], "labels": chosen, "key": key}
 
     def _take_up(self, step: int) -> None:
@@ -227,10 +227,12 @@ class Reader:
         stream, remote = self._stream, storage.is_remote(self._stream.dataset.path)
         own = stream.dataset.shard_of(np.array([stream.first, stream.last - 1]))
         shards = range(int(own[0]), int(own[1]) + 1)
-        for shard, found in zip(shards, storage.each(self._size, shards, remote), strict=True):
+        for shard, found in zip(
+            shards, storage.parallel_map(self._size, shards, remote), strict=True
+        ):
             self._bar_what_is_missing(shard, *found, step)
         missing = self._broken.copy()
-        for fault in self._faults.standing:
+        for fault in self._faults.unresolved:
             if stream.first <= fault.record < stream.last:
                 if missing[fault.record - stream.first]:
                     continue  # with the rest of a shard
@@ -328,7 +330,7 @@ class Reader:
                 " that file again from where the dataset was made, or raise --config.data.broken,"
                 " and the same command goes on."
             )
-        self._stream.bar(marks)
+        self._stream.exclude(marks)
 
 
 def _cause(error: "tf.errors.OpError") -> str:

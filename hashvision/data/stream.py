@@ -7,7 +7,7 @@ every lane; a host reads the lanes that are its own. Every draw is a hash of (se
 and the record is known by the hash of its post id, so nothing depends on shards or workers.
 
 A record that may not be shown, removed or broken, keeps its places in the stream; in each of them
-another of its lane is shown. So no other record's place changes, whenever it becomes barred.
+another of its lane is shown. So no other record's place changes, whenever it becomes excluded.
 """
 
 import threading
@@ -16,6 +16,8 @@ from concurrent import futures
 
 import numpy as np
 
+from hashvision.config import Config
+from hashvision.config.objectives import OBJECTIVES
 from hashvision.data import removals, sampling
 from hashvision.data.dataset import Dataset
 from hashvision.errors import UserError
@@ -77,20 +79,20 @@ class Lane:
           seed: of the run.
         """
         self.first, self.ids = first, ids
-        self.barred = np.zeros(len(ids), bool)
+        self.excluded = np.zeros(len(ids), bool)
         self._factors, self._seed = factors, seed
         self._starts = [0]  # at which item each epoch begins, as far as known
         self._cached: tuple[int, np.ndarray, np.ndarray] | None = None
         self._stand_ins = np.flatnonzero(factors)
 
-    def bar(self, barred: np.ndarray) -> None:
+    def exclude(self, excluded: np.ndarray) -> None:
         """Shows these records, bool (N,), no more.
 
         Raises:
           UserError: nothing is left to show.
         """
-        self.barred = self.barred | barred
-        self._stand_ins = np.flatnonzero((self._factors > 0) & ~self.barred)
+        self.excluded = self.excluded | excluded
+        self._stand_ins = np.flatnonzero((self._factors > 0) & ~self.excluded)
         if not len(self._stand_ins):
             raise UserError(
                 f"Of the records {self.first:,} to {self.first + len(self.ids) - 1:,}, one of"
@@ -98,9 +100,9 @@ class Lane:
                 " again."
             )
 
-    def unbar(self) -> None:
+    def include_all(self) -> None:
         """Shows all records again, as a start without faults or removals does."""
-        self.barred = np.zeros(len(self.ids), bool)
+        self.excluded = np.zeros(len(self.ids), bool)
         self._stand_ins = np.flatnonzero(self._factors)
 
     def _repeats(self, epoch: int) -> np.ndarray:
@@ -141,12 +143,12 @@ class Lane:
     def _shown(
         self, epoch: int, record: np.ndarray, copy: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Puts another record in each place of one that is barred.
+        """Puts another record in each place of one that is excluded.
 
-        It is the one drawn, or the next after it that is not barred itself: a function of what is
-        barred now, not of the order in which that became known.
+        It is the one drawn, or the next after it that is not excluded itself: a function of what is
+        excluded now, not of the order in which that became known.
         """
-        places = np.flatnonzero(self.barred[record])
+        places = np.flatnonzero(self.excluded[record])
         if not len(places):
             return record, copy
         record, copy = record.copy(), copy.copy()
@@ -291,25 +293,25 @@ class Stream:
         if removed:
             copies = dataset.copies(self.first, self.last)
             self.hits = removed.hits(self.first, rows, copies)
-            self.bar(removals.marks(self.hits, self.first, len(rows)))
+            self.exclude(removals.marks(self.hits, self.first, len(rows)))
 
-    def bar(self, barred: np.ndarray) -> None:
-        """Shows these of this host's records, bool (last - first,), no more; see `Lane.bar`."""
+    def exclude(self, excluded: np.ndarray) -> None:
+        """Shows these of this host's records, bool (last - first,), no more; see `Lane.exclude`."""
         with self._lock:
             for lane in self._lanes:
                 begin = lane.first - self.first
-                lane.bar(barred[begin : begin + len(lane.ids)])
+                lane.exclude(excluded[begin : begin + len(lane.ids)])
 
-    def unbar(self) -> None:
-        """Shows all of this host's records again; see `Lane.unbar`."""
+    def include_all(self) -> None:
+        """Shows all of this host's records again; see `Lane.include_all`."""
         with self._lock:
             for lane in self._lanes:
-                lane.unbar()
+                lane.include_all()
 
     @property
-    def barred(self) -> np.ndarray:
+    def excluded(self) -> np.ndarray:
         """Bool (last - first,), which of this host's records are not shown."""
-        return np.concatenate([lane.barred for lane in self._lanes])
+        return np.concatenate([lane.excluded for lane in self._lanes])
 
     def offsets(self, positions: np.ndarray) -> np.ndarray:
         """int64 (N,), at which byte of its shard each of these records of this host begins."""
@@ -335,3 +337,40 @@ class Stream:
         names = _of_copy(self.names(items), items.copy)
         bits = draws(self.seed, items.epoch, names, _CROP)
         return np.stack([bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)], 1).astype(np.uint32)
+
+
+def from_config(
+    config: Config,
+    dataset: Dataset,
+    *,
+    host: int = 0,
+    hosts: int = 1,
+    removed: removals.Names = removals.NOTHING,
+) -> Stream:
+    """The stream that a config asks for: the one way by which training and `audit` get theirs.
+
+    `audit` replays this stream to tell which photos a checkpoint saw. That holds only as long as
+    both make it from the same settings.
+
+    Args:
+      config: of the run.
+      dataset: what `dataset.load` returns.
+      host: number of this host.
+      hosts: number of hosts.
+      removed: names of the photos to leave out, hashed with the dataset's key.
+
+    Raises:
+      UserError: as Stream.
+    """
+    return Stream(
+        dataset,
+        batch_size=config.batch_size,
+        lanes=config.data.lanes,
+        seed=config.seed,
+        method=config.data.sampling,
+        threshold=config.data.sampling_threshold,
+        tagged_only=OBJECTIVES[config.objective.name].needs_tags,
+        host=host,
+        hosts=hosts,
+        removed=removed,
+    )

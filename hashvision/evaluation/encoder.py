@@ -3,9 +3,8 @@
 import jax
 
 from hashvision.evaluation.features import Encoder
-from hashvision.training import mesh as meshes
-from hashvision.training import program as programs
-from hashvision.training import workdir as workdirs
+from hashvision.pixels import crops
+from hashvision.training import compilation, program, run, sharding
 from hashvision.training.checkpoint import Checkpoints
 
 _PHOTOS = 64  # of a batch, at least
@@ -23,21 +22,21 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
     Raises:
       UserError: `workdir` holds no run, or no checkpoint that fits its config.
     """
-    meshes.find_devices()
-    config, vocabulary = workdirs.read(workdir)
+    sharding.find_devices()
+    config, vocabulary = run.read(workdir)
     config.model.unroll = 1  # a loop compiles faster
-    workdirs.keep_compiled()
-    network = programs.network(config, len(vocabulary["classes"]))
+    compilation.use_cache()
+    built = program.build_evaluation(config, len(vocabulary["classes"]))
     if untrained:
-        step, taken = 0, programs.initial_state(network, config.seed)
+        step, taken = 0, program.initial_state(built, config.seed)
     else:
         checkpoints = Checkpoints(workdir, read_only=True)
-        step, taken = checkpoints.restore_network(network.abstract)
+        step, taken = checkpoints.restore_network(built.abstract)
         checkpoints.close()
     params = taken.pop("params")
     return Encoder(
-        programs.predictor(network, params, taken),
-        programs.crops_of(config)[0].size,
+        program.predictor(built, params, taken),
+        crops.from_config(config)[0].size,
         step,
         vocabulary,
         batch_size(),

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hashvision.errors import UserError
-from hashvision.evaluation.datasets import Photos
+from hashvision.evaluation.labelled import Photos
 from hashvision.sources import files, pictures
 from hashvision.sources.reasons import Dropped
 
@@ -177,6 +177,6 @@ def _float32(values: Any, number: int) -> np.ndarray:
 def _check_readable(photos: Photos, readable: np.ndarray) -> None:
     if not readable.any():
         raise UserError(
-            f"None of the {len(readable):,} images ({files.shown(photos.names[0])}, ...) can be "
+            f"None of the {len(readable):,} images ({files.printable(photos.names[0])}, ...) can be "
             "read; check that the files are where the dataset says and are images."
         )

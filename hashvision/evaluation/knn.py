@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hashvision.evaluation.encoded import EncodedSet, Findings, top1
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
 _CHUNK_SIMILARITIES = 2**24  # similarities held at once: 64 MB
 
 
@@ -40,6 +44,7 @@ def _votes(
     train: np.ndarray,
     labels: np.ndarray,
     test: np.ndarray,
+    *,
     classes: int,
     k: int,
     temperature: float,
@@ -62,9 +67,10 @@ def predict(
     train: np.ndarray,
     labels: np.ndarray,
     test: np.ndarray,
+    *,
     classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
 ) -> np.ndarray:
     """Classifies each test photo by its k nearest training photos.
 
@@ -83,5 +89,26 @@ def predict(
     Returns:
       int64 (M,), predicted class numbers.
     """
-    votes = _votes(normalize(train), np.asarray(labels), normalize(test), classes, k, temperature)
+    votes = _votes(
+        normalize(train),
+        np.asarray(labels),
+        normalize(test),
+        classes=classes,
+        k=k,
+        temperature=temperature,
+    )
     return np.concatenate([np.argmax(chunk, axis=1) for chunk in votes])
+
+
+def evaluate(encoded: EncodedSet) -> Findings:
+    """The protocol `knn`: top-1 of weighted nearest neighbours."""
+    split, train, test = encoded.parts()
+    predicted = predict(
+        train.features,
+        split.train_labels[train.readable],
+        test.features,
+        classes=len(split.classes),
+        k=NEIGHBOURS,
+        temperature=TEMPERATURE,
+    )
+    return top1(encoded, predicted, {"k": NEIGHBOURS, "temperature": TEMPERATURE})

@@ -7,6 +7,8 @@ import numpy as np
 import threadpoolctl
 from sklearn.linear_model import LogisticRegression
 
+from hashvision.evaluation.encoded import EncodedSet, Findings, top1
+
 # Weight of the L2 term beside the mean cross-entropy, strongest first: each fit starts from the
 # solution before it, and a strongly regularised problem is solved in a few steps.
 L2_GRID = tuple(float(l2) for l2 in np.logspace(1, -4, 9))
@@ -134,3 +136,12 @@ def fit(
     *_, model = _path((features - mean) / scale, labels, grid[: grid.index(chosen) + 1])
     weights, bias = _dense(model, classes)
     return Probe(mean, scale, weights, bias, chosen, tops)
+
+
+def evaluate(encoded: EncodedSet) -> Findings:
+    """The protocol `linear`: top-1 of a linear probe."""
+    split, train, test = encoded.parts()
+    probe = fit(train.features, split.train_labels[train.readable], len(split.classes))
+    chosen = {f"{l2:.3g}": round(top1, 4) for l2, top1 in probe.held_out.items()}
+    predicted = probe.predict(test.features)
+    return top1(encoded, predicted, {"l2": probe.l2, "held_out_top1": chosen})

@@ -7,7 +7,7 @@ from typing import Any
 from hashvision.tags import hashtags
 
 
-class Match(typing.NamedTuple):
+class ClassMatch(typing.NamedTuple):
     """Which vocabulary class each name means."""
 
     classes: dict[str, int]  # name to class number
@@ -35,7 +35,7 @@ def _plurals(word: str) -> Iterator[str]:
         yield word[:-1] + "ies"
 
 
-def match(names: Iterable[str], vocabulary: Mapping[str, Any]) -> Match:
+def match(names: Iterable[str], vocabulary: Mapping[str, Any]) -> ClassMatch:
     """Finds the vocabulary class that each name means.
 
     A name is folded as hashtags are ("hot dog", "Hot-Dog" and #hotdog agree) and looked up as it
@@ -72,4 +72,4 @@ def match(names: Iterable[str], vocabulary: Mapping[str, Any]) -> Match:
             unmatched.append(name)
         else:
             matched[name] = number
-    return Match(matched, tuple(unmatched))
+    return ClassMatch(matched, tuple(unmatched))

@@ -6,7 +6,9 @@ All work on the same three arrays: scores float (N, C), higher for a surer class
 
 import numpy as np
 
+from hashvision.errors import UserError
 from hashvision.evaluation import bootstrap
+from hashvision.evaluation.encoded import EncodedSet, Findings, skipped
 
 
 def average_precision(
@@ -159,3 +161,36 @@ def baselines(positives: np.ndarray) -> dict[str, float]:
         "constant_precision_at_1": float(precision_at_1(constant, positives[labelled]).mean()),
         "constant_recall_at_5": float(recall_at_k(constant, positives[labelled]).mean()),
     }
+
+
+def evaluate(encoded: EncodedSet) -> Findings:
+    """The protocol `multilabel`: how well the tag head finds and names the labels of the test set.
+
+    Raises:
+      UserError: no readable photo shows a class of the vocabulary.
+    """
+    assert encoded.matched is not None and encoded.test.scores is not None
+    photos, (match, columns) = encoded.tests, encoded.matched
+    column = {number: position for position, number in enumerate(columns.tolist())}
+    positives = np.zeros((len(photos.names), len(columns)), bool)
+    for photo, labels in enumerate(photos.labels):
+        shown = [column[match.classes[label]] for label in labels if label in match.classes]
+        positives[photo, shown] = True
+    positives = positives[encoded.test.readable]
+    if not positives.any():
+        raise UserError(
+            f"No readable photo of {encoded.dataset.name} shows a class of the network's"
+            " vocabulary; fix its image files."
+        )
+    entries = encoded.vocabulary["classes"]
+    return Findings(
+        metrics=estimates(encoded.test.scores, positives),
+        baselines=baselines(positives),
+        photos={"test": len(positives), "with_a_class": int(positives.any(axis=1).sum())},
+        classes=int(positives.any(axis=0).sum()),
+        skipped=skipped((photos, encoded.test)),
+        details={
+            "matched": {name: entries[number]["name"] for name, number in match.classes.items()},
+            "unmatched": list(match.unmatched),
+        },
+    )

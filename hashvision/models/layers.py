@@ -34,7 +34,7 @@ CPU_BLOCK = 16
 TPU_LANES = 128
 TPU_BLOCKS = 16  # at most, that are convolutions of their own
 
-# What a block's backward pass takes as it was, and does not compute again (stages.Stage).
+# What a block's backward pass takes as it was, and does not compute again (convnet.Stage).
 KEPT = "kept"
 
 # Kernels of this many elements are stored with outputs of zero up to a multiple of 128, so that

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hashvision.config import Config
 from hashvision.models import layers
+from hashvision.models.convnet import Stage, options
 from hashvision.models.norm import BatchNorm, Groups
-from hashvision.models.stages import Stage
 
 STEM_WIDTH = 32
 SQUEEZE_RATIO = 0.25  # of the block's input width
@@ -123,3 +124,8 @@ class RegNetY(nn.Module):
             stage = Stage(block, depth, 2, self.remat[index], self.unroll, name=f"stage{index + 1}")
             x = stage(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.float32)
+
+
+def from_config(config: Config, platform: str) -> RegNetY:
+    """The network called config.model.name; see convnet.options."""
+    return RegNetY(PARAMETERS[config.model.name], **options(config, platform))

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hashvision.config import Config
 from hashvision.models import layers
+from hashvision.models.convnet import Stage, options
 from hashvision.models.norm import BatchNorm, Groups
-from hashvision.models.stages import Stage
 
 STEM_WIDTH = 64
 EXPANSION = 4
@@ -97,3 +98,8 @@ class ResNeXt(nn.Module):
             )
             x = stage(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.float32)
+
+
+def from_config(config: Config, platform: str) -> ResNeXt:
+    """The network called config.model.name; see convnet.options."""
+    return ResNeXt(PARAMETERS[config.model.name], **options(config, platform))

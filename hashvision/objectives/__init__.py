@@ -1,32 +1,42 @@
-"""What a network is trained for. An objective is six pure functions over plain arrays."""
+"""What a network is trained for. An objective is a few pure functions over plain arrays.
 
+A new objective is a file here with `from_config` and `fill`, and a line in config/objectives.py.
+"""
+
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+
+from hashvision.config import Config, derive
+from hashvision.config.objectives import OBJECTIVES
 
 Tree = Any  # a nested dict of arrays
 Batch = dict[str, jax.Array]
 
 
 class Objective(NamedTuple):
-    """All that the training loop and the evaluations need to know of what is being learnt.
+    """All that the training loop and the evaluators need to know of what is being learnt.
 
     Attributes:
-      init: (rng, batch) -> (params, extra); `extra` holds what is updated without gradients
-        (BatchNorm statistics, queues), and params["trunk"] and extra["batch_stats"] the network.
-      loss: (params, extra, batch, rng, step) -> (loss, (changed, metrics)), with float32 scalars;
-        `changed` holds the members of extra that the step changes. Over the parts of a batch it is
-        averaged, and each part is given what the step began with.
-      after_update: params -> params, once after every optimiser step (normalised prototypes, say).
+      init: (rng, batch) -> (params, extra). `extra` holds what a step updates without gradients:
+        statistics and queues. params["trunk"] and extra["trunk"] are the trunk's Variables.
+      loss: (params, extra, batch, rng, step) -> (loss, (changed, metrics)). Loss and metrics are
+        float32 scalars; `changed` holds the members of extra that the step changes. When gradients
+        accumulate, each part of the batch gets the extra that the step began with, and the loop
+        averages what the parts return.
       predict: (params, extra, images) -> (features, scores) of uint8 photos (B, H, W, 3): float32
-        (B, D) and (B, K), a score per class that ranks photos and classes alike; or None, where
-        there are no classes.
-      of_whole_batch: (params, extra, parts, step) -> (parts, changed), before gradients accumulate
-        over the parts of a batch: gives them what depends on the whole of it. An array of `parts`
-        is (N, B / N, ...), with photo i of the batch in part i % N.
-      diagnose: scalars of a log line -> the cause and its likeliest remedies, where they are those
-        of a run that learns nothing; None otherwise.
+        (B, D) and (B, K). A score ranks photos within a class and classes within a photo. Scores
+        are None for an objective without classes.
+      after_update: params -> params, once after each optimiser step; SwAV normalises prototypes.
+      before_parts: (params, extra, parts, rng, step) -> (parts, changed), before gradients
+        accumulate over the parts of a batch: adds what depends on the whole batch. An array of
+        `parts` is (N, B / N, ...), with photo i of the batch in part i % N.
+      watch: the metrics to print in each line of progress, besides the loss.
+      diagnose: metrics of a log line -> the likely cause and its remedies if the run learns
+        nothing, else None.
+      patience: steps for which `diagnose` may find a cause before the run stops.
     """
 
     init: Callable[[jax.Array, Batch], tuple[Tree, Tree]]
@@ -34,7 +44,50 @@ class Objective(NamedTuple):
         [Tree, Tree, Batch, jax.Array, jax.Array],
         tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]],
     ]
-    after_update: Callable[[Tree], Tree]
     predict: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, jax.Array | None]]
-    of_whole_batch: Callable[[Tree, Tree, Batch, jax.Array], tuple[Batch, Tree]]
-    diagnose: Callable[[Mapping[str, float]], str | None]
+    after_update: Callable[[Tree], Tree] = lambda params: params
+    before_parts: Callable[[Tree, Tree, Batch, jax.Array, jax.Array], tuple[Batch, Tree]] = (
+        lambda params, extra, parts, rng, step: (parts, {})
+    )
+    watch: tuple[str, ...] = ()
+    diagnose: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
+    patience: int = 0
+
+
+def from_config(config: Config, classes: int, platform: str) -> Objective:
+    """The objective called config.objective.name, over the trunk called config.model.name.
+
+    Args:
+      config: complete: `fill` has set what the recipe leaves open.
+      classes: number of classes in the vocabulary.
+      platform: of the devices: "cpu", "tpu" or "gpu".
+
+    Raises:
+      UserError: a setting does not suit the objective or the network.
+    """
+    return _module(config).from_config(config, classes, platform)
+
+
+def fill(config: Config, epoch_length: float, began: Mapping[str, Any] | None = None) -> list[str]:
+    """Sets in place what a config leaves open: the epoch's length and the objective's settings.
+
+    A run that resumes keeps what it began with. Otherwise a setting depends on the batch and the
+    dataset alone, and is the same on any machine.
+
+    Args:
+      config: of hashvision/config/schema.py.
+      epoch_length: photos of an epoch of the dataset.
+      began: the config that the run began with, by dotted key, if it resumes.
+
+    Returns:
+      A line for each setting: its value and the reason.
+
+    Raises:
+      UserError: settings do not go together.
+    """
+    lines = derive.keep(config, epoch_length, began or {})
+    return lines + _module(config).fill(config, config.epoch_length)
+
+
+def _module(config: Config) -> Any:
+    return importlib.import_module(OBJECTIVES[config.objective.name].module)

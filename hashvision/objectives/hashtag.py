@@ -1,14 +1,16 @@
 """Learning to predict a photo's hashtags: WSL and SWAG's softmax, and sigmoids to compare with."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from hashvision import models
+from hashvision.config import Config
+from hashvision.errors import UserError
 from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
-from hashvision.pixels import augment
+from hashvision.pixels import augment, crops
 
 # A class no photo of the batch carries; label vectors are padded with it.
 NO_LABEL = -1
@@ -64,69 +66,86 @@ def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -
     return jnp.sum(jax.nn.softplus(logits), axis=1) - target
 
 
+def from_config(config: Config, classes: int, platform: str) -> Objective:
+    """The hashtag objective of a config; see objectives.from_config.
+
+    Raises:
+      UserError: the config cuts more than one crop per photo.
+    """
+    if [size.per_photo for size in crops.from_config(config)] != [1]:
+        raise UserError(
+            f"data.crops={config.data.crops!r} cuts more than one crop per photo, but hashtags are"
+            " learnt from one; set --config.data.crops='((1, 224, 0.08, 1.0),)'."
+        )
+    return objective(
+        models.trunk(config, platform),
+        classes,
+        loss=config.objective.loss,
+        smoothing=config.objective.label_smoothing,
+        augmentation=augment.from_config(config),
+    )
+
+
+def fill(config: Config, epoch_length: float) -> list[str]:
+    """Sets nothing: no setting of this objective follows from others."""
+    return []
+
+
 def objective(
-    model: Any,
+    trunk: models.Network,
     classes: int,
+    *,
     loss: str = "softmax",
     smoothing: float = 0.0,
     augmentation: augment.Augmentation = augment.FLIPS,
 ) -> Objective:
-    """The hashtag objective over `model`: a trunk, and a linear head of `classes` outputs.
+    """The hashtag objective over a trunk, with a linear head of `classes` outputs.
 
     Batches hold crops0 uint8 (B, 1, H, W, 3), labels int32 (B, T) and key uint32 (B, 2).
 
     Args:
-      model: a module of (images, train) that returns features float32 (B, D).
+      trunk: maps photos to features.
       classes: K.
       loss: softmax or sigmoid.
       smoothing: label smoothing.
-      augmentation: of the photos while training; flips alone are WSL's.
+      augmentation: of the photos in training; WSL only flips them.
     """
     loss_of = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[loss]
 
     def init(rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         trunk_rng, head_rng = jax.random.split(rng)
         images = augment.normalize(batch["crops0"][:, 0])
-        variables = model.init(trunk_rng, images, train=False)
-        features = jax.eval_shape(lambda: model.apply(variables, images, train=False))
+        variables = trunk.init(trunk_rng, images)
+        features, _ = jax.eval_shape(lambda: trunk.apply(variables, images, train=False))
         kernel = 0.01 * jax.random.normal(head_rng, (features.shape[-1], classes), jnp.float32)
-        # Sigmoids start at the prior of one tag in K, softmax at none: either way at a loss that
-        # does not shake the trunk (focal loss, Lin et al. 2017, section 3.3).
+        # Sigmoids start at the prior of one tag in K, and softmax at no prior. Both start at a loss
+        # that does not shake the trunk (focal loss, Lin et al. 2017, section 3.3).
         prior = 0.0 if loss == "softmax" else -math.log(max(classes - 1, 1))
         head = {"kernel": kernel, "bias": jnp.full((classes,), prior, jnp.float32)}
-        return (
-            {"trunk": variables["params"], "head": head},
-            {"batch_stats": variables["batch_stats"]},
-        )
+        return {"trunk": variables.params, "head": head}, {"trunk": variables.statistics}
 
     def loss_fn(
         params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
-        del rng, step  # every draw of this objective is keyed by the record
+        del step
+        # Every draw about a photo is keyed by its record; `rng` is for the trunk alone.
         images = augment.augmented(batch["crops0"][:, 0], batch["key"], augmentation)
-        variables = {"params": params["trunk"], "batch_stats": extra["batch_stats"]}
-        features, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        variables = models.Variables(params["trunk"], extra["trunk"])
+        features, statistics = trunk.apply(variables, images, train=True, rng=rng)
         logits = head_logits(params["head"], features)
         value = jnp.mean(loss_of(logits, batch["labels"], smoothing))
         top = jnp.argmax(logits, axis=1)[:, None] == batch["labels"]
         metrics = {"precision_at_1": jnp.mean(jnp.any(top, axis=1).astype(jnp.float32))}
-        return value, ({"batch_stats": updated["batch_stats"]}, metrics)
+        return value, ({"trunk": statistics}, metrics)
 
     def predict(params: Tree, extra: Tree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        variables = {"params": params["trunk"], "batch_stats": extra["batch_stats"]}
-        features = model.apply(variables, augment.normalize(images), train=False)
+        variables = models.Variables(params["trunk"], extra["trunk"])
+        features, _ = trunk.apply(variables, augment.normalize(images), train=False)
         logits = head_logits(params["head"], features)
         score = jax.nn.log_softmax if loss == "softmax" else jax.nn.log_sigmoid
         return features, score(logits)
 
-    return Objective(
-        init,
-        loss_fn,
-        after_update=lambda params: params,
-        predict=predict,
-        of_whole_batch=lambda params, extra, parts, step: (parts, {}),
-        diagnose=lambda scalars: None,
-    )
+    return Objective(init, loss_fn, predict)
 
 
 def head_logits(head: Tree, features: jax.Array) -> jax.Array:

@@ -2,18 +2,27 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hashvision import models
+from hashvision.config import Config, derive
+from hashvision.errors import UserError
 from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
-from hashvision.pixels import augment
+from hashvision.pixels import augment, crops
 
 # A prototype that takes less than this share of an even part of the batch is dead.
 DEAD = 0.1
+
+
+# Metrics that tell a run that learns from one that has collapsed; see `health`.
+WATCH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
+
+fill = derive.swav
 
 
 class Settings(NamedTuple):
@@ -24,11 +33,42 @@ class Settings(NamedTuple):
     temperature: float
     epsilon: float
     iterations: int
-    assigned: int  # the first so many crops of the first size give codes
+    assigned: int  # crops of the first size that codes are computed for
     frozen_steps: int
-    queue: int  # batches that are remembered; 0: none
+    queue: int  # batches in the queue; 0: no queue
     queue_start: int  # step
     augmentation: augment.Augmentation
+    patience: int = 0  # steps without learning that stop a run
+
+
+def from_config(config: Config, classes: int, platform: str) -> Objective:
+    """The SwAV objective of a config; see objectives.from_config. `classes` is not used.
+
+    Raises:
+      UserError: there are too few crops.
+    """
+    del classes
+    sizes, wanted = crops.from_config(config), config.swav
+    if wanted.assigned > sizes[0].per_photo or sum(size.per_photo for size in sizes) < 2:
+        raise UserError(
+            f"data.crops={config.data.crops!r} does not give the"
+            f" swav.assigned={wanted.assigned} crops of the first size, and two in all; set"
+            " --config.data.crops to two or more crops of a photo."
+        )
+    settings = Settings(
+        batch_size=config.batch_size,
+        prototypes=wanted.prototypes,
+        temperature=wanted.temperature,
+        epsilon=wanted.epsilon,
+        iterations=wanted.iterations,
+        assigned=wanted.assigned,
+        frozen_steps=wanted.frozen_steps,
+        queue=wanted.queue // config.batch_size,
+        queue_start=wanted.queue_start,
+        augmentation=augment.from_config(config),
+        patience=wanted.patience,
+    )
+    return objective(models.trunk(config, platform), models.projection_head(config), settings)
 
 
 def sinkhorn(
@@ -137,19 +177,20 @@ def unit(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
 
 
-def objective(model: Any, head: Any, settings: Settings) -> Objective:
+def objective(trunk: models.Network, head: models.Network, settings: Settings) -> Objective:
     """The SwAV objective over a trunk and a projection head.
 
     Batches hold crops0, crops1, ... uint8 (B, n, S, S, 3), the crops of each size, and key uint32
     (B, 2). Crops of one size go through the trunk together, and BatchNorm takes its statistics over
-    them: one pass a resolution, as the authors' code has it.
+    them: one pass per resolution, as in the authors' code.
 
-    The queue is float32 (B, N, A, E): the embeddings of the last N batches, newest first, where
-    the batch's own are, so that no photo's embedding moves between devices. It counts once full.
+    The queue is float32 (B, N, A, E): the embeddings of the last N batches, newest first. Row b is
+    on the device that holds photo b of the batch, so embeddings never move between devices. The
+    queue counts once it is full.
 
     Args:
-      model: a module of (images, train) that returns features float32 (B, D).
-      head: a module of (features, train) that returns embeddings float32 (B, E).
+      trunk: maps photos to features (B, D).
+      head: maps features to embeddings (B, E).
       settings: SwAV's own numbers.
     """
     assigned = settings.assigned
@@ -157,50 +198,46 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
     def init(rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         trunk_rng, head_rng, prototypes_rng = jax.random.split(rng, 3)
         images = augment.normalize(batch["crops0"][:, 0])
-        trunk = model.init(trunk_rng, images, train=False)
-        features = jax.eval_shape(lambda: model.apply(trunk, images, train=False))
+        network = trunk.init(trunk_rng, images)
+        features, _ = jax.eval_shape(lambda: trunk.apply(network, images, train=False))
         features = jnp.zeros(features.shape, jnp.float32)
-        projection = head.init(head_rng, features, train=False)
-        width = jax.eval_shape(lambda: head.apply(projection, features, train=False)).shape[-1]
+        projection = head.init(head_rng, features)
+        embeddings, _ = jax.eval_shape(lambda: head.apply(projection, features, train=False))
+        width = embeddings.shape[-1]
         # (E, K): the last axis is the one that fsdp shards.
         prototypes = jax.random.normal(prototypes_rng, (width, settings.prototypes), jnp.float32)
         params = {
-            "trunk": trunk["params"],
-            "head": projection["params"],
+            "trunk": network.params,
+            "head": projection.params,
             "prototypes": {"kernel": prototypes},
         }
-        extra = {
-            "batch_stats": trunk["batch_stats"],
-            "head_stats": projection.get("batch_stats", {}),
-        }
+        extra = {"trunk": network.statistics, "head": projection.statistics}
         if settings.queue:
             shape = (settings.batch_size, settings.queue, assigned, width)
             extra["queue"] = jnp.zeros(shape, jnp.float32)
         return params, extra
 
-    def embed(params: Tree, extra: Tree, batch: Batch) -> tuple[jax.Array, Tree]:
+    def embed(params: Tree, extra: Tree, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Tree]:
         """Embeddings of length 1, float32 (B, V, E), and the new statistics."""
         features, first = [], 0
-        stats = extra["batch_stats"]
+        statistics = extra["trunk"]
         for name in sorted(name for name in batch if name.startswith("crops")):
             photos, count, *shape = batch[name].shape
-            # Photo by photo, so that a device's crops are those of its own photos.
+            # Photo by photo, so that a device has the crops of its own photos.
             together = batch[name].reshape(photos * count, *shape)
             keys = augment.crop_keys(batch["key"], first, count).reshape(-1, 2)
             images = augment.augmented(together, keys, settings.augmentation)
-            variables = {"params": params["trunk"], "batch_stats": stats}
-            out, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            stats = updated["batch_stats"]
+            variables = models.Variables(params["trunk"], statistics)
+            out, statistics = trunk.apply(variables, images, train=True, rng=rng)
             features.append(out.reshape(photos, count, -1))
             first += count
         views = jnp.concatenate(features, 1)
-        variables = {"params": params["head"], "batch_stats": extra["head_stats"]}
-        out, updated = head.apply(
-            variables, views.reshape(-1, views.shape[-1]), train=True, mutable=["batch_stats"]
+        variables = models.Variables(params["head"], extra["head"])
+        out, head_statistics = head.apply(
+            variables, views.reshape(-1, views.shape[-1]), train=True, rng=rng
         )
-        head_stats = updated.get("batch_stats", {})
         embeddings = unit(out).reshape(*views.shape[:2], -1)
-        return embeddings, {"batch_stats": stats, "head_stats": head_stats}
+        return embeddings, {"trunk": statistics, "head": head_statistics}
 
     def assign(
         embeddings: jax.Array, prototypes: jax.Array, extra: Tree, step: jax.Array
@@ -224,12 +261,11 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
     def loss_fn(
         params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
-        del rng  # every draw of this objective is keyed by the record
         prototypes = params["prototypes"]["kernel"]
         frozen = step < settings.frozen_steps
         prototypes = jnp.where(frozen, lax.stop_gradient(prototypes), prototypes)
-        embeddings, changed = embed(params, extra, batch)
-        if "codes" in batch:  # of the whole batch, of which this is a part
+        embeddings, changed = embed(params, extra, batch, rng)
+        if "codes" in batch:  # computed over the whole batch; this is a part of it
             codes = batch["codes"]
         else:
             codes, queue = assign(embeddings[:, :assigned], prototypes, extra, step)
@@ -240,11 +276,13 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
         metrics["loss_per_ln_k"] = value / math.log(settings.prototypes)
         return value, (changed, metrics)
 
-    def of_whole_batch(
-        params: Tree, extra: Tree, parts: Batch, step: jax.Array
+    def before_parts(
+        params: Tree, extra: Tree, parts: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[Batch, Tree]:
+        """Codes of the whole batch, for each of its parts."""
+
         def first_pass(part: Batch) -> jax.Array:
-            return embed(params, extra, part)[0][:, :assigned]
+            return embed(params, extra, part, rng)[0][:, :assigned]
 
         embeddings = lax.map(first_pass, parts).swapaxes(0, 1)  # (B / N, N, A, E)
         whole = embeddings.reshape(-1, *embeddings.shape[2:])
@@ -257,10 +295,19 @@ def objective(model: Any, head: Any, settings: Settings) -> Objective:
         return {**params, "prototypes": {"kernel": unit(kernel.T).T}}
 
     def predict(params: Tree, extra: Tree, images: jax.Array) -> tuple[jax.Array, None]:
-        variables = {"params": params["trunk"], "batch_stats": extra["batch_stats"]}
-        return model.apply(variables, augment.normalize(images), train=False), None
+        variables = models.Variables(params["trunk"], extra["trunk"])
+        return trunk.apply(variables, augment.normalize(images), train=False)[0], None
 
-    return Objective(init, loss_fn, after_update, predict, of_whole_batch, diagnose)
+    return Objective(
+        init=init,
+        loss=loss_fn,
+        predict=predict,
+        after_update=after_update,
+        before_parts=before_parts,
+        watch=WATCH,
+        diagnose=diagnose,
+        patience=settings.patience,
+    )
 
 
 def _products(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hashvision import storage
 from hashvision.errors import UserError
-from hashvision.training import workdir as workdirs
+from hashvision.training import run
 from hashvision.training.state import State, averaged
 
 Tree = dict[str, Any]
@@ -56,7 +56,7 @@ class Checkpoints:
         self._damaged = os.path.join(self._workdir, "damaged")
         self._read_only = read_only
         if storage.is_remote(self.path):
-            _ask_nothing_of_buckets()
+            _treat_buckets_as_flat()
         policies = [
             preservation_policy.LatestN(keep),
             preservation_policy.BestN(
@@ -110,7 +110,7 @@ class Checkpoints:
             if jax.process_count() > 1 and not _is_of_storage(error):
                 raise  # a host that is lost shows here too
             # Not asked of Orbax, which would wait for hosts that are at their next step.
-            steps = workdirs.checkpoints(self._workdir)
+            steps = run.checkpoints(self._workdir)
             last = f"that of step {steps[-1]:,} is the last whole one" if steps else "none is there"
             raise UserError(
                 f"A checkpoint cannot be written to {self.path} ({_cause(error)}); {last}: see that"
@@ -157,6 +157,9 @@ class Checkpoints:
 
     def _restored(self, abstract: State, step: int) -> State:
         found = self._metadata(step)
+        old = _is_former(found)
+        if old:
+            abstract = _renamed(abstract, _FORMER)
         alone = abstract.average != () and _is_of_parameters_alone(found["average"])
         if alone:  # its parameters were evaluated with the statistics of the last step
             abstract = abstract._replace(average=abstract.average["params"])
@@ -164,6 +167,8 @@ class Checkpoints:
         arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)})
         restored = typing.cast(State, self._manager.restore(step, args=arguments)[_STATE])
         self._verify(step, restored)
+        if old:
+            restored = _renamed(restored, {former: name for name, former in _FORMER.items()})
         if alone:
             extra = jax.tree.map(jnp.copy, restored.extra)
             restored = restored._replace(average=averaged(restored.average, extra))
@@ -201,7 +206,7 @@ class Checkpoints:
         """Reads what is to be evaluated of the newest whole state, and nothing else.
 
         Args:
-          abstract: {"params", "batch_stats"}: shapes, dtypes and shardings.
+          abstract: as state.averaged has it, {"params", "trunk"}: shapes, dtypes and shardings.
           part: of the parameters: "trunk" for the network alone, whatever objective trained it.
 
         Returns:
@@ -215,7 +220,7 @@ class Checkpoints:
     def _restored_network(self, abstract: Tree, part: Place, step: int) -> Tree:
         found = self._metadata(step)
         params, statistics = _evaluated(found)
-        places = {"params": (*params, *part), "batch_stats": statistics}
+        places = {"params": (*params, *part), "trunk": statistics}
 
         def taken(tree: Tree) -> Tree:
             return {
@@ -252,21 +257,45 @@ class Checkpoints:
         self._manager.close()
 
 
+# Names that statistics had in earlier checkpoints.
+_FORMER = {"trunk": "batch_stats", "head": "head_stats"}
+
+
+def _is_former(found: Tree) -> bool:
+    """Whether a checkpoint has its statistics by their former names."""
+    return _FORMER["trunk"] in found["extra"]
+
+
+def _renamed(state: State, names: Mapping[str, str]) -> State:
+    """The state with members of `extra` and `average` called otherwise."""
+
+    def renamed(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        return {names.get(name, name): value for name, value in tree.items()}
+
+    average = state.average
+    if isinstance(average, dict) and {"params"} < average.keys():
+        average = renamed(average)
+    return state._replace(extra=renamed(state.extra), average=average)
+
+
 def _evaluated(found: Tree) -> tuple[Place, Place]:
-    """Where the parameters and statistics to evaluate (`state.evaluated`) lie in a checkpoint."""
+    """Where a checkpoint has the parameters and statistics that state.evaluated would return."""
+    statistics = _FORMER["trunk"] if _is_former(found) else "trunk"
     if not found["average"]:
-        return ("params",), ("extra", "batch_stats")
+        return ("params",), ("extra", statistics)
     if _is_of_parameters_alone(found["average"]):
-        return ("average",), ("extra", "batch_stats")
-    return ("average", "params"), ("average", "batch_stats")
+        return ("average",), ("extra", statistics)
+    return ("average", "params"), ("average", statistics)
 
 
 def _is_of_parameters_alone(average: Any) -> bool:
-    """Whether a moving average was saved before it held BatchNorm's statistics too."""
-    return bool(average) and "batch_stats" not in average
+    """Whether a moving average was saved before it held the trunk's statistics too."""
+    return bool(average) and not {"params"} < average.keys()
 
 
-def _ask_nothing_of_buckets() -> None:
+def _treat_buckets_as_flat() -> None:
     """Lets Orbax take all buckets for flat, which a hierarchical one can pass for.
 
     It would ask by the package google-cloud-storage, which nothing else here needs.

@@ -6,15 +6,12 @@ command is two processes then: one that computes, which a lost host leaves waiti
 or which JAX ends without a word on who was lost, and one that watches it and the other hosts.
 """
 
-import http.client
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from hashvision.errors import UserError
 from hashvision.training import pulse as pulses
@@ -22,10 +19,6 @@ from hashvision.training.pulse import AGAIN, BEAT, GOES_ON, Place
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _WATCHED = "HASHVISION_WATCHED"  # set for the process that computes
-_METADATA = "/computeMetadata/v1/instance/"
-# What Google's metadata server says while nothing is ahead.
-_QUIET = {"maintenance-event": "NONE", "preempted": "FALSE"}
-_PRODUCT = "/sys/class/dmi/id/product_name"
 
 
 def place() -> Place | None:
@@ -142,60 +135,3 @@ def _watch(
             if time.monotonic() - ended > lost_seconds + 2 * BEAT:
                 return code if code > 0 else AGAIN
         time.sleep(BEAT)
-
-
-class Maintenance(threading.Thread):
-    """Asks Google's metadata server, where there is one, whether this machine will be taken away.
-
-    Preemption of a VM comes as SIGTERM too, but late; maintenance of a TPU comes as this alone.
-    """
-
-    def __init__(self, tell: Callable[[str], None], every: float = 5.0) -> None:
-        """Makes the thread; `tell` is called once, with what the server says.
-
-        Args:
-          tell: takes a sentence's part.
-          every: seconds.
-        """
-        super().__init__(daemon=True)
-        self._tell, self._every, self._over = tell, every, threading.Event()
-        self._server = os.environ.get("GCE_METADATA_HOST") or (
-            "metadata.google.internal" if _is_google() else None
-        )
-
-    def run(self) -> None:
-        """Asks until there is something to tell, or until `end`.
-
-        What is said from the start on has been told to the run before: it stopped for that, and was
-        started again on the same machine, which is still there.
-        """
-        first: dict[str, str] = {}
-        while self._server:
-            for key, quiet in _QUIET.items():
-                if self._over.is_set():
-                    return
-                request = urllib.request.Request(
-                    f"http://{self._server}{_METADATA}{key}", headers={"Metadata-Flavor": "Google"}
-                )
-                try:
-                    with urllib.request.urlopen(request, timeout=5) as answer:
-                        said = answer.read().decode().strip().upper()
-                except (OSError, http.client.HTTPException, ValueError):
-                    continue
-                if said not in (quiet, first.setdefault(key, said)):
-                    self._tell(f"{key}: {said}")
-                    return
-            self._over.wait(self._every)
-
-    def end(self) -> None:
-        """Stops asking and waits for an open request, 5 s at most; nothing is told afterwards."""
-        self._over.set()
-        self.join()
-
-
-def _is_google() -> bool:
-    try:
-        with open(_PRODUCT, encoding="utf-8") as file:
-            return "Google" in file.read()
-    except OSError:
-        return False

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics.jsonl for programs, TensorBoard for eyes, a line to watch."""
+"""The metrics of a run on disk: metrics.jsonl for programs, and event files for TensorBoard."""
 
 import json
 import os
@@ -12,16 +12,15 @@ from hashvision import storage
 _EVERY = 60.0  # seconds between two uploads
 
 
-class Writer:
+class MetricsWriter:
     """Writes scalars to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
-    A run that restarts at step s takes back what its predecessor wrote of later steps, so that each
-    step stands there once. Remote storage gets the file as a whole, once a minute, where the run
-    asks for it before it saves, and at the end.
+    A run that resumes at step s first deletes the lines of later steps, so that each step is there
+    once. In a bucket the file is uploaded every minute, before each checkpoint and at the end.
     """
 
     def __init__(self, workdir: str, step: int) -> None:
-        """Opens the files of `workdir` for a run that starts at `step`."""
+        """Opens the files of `workdir` for a run that resumes after `step`."""
         self._path = os.path.join(workdir, "metrics.jsonl")
         kept = _until(self._path, step)
         storage.write(self._path, "".join(kept))
@@ -31,7 +30,7 @@ class Writer:
         self._events = tensorboard.summary.Writer(os.path.join(workdir, "tensorboard"))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds one line: {"step": step, **scalars}."""
+        """Writes one line: {"step": step, **scalars}."""
         line = json.dumps({"step": step, **scalars}) + "\n"
         if self._file:
             self._file.write(line)
@@ -44,13 +43,13 @@ class Writer:
             self._events.add_scalar(tag, value, step)
 
     def flush(self) -> None:
-        """Sees that all lines are stored, before a checkpoint is from which a run goes on."""
+        """Uploads all lines; called before each checkpoint that a run may resume from."""
         if not self._file and len(self._lines) > self._stored:
             storage.write(self._path, "".join(self._lines))
             self._stored, self._time = len(self._lines), time.monotonic()
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Writes what is left and closes the files."""
         self.flush()
         if self._file:
             self._file.close()
@@ -58,7 +57,7 @@ class Writer:
 
 
 def _until(path: str, step: int) -> list[str]:
-    """The lines up to `step`, without a last one cut short by a kill."""
+    """The lines up to `step`, without a last line that a kill cut short."""
     kept = []
     if storage.exists(path):
         for line in storage.read(path).decode().splitlines(keepends=True):
@@ -69,14 +68,3 @@ def _until(path: str, step: int) -> list[str]:
                 break
             kept.append(line)
     return kept
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45s, 3m05s, 2h10m."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes, seconds = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes}m{seconds:02d}s"
-    return f"{minutes // 60}h{minutes % 60:02d}m"

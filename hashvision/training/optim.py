@@ -13,6 +13,7 @@ Schedule = Callable[[Any], jax.Array]
 def schedule(
     kind: str,
     peak: float,
+    *,
     total_steps: int,
     warmup_steps: int,
     final: float = 0.0,
@@ -64,7 +65,7 @@ def is_kernel(path: tuple[Any, ...]) -> bool:
 
 
 def is_stacked(path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at `path` holds a layer a row, stacked for a scan (stages.py)."""
+    """Whether the parameter at `path` holds a layer a row, stacked for a scan (convnet.py)."""
     return any(getattr(key, "key", None) == "rest" for key in path)
 
 
@@ -103,6 +104,7 @@ def scale_by_larc(
 def build(
     name: str,
     rate: Schedule,
+    *,
     weight_decay: float,
     momentum: float = 0.9,
     nesterov: bool = True,

@@ -1,4 +1,4 @@
-"""The training state, its initial value and the train step that every objective shares."""
+"""The training state, its initial value, and the training step that every objective shares."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,28 +9,28 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hashvision.objectives import Batch, Objective
-from hashvision.training import mesh as meshes
+from hashvision.training import sharding
 from hashvision.training.optim import Schedule, plateau_scale
 
-Cut = Callable[[Batch], Batch]  # a batch of photos made into one of crops
+Cut = Callable[[Batch], Batch]  # turns a batch of photos into a batch of crops
 
 
 class State(NamedTuple):
-    """All that a checkpoint holds; everything else follows from it and the config."""
+    """Everything a checkpoint holds; the rest follows from it and the config."""
 
-    step: jax.Array  # int32, steps done; with the seed, the position in the data
+    step: jax.Array  # int32, steps done; with the seed it gives the position in the data
     params: Any
-    extra: Any  # BatchNorm statistics, queues
+    extra: Any  # what changes without gradients: statistics and queues
     opt_state: Any
-    # The moving average of what `predict` takes, {"params", "batch_stats"}, or () without one.
+    # The moving average of what `averaged` returns, or () if the config asks for none.
     average: Any
 
 
 def abstract_batch(
-    batch_size: int, side: int, max_labels: int, mesh: Mesh
+    batch_size: int, *, side: int, max_labels: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a global batch, as `data.stream` yields it."""
-    sharding = meshes.batch_sharding(mesh)
+    """Shapes and shardings of a global batch, as data.reader yields it."""
+    over_devices = sharding.batch_sharding(mesh)
     members = {
         "photos": ((side, side, 3), jnp.uint8),
         "shape": ((2,), jnp.int32),
@@ -38,7 +38,7 @@ def abstract_batch(
         "key": ((2,), jnp.uint32),
     }
     return {
-        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=over_devices)
         for name, (shape, dtype) in members.items()
     }
 
@@ -46,7 +46,7 @@ def abstract_batch(
 def network_initializer(
     objective: Objective, batch: Any, cut: Cut
 ) -> Callable[[jax.Array], tuple[Any, Any]]:
-    """Rng -> params and extra of step 0; `batch` gives shapes only."""
+    """Returns rng -> (params, extra) of step 0; `batch` gives shapes only."""
     # Parameters depend on the shape of an image, not on how many there are.
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), jax.eval_shape(cut, batch))
 
@@ -60,7 +60,7 @@ def network_initializer(
 def initializer(
     objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any, cut: Cut
 ) -> Callable[[jax.Array], State]:
-    """Rng -> the state of step 0, for `jax.jit` or `jax.eval_shape`; `batch` gives shapes only."""
+    """Returns rng -> state of step 0, for jax.jit or jax.eval_shape; `batch` gives shapes only."""
     network = network_initializer(objective, batch, cut)
 
     def init(rng: jax.Array) -> State:
@@ -77,12 +77,12 @@ def initializer(
 
 
 def abstract_state(init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a state, or of a part of one; takes no memory."""
+    """Shapes, dtypes and shardings of a state, or of part of one; allocates nothing."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
         shapes,
-        meshes.state_shardings(shapes, mesh),
+        sharding.state_shardings(shapes, mesh),
     )
 
 
@@ -91,42 +91,43 @@ def train_step(
     cut: Cut,
     tx: optax.GradientTransformationExtraArgs,
     rate: Schedule,
+    *,
     abstract: State,
     mesh: Mesh,
     seed: int,
     decay: float = 0.0,
     parts: int = 1,
 ) -> Any:
-    """The jitted step: (state, batch) -> (state, metrics), with the state donated.
+    """The jitted step: (state, batch) -> (state, metrics). The state is donated.
 
     Args:
       objective: what is learnt.
-      cut: a batch of photos -> one of crops, which the objective takes.
+      cut: turns a batch of photos into the batch of crops that the objective takes.
       tx: the optimiser.
       rate: its learning rate, for the metrics.
-      abstract: from `abstract_state`.
-      mesh: the mesh in force.
+      abstract: the state's shapes and shardings, from `abstract_state`.
+      mesh: over which state and batch are sharded.
       seed: of the run.
-      decay: of the moving average; the first steps average over what there is:
-        min(decay, (1 + step) / (10 + step)). See `averaged`.
-      parts: gradients accumulate over that many parts of the batch, one after the other, which
-        takes less memory and learns the same: BatchNorm's groups are those of the whole batch
-        (models.Groups), and its running statistics move once a step.
+      decay: of the moving average (`averaged`). Early steps use min(decay, (1 + step) / (10 +
+        step)), so that the average forgets the initial parameters.
+      parts: gradients accumulate over this many parts of the batch in turn. That takes less memory
+        and learns the same: BatchNorm's groups are those of the whole batch (models.Groups), and
+        its running statistics change once per step.
 
     Returns:
-      A jitted function; metrics are replicated float32 scalars, `loss` and `learning_rate` among
-      them, of the step the state came with.
+      A jitted function. Its metrics are replicated float32 scalars of the step that the state came
+      with, among them `loss`, `learning_rate` and `gradient_norm`.
     """
 
     def accumulated(
         differentiate: Callable[..., Any], state: State, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, Any, dict[str, jax.Array], Any]:
-        """Loss, new extra, metrics and gradients: means over the parts, gone through in turn."""
-        # Photo i goes to part i % parts: each device's photos are spread evenly, and stay there.
+        """Loss, new extra, metrics and gradients, averaged over the parts."""
+        # Photo i goes to part i % parts: every device has photos of its own in each part.
         split = {
             name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
         }
-        split, extra = objective.of_whole_batch(state.params, state.extra, split, state.step)
+        split, extra = objective.before_parts(state.params, state.extra, split, rng, state.step)
         extra = {**state.extra, **extra}
 
         def add(total: Any, part: Batch) -> tuple[Any, Any]:
@@ -166,7 +167,7 @@ def train_step(
         return State(state.step + 1, params, extra, opt_state, average), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    batch = meshes.batch_sharding(mesh)
+    batch = sharding.batch_sharding(mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step_fn,
@@ -177,20 +178,19 @@ def train_step(
 
 
 def averaged(params: Any, extra: Any) -> dict[str, Any]:
-    """What a moving average is taken of: the parameters, and BatchNorm's statistics with them.
+    """The part of a state that a moving average covers: parameters and the trunk's statistics.
 
-    The averaged network computes features of another mean and variance than the network of the
-    last step, whose statistics would normalise them wrongly. Averaged with the parameters'
-    own decay (as by torchvision's use_buffers) they are of the same steps as these, at no cost. To
-    take them anew over some batches (precise BN: Wu and Johnson 2021, arXiv 2105.07576, section 3)
-    would be exact, and would need photos wherever a checkpoint is read.
+    Features of the averaged network have another mean and variance than those of the last step's
+    network, so the last step's statistics would normalise them wrongly. Statistics averaged with
+    the same decay (as torchvision's use_buffers does) come from the same steps as the parameters
+    and cost nothing. Recomputing them over some batches (precise BN: Wu and Johnson 2021, arXiv
+    2105.07576, section 3) would be exact, but would need photos wherever a checkpoint is read.
     """
-    return {"params": params, "batch_stats": extra["batch_stats"]}
+    return {"params": params, "trunk": extra["trunk"]}
 
 
 def evaluated(state: State) -> tuple[Any, Any]:
-    """The parameters and extra to evaluate: the moving average's where there is one."""
+    """The parameters and extra to evaluate: those of the moving average, if there is one."""
     if state.average == ():
         return state.params, state.extra
-    statistics = state.average["batch_stats"]
-    return state.average["params"], {**state.extra, "batch_stats": statistics}
+    return state.average["params"], {**state.extra, "trunk": state.average["trunk"]}

@@ -8,8 +8,9 @@ import time
 import pytest
 
 import datasets
-from hashvision import __main__, __version__
-from hashvision.__main__ import main
+from hashvision import __version__
+from hashvision.commands import draw
+from hashvision.commands.main import main
 from hashvision.training import hosts
 from runs import REPO
 
@@ -26,8 +27,8 @@ def test_help_answers_in_under_a_second():
         )
         times.append(time.perf_counter() - start)
     assert min(times) < 1
-    for verb in ("drawn", "prepare", "config", "train", "evaluate"):
-        assert verb in done.stdout
+    for command in ("draw", "prepare", "config", "train", "evaluate"):
+        assert command in done.stdout
 
 
 def test_version(capsys):
@@ -55,17 +56,17 @@ def test_mistakes_are_one_sentence_and_exit_code_2(arguments, words, capsys, tmp
 def test_an_unknown_protocol_among_several_is_named_before_anything_is_read(tmp_path, capsys):
     arguments = ["evaluate", f"--workdir={tmp_path}", f"--dataset={tmp_path}"]
     assert main([*arguments, "--protocol=knn,svm"]) == 2
-    assert "no protocol 'svm'; choose one of knn, linear, multilabel" in capsys.readouterr().err
+    assert "no protocol 'svm'; choose from knn, linear, multilabel" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "posts.jsonl")
 
-    monkeypatch.setattr(__main__, "_drawn", full)
-    assert main(["drawn", "--output=posts"]) == 2
+    monkeypatch.setattr(draw, "run", full)
+    assert main(["draw", "--output=posts"]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "posts.jsonl" in err and "the same command goes on" in err
+    assert err.count("\n") == 1 and "posts.jsonl" in err and "run the same command again" in err
 
 
 def said(monkeypatch, capsys, error, cause=None):
@@ -74,8 +75,8 @@ def said(monkeypatch, capsys, error, cause=None):
     def fail(*_):
         raise error from cause
 
-    monkeypatch.setattr(__main__, "_drawn", fail)
-    return main(["drawn", "--output=posts"]), capsys.readouterr().err.splitlines()
+    monkeypatch.setattr(draw, "run", fail)
+    return main(["draw", "--output=posts"]), capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_files_in_place_of_folders_and_folders_in_place_of_files(tmp_path, capsy
         ([*audit, f"--dataset={tmp_path / 'set'}"], "manifest.json cannot be used (Is a directory"),
         ([*train, f"--workdir={tmp_path / 'file'}"], "file/lock cannot be used (Not a directory"),
         ([*train, f"--workdir={tmp_path / ('x' * 300)}"], "cannot be used (File name too long)"),
-        (["drawn", f"--output={tmp_path / 'file' / 'x'}"], "file/x cannot be used (Not a director"),
+        (["draw", f"--output={tmp_path / 'file' / 'x'}"], "file/x cannot be used (Not a director"),
     ):
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -170,8 +171,8 @@ def unknown(*_):
     raise KeyError("no such user")
 pwd.getpwuid = pwd.getpwnam = unknown
 os.environ.pop("HOME", None)
-from hashvision import __main__
-sys.exit(__main__.main(sys.argv[1:]))
+from hashvision.commands import main as program
+sys.exit(program.main(sys.argv[1:]))
 """
 
 

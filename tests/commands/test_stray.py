@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
-from hashvision.__main__ import main
+from hashvision.commands.main import main
 from places import REPO
 
 DEMO = "--config=configs/demo.py"
 PREPARE = ("prepare", "--posts=posts.jsonl", "--output=made")
 VERBS = {
-    "drawn": ("drawn", "--output=made"),
+    "draw": ("draw", "--output=made"),
     "prepare": PREPARE,
     "prepare elsewhere": (*PREPARE, "--runner=FlinkRunner"),
     "prepare on Dataflow": (*PREPARE, "--runner=DataflowRunner"),
@@ -90,7 +90,7 @@ def test_the_key_of_a_config_is_told_from_an_option(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "VERB"),
+        ((), "COMMAND"),
         (("prepar",), "prepare"),
         (("prepare", "--posts=posts.jsonl"), "--output"),
         (("plan", DEMO, "--topology=cpu:1", "--classes=0"), "--classes: '0' is not an integer"),
@@ -100,10 +100,10 @@ def test_the_key_of_a_config_is_told_from_an_option(capsys):
         (("plan", DEMO, "--topology=cpu:1", "--images=1e308"), "--images: '1e308' is not a"),
         (("plan", DEMO, "--topology=cpu:1", "--price_per_chip_hour=-1"), "--price_per_chip_hour:"),
         (("plan", DEMO, "--topology=cpu:1", "--price_per_chip_hour=inf"), "--price_per_chip_hour:"),
-        (("drawn", "--output=made", "--posts=1e3"), "--posts: '1e3' is not an integer"),
-        (("drawn", "--output=made", "--posts=-1"), "--posts: '-1' is not an integer"),
-        (("drawn", "--output=made", "--test_per_class=0"), "--test_per_class: '0' is not"),
-        (("drawn", "--output=made", "--seed=100000000000000000000"), "--seed: '1000000000"),
+        (("draw", "--output=made", "--posts=1e3"), "--posts: '1e3' is not an integer"),
+        (("draw", "--output=made", "--posts=-1"), "--posts: '-1' is not an integer"),
+        (("draw", "--output=made", "--test_per_class=0"), "--test_per_class: '0' is not"),
+        (("draw", "--output=made", "--seed=100000000000000000000"), "--seed: '1000000000"),
         ((*PREPARE, "--minimum_count=0"), "--minimum_count: '0' is not an integer from 1"),
         ((*PREPARE, "--short_side=-5"), "--short_side: '-5' is not an integer from 1"),
         ((*PREPARE, "--minimum_count=" + "9" * 5000), "--minimum_count: '999"),

@@ -1,6 +1,7 @@
 import ml_collections
 import pytest
 
+from hashvision import objectives
 from hashvision.config import derive, recipes
 from hashvision.errors import UserError
 from places import CONFIGS
@@ -18,7 +19,7 @@ def filled(batch_size, *overrides, photos=IMAGENET):
     config.unlock()
     config.optimizer.learning_rate = ml_collections.config_dict.placeholder(float)
     config.lock()
-    return config, derive.fill(config, photos)
+    return config, objectives.fill(config, photos)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_the_authors_two_recipes_come_out(batch, peak, queue, frozen):
 def test_a_small_pile_of_photos_gets_few_prototypes():
     config, why = filled(64, photos=5000)
     assert config.swav.prototypes == 60 and config.swav.queue == 0
-    assert "5 to 250 prototypes; there are 60" in why[-1]
+    assert "5 to 250 prototypes for codes over 64 photos; this run has 60" in why[-1]
 
 
 def test_what_is_set_stays_and_nothing_is_left_open():
@@ -46,23 +47,23 @@ def test_what_is_set_stays_and_nothing_is_left_open():
     assert config.swav.queue == 512 and config.swav.prototypes == 500
     assert not any("swav.queue=" in line for line in why)
     assert all(value is not None for value in config.swav.values())
-    assert derive.fill(config, IMAGENET) == why[-1:]  # nothing more to fill
+    assert objectives.fill(config, IMAGENET) == why[-1:]  # nothing more to fill
 
 
 def test_a_batch_too_small_for_its_prototypes_is_refused_with_the_remedy():
-    with pytest.raises(UserError, match=r"queue=3840 or --config.swav.prototypes=1000 at most"):
+    with pytest.raises(UserError, match=r"queue=3840 or --config.swav.prototypes=1000"):
         filled(256, "--config.swav.queue=0", "--config.swav.prototypes=3000")
     with pytest.raises(
-        UserError, match="no multiple of batch_size=256; set --config.swav.queue=512"
+        UserError, match="must be a multiple of batch_size=256; set --config.swav.queue=512"
     ):
         filled(256, "--config.swav.queue=600")
 
 
 def test_hashtags_leave_nothing_open_but_how_long_an_epoch_is():
     config = recipes.load(str(CONFIGS / "demo.py"), [])
-    assert derive.fill(config, 5000.0) == [] and config.epoch_length == 5000.0
+    assert objectives.fill(config, 5000.0) == [] and config.epoch_length == 5000.0
     before = config.to_json()
-    assert derive.fill(config, 5000.0) == [] and config.to_json() == before
+    assert objectives.fill(config, 5000.0) == [] and config.to_json() == before
 
 
 @pytest.mark.parametrize(
@@ -89,5 +90,5 @@ def test_a_run_too_short_to_judge_is_not_stopped():
 @pytest.mark.parametrize("variant", ["32gf", "64gf", "128gf", "256gf", "10b"])
 def test_seers_patience_is_shorter_than_its_run(variant):
     config = recipes.load(str(CONFIGS / f"seer_regnety.py:{variant}"), [])
-    derive.fill(config, 1e9)
+    objectives.fill(config, 1e9)
     assert config.swav.patience <= 0.26 * derive.total_steps(config, 1e9)

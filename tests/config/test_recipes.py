@@ -6,12 +6,14 @@ import sys
 import jax
 import pytest
 
-from hashvision.__main__ import main
-from hashvision.config import derive, recipes, schema
+from hashvision import objectives
+from hashvision.commands.main import main
+from hashvision.config import derive, explain, recipes, schema, upgrade
 from hashvision.data import removals
 from hashvision.errors import UserError
+from hashvision.models import convnet
 from hashvision.takedowns import audit
-from hashvision.training import program, workdir
+from hashvision.training import program, run
 from places import CONFIGS, load, recipe_file
 
 RECIPES = [
@@ -32,7 +34,7 @@ RECIPES = [
 def test_every_recipe_has_the_whole_schema_and_builds(recipe):
     config = load(recipe)
     assert set(config.keys()) == set(load("base").keys())
-    derive.fill(config, 1e6)
+    objectives.fill(config, 1e6)
     built = program.build(config, 50, 1e6)
     assert built.total_steps >= 1
     head, classes = ("head", 50)
@@ -71,7 +73,7 @@ def test_values_take_the_type_of_the_key(override, value):
     key = override.partition("=")[0]
     (found,) = (
         setting
-        for setting in recipes.explain(recipe_file("demo"), [f"--config.{override}"]).settings
+        for setting in explain.explain(recipe_file("demo"), [f"--config.{override}"]).settings
         if setting.key == key
     )
     assert found.value == value and type(found.value) is type(value)
@@ -88,7 +90,7 @@ def test_the_last_override_of_a_key_counts():
         ("--config.optimizer.learning_rte=1", "the nearest is optimizer.learning_rate"),
         ("--config.learning_rate=1", "the nearest is optimizer.learning_rate"),
         ("--config.model=resnet50", "the nearest is model.name"),
-        ("--config.lr=1", "`python -m hashvision config` lists them all"),
+        ("--config.lr=1", "`hashvision config` lists all keys"),
         ("--config.batch_size=many", "batch_size takes an integer from 1 to 1,048,576 (photos a"),
         ("--config.batch_size=None", "batch_size takes an integer from"),
         ("--config.batch_size=true", "batch_size takes an integer from"),
@@ -100,7 +102,7 @@ def test_the_last_override_of_a_key_counts():
         ("--config.swav.head={[]: 1}", "swav.head takes a tuple of widths ("),
         ("--config.profile=(1,", "profile takes (first step, how many), or () ("),
         ("--config.batch_size", "no option --config.batch_size"),
-        ("--batch_size=3", "no option --batch_size=3; the nearest is --config.batch_size"),
+        ("--batch_size=3", "no option --batch_size=3; did you mean --config.batch_size"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(override, words, capsys):
@@ -191,11 +193,11 @@ def test_a_recipe_with_an_old_copy_of_the_base_gets_the_keys_of_today(tmp_path):
 def renamed(monkeypatch):
     """A schema whose accumulate and log_every were called otherwise in an earlier version."""
     monkeypatch.setattr(
-        recipes,
+        upgrade,
         "RENAMED",
         (
-            recipes.Renamed("part", "accumulate", lambda old: old["batch_size"] // old["part"]),
-            recipes.Renamed("rate", "log_every", lambda old: 100 // old["rate"]),
+            upgrade.Renamed("part", "accumulate", lambda old: old["batch_size"] // old["part"]),
+            upgrade.Renamed("rate", "log_every", lambda old: 100 // old["rate"]),
         ),
     )
 
@@ -208,13 +210,13 @@ def old_workdir(**changes):
 
 
 def test_an_old_config_is_overlaid_on_the_defaults_and_keys_are_renamed(renamed):
-    found = recipes.upgrade(old_workdir(batch_size=64))
+    found = upgrade.upgrade(old_workdir(batch_size=64))
     assert found["accumulate"] == 8 and found["log_every"] == 20 and "part" not in found
     assert found["hosts"] == {"join": 300.0, "lost": 30.0} and found["swav"]["queue"] is None
     assert found["data"]["crops"] == [[1, 96, 0.2, 1.0]]  # lists stay lists
     assert set(schema.flat(found)) == set(schema.KEYS)
     again = json.loads(json.dumps(load("demo").to_dict()))
-    assert schema.flat(recipes.upgrade(again)) == schema.flat(again)  # today's stays as it is
+    assert schema.flat(upgrade.upgrade(again)) == schema.flat(again)  # today's stays as it is
 
 
 @pytest.mark.parametrize(
@@ -224,8 +226,8 @@ def test_an_old_config_is_overlaid_on_the_defaults_and_keys_are_renamed(renamed)
         ([], "run/config.json lacks seed"),
         ({"seed": 0}, "run/config.json lacks batch_size"),
         (old_workdir(resolution=224), "sets resolution, which this version of hashvision does not"),
-        (old_workdir(rate=0), "sets rate=0, from which no log_every follows, as that key is"),
-        (old_workdir(rate="x"), "sets rate='x', from which no log_every follows"),
+        (old_workdir(rate=0), "sets rate=0, which cannot be turned into log_every, the key's new"),
+        (old_workdir(rate="x"), "sets rate='x', which cannot be turned into log_every"),
         (old_workdir(part=-1), "sets accumulate=-32, but accumulate takes an integer"),
         (old_workdir(seed=None), "sets seed=None, but seed takes an integer"),
         (old_workdir(augment="none"), "sets augment, which this version"),
@@ -233,12 +235,12 @@ def test_an_old_config_is_overlaid_on_the_defaults_and_keys_are_renamed(renamed)
 )
 def test_a_config_that_cannot_be_read_today_is_one_sentence(renamed, values, words):
     with pytest.raises(UserError, match=words) as caught:
-        recipes.upgrade(values, "run/config.json")
+        upgrade.upgrade(values, "run/config.json")
     assert "run/config.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_key_that_was_renamed_is_named_by_its_new_name(renamed, tmp_path):
-    with pytest.raises(UserError, match="no key part of a config; it is accumulate now"):
+    with pytest.raises(UserError, match="no key part of a config; it is called accumulate now"):
         load("demo", "--config.part=3")
     file = written(tmp_path, "config.part = 16")  # a recipe of before still works
     assert recipes.load(file, []).accumulate == 16
@@ -251,25 +253,25 @@ def test_groups_of_batchnorm_were_counted_within_a_part(groups, accumulate, phot
     values = load("demo").to_dict()
     del values["model"]["norm_photos"]
     values["model"]["norm_groups"], values["accumulate"] = groups, accumulate
-    assert recipes.upgrade(values)["model"]["norm_photos"] == photos
+    assert upgrade.upgrade(values)["model"]["norm_photos"] == photos
 
 
 @pytest.mark.parametrize("reader", ["read", "claim", "audit"])
 def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
     config = load("demo", f"--config.dataset={tmp_path}", "--config.accumulate=4")
     vocabulary = {"classes": []}
-    workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+    run.claim(str(tmp_path / "run"), config, vocabulary, {})
     path = tmp_path / "run" / "config.json"
     values = json.loads(path.read_text())
     del values["accumulate"], values["optimizer"]["average"]
     path.write_text(json.dumps({**values, "part": 8}))
     if reader == "claim":
-        workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+        run.claim(str(tmp_path / "run"), config, vocabulary, {})
         with pytest.raises(UserError, match="was trained with seed=0, not 8"):
             config.seed = 8
-            workdir.claim(str(tmp_path / "run"), config, vocabulary, {})
+            run.claim(str(tmp_path / "run"), config, vocabulary, {})
     elif reader == "read":
-        found, _ = workdir.read(str(tmp_path / "run"))
+        found, _ = run.read(str(tmp_path / "run"))
         assert found.accumulate == 4 and found.optimizer.average == 0.0
         assert found.data.crops == ((1, 96, 0.2, 1.0),)
     else:
@@ -280,7 +282,7 @@ def printed(capsys, recipe, *overrides):
     """The values and sources that `config` prints, by key, values as a shell would hand them on."""
     assert main(["config", f"--config={recipe_file(recipe)}", *overrides]) == 0
     words = capsys.readouterr().out.split("\n\n", 1)[1]
-    keys = {setting.key for setting in recipes.explain(recipe_file("base"), []).settings}
+    keys = {setting.key for setting in explain.explain(recipe_file("base"), []).settings}
     found = {}
     # A long value is followed by a line of its source.
     for line in words.replace("\n" + " " * 20, " ").splitlines():
@@ -336,7 +338,7 @@ def test_config_answers_without_jax_or_tensorflow():
     code = f"""
 import sys
 sys.modules['jax'] = sys.modules['tensorflow'] = None  # any import of them now fails
-from hashvision.__main__ import main
+from hashvision.commands.main import main
 sys.exit(main({arguments!r}))
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
@@ -345,14 +347,14 @@ sys.exit(main({arguments!r}))
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--config.model.name=resnet51", "model.name='resnet51'"),
+        ("--config.model.name=resnet51", "no network 'resnet51'"),
         ("--config.batch_size=60", "batch_size=60 does not divide over 8 devices"),
         ("--config.model.norm_photos=5", "set --config.model.norm_photos=4"),
         ("--config.model.norm_photos=64", "set --config.model.norm_photos=32"),
         ("--config.accumulate=4", "set --config.model.norm_photos=8, or a divisor of that, or"),
         ("--config.mesh.fsdp=3", "mesh.fsdp=3"),
         ("--config.accumulate=3", "accumulate=3"),
-        ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than the one crop"),
+        ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than one crop"),
     ],
 )
 def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
@@ -363,7 +365,7 @@ def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
 
 def peak(config, photos=1e9):
     """The learning rate after the warm-up, and the steps of that."""
-    derive.fill(config, photos)
+    objectives.fill(config, photos)
     rate = config.optimizer.learning_rate * config.batch_size / 256
     return rate, config.optimizer.warmup_epochs * photos / config.batch_size
 
@@ -419,9 +421,9 @@ def test_each_part_of_an_accumulated_batch_holds_whole_groups_of_batchnorm():
 def test_batchnorm_has_the_papers_groups(recipe, photos):
     config = load(recipe)
     assert config.model.norm_photos == photos
-    derive.fill(config, 1e6)
-    model = program.build_model(config, "tpu")
-    assert model.norm_groups == ((photos, config.batch_size // photos) if photos else None)
+    objectives.fill(config, 1e6)
+    groups = convnet.norm_groups(config)
+    assert groups == ((photos, config.batch_size // photos) if photos else None)
 
 
 def test_a_learning_rate_left_open_is_named():

@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from hashvision import models
-from hashvision.config import Config, derive, ranges, recipes, schema
+from hashvision.config import Config, derive, ranges, recipes, schema, upgrade
 from hashvision.errors import UserError
 from hashvision.models.layers import GROUP_CONV_FORMS
 from places import CONFIGS
@@ -81,8 +81,9 @@ TABLE = {
     "mesh.fsdp": ([1, MOST], [0]),
     "hosts.join": ([0.5, 1_000_000], [0.0]),
     "hosts.lost": ([0.5, 1_000_000], [0.0]),
-    "knn.dataset": (["", "flowers"], [1, "\0"]),
-    "knn.every": ([1, MOST_STEPS], [0]),
+    "evaluate_on": (["", "flowers"], [1, "\0"]),
+    "evaluate_protocols": (["knn", "knn,linear"], [1, "\0"]),
+    "evaluate_every": ([1, MOST_STEPS], [0]),
     "log_every": ([1, MOST_STEPS], [0]),
     "profile": ([(), (100, 5), [100, 5]], [(1,), (0, 5), (5, 0), (1, 2, 3), (1.0, 2), 5]),
     "checkpoint.every": ([1, MOST_STEPS], [0]),
@@ -140,7 +141,7 @@ def test_a_workdir_takes_the_same(key):
     values = {key: each.default for key, each in schema.KEYS.items()}
     for value in outside(key):
         with pytest.raises(UserError, match=f"^run/config.json sets {key}="):
-            recipes.upgrade(schema.nested({**values, key: value}), "run/config.json")
+            upgrade.upgrade(schema.nested({**values, key: value}), "run/config.json")
 
 
 def test_a_value_that_python_does_not_print_is_refused():
@@ -182,7 +183,7 @@ def test_nested_and_flat_are_each_others_reverse():
 
 
 def test_names_of_networks_are_taken():
-    for name in models.NAMES:
+    for name in models.names():
         schema.check({"model.name": name}, "a recipe")
 
 

@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hashvision.config import derive
+from hashvision import objectives
 from hashvision.errors import UserError
 from hashvision.evaluation import encoder
 from hashvision.models import regnet
-from hashvision.training import mesh as meshes
-from hashvision.training import program as programs
+from hashvision.training import program, run, sharding
 from hashvision.training import state as states
-from hashvision.training import workdir as workdirs
 from hashvision.training.checkpoint import Checkpoints
 from places import load
 
@@ -32,7 +30,7 @@ def workdir(tmp_path, monkeypatch):
     monkeypatch.setitem(regnet.PARAMETERS, "tiny", regnet.RegNetParameters(2, 8, 8.0, 2.0, 8))
     config = load("demo", "--config.dataset=set")
     config.model.name, config.data.crops = "tiny", ((1, 16, 0.2, 1.0),)
-    workdirs.claim(str(tmp_path / "run"), config, VOCABULARY, {})
+    run.claim(str(tmp_path / "run"), config, VOCABULARY, {})
     return tmp_path / "run"
 
 
@@ -57,10 +55,10 @@ def trained(folder, recipe, *overrides):
     config = load(recipe, "--config.dataset=set", "--config.optimizer.average=0.9", *overrides)
     config.model.name = "tiny"
     config.data.crops = tuple((n, 16, *shares) for n, _, *shares in config.data.crops)
-    derive.fill(config, 1000.0)
-    workdirs.claim(str(folder), config, VOCABULARY, {})
-    program = programs.build(config, 3, 1000.0)
-    state = programs.initial_state(program, 3)
+    objectives.fill(config, 1000.0)
+    run.claim(str(folder), config, VOCABULARY, {})
+    built = program.build(config, 3, 1000.0)
+    state = program.initial_state(built, 3)
     moved = jax.tree.map(lambda x: x + 0.1 if x.dtype == jnp.float32 else x, state.average)
     state = state._replace(step=jnp.int32(7), average=moved)
     checkpoints = Checkpoints(str(folder))
@@ -75,7 +73,7 @@ def test_the_network_alone_lies_on_all_devices_and_says_what_one_device_says(
     tmp_path, monkeypatch, workdir, recipe
 ):
     del workdir  # the tiny network is known
-    monkeypatch.setattr(meshes, "SMALLEST_SHARDED", 16)
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 16)
     queue = ["--config.swav.queue=64"] if recipe == "demo_swav" else []
     objective, state = trained(tmp_path / recipe, recipe, "--config.optimizer.name=adamw", *queue)
     gc.collect()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hashvision.errors import UserError
-from hashvision.evaluation import datasets, features
+from hashvision.evaluation import features, labelled
 
 
 def encoded(pixels, **options):
@@ -24,7 +24,7 @@ def photos_of(images):
     def read(places):
         return (images[place] for place in places)
 
-    return datasets.Photos(names, ((),) * len(images), np.arange(len(images)), read)
+    return labelled.Photos(names, ((),) * len(images), np.arange(len(images)), read)
 
 
 def encoder(calls=None, **options):
@@ -146,12 +146,12 @@ def test_what_is_known_of_some_photos_is_that_of_the_whole():
     photos = photos_of(images)
     whole = features.encode(encoder(), photos, np.array([0]))
     for places in ([0, 2, 3], [4, 8], range(9)):
-        part = datasets.take(photos, np.array(places))
+        part = labelled.take(photos, np.array(places))
         wanted = features.encode(encoder(), part, np.array([0]))
         for one, other in zip(whole.of(photos, part), wanted, strict=True):
             np.testing.assert_array_equal(one, other)
     with pytest.raises(UserError, match=r"None of the 2 images \(2\.png"):
-        whole.of(photos, datasets.take(photos, np.array([2, 8])))
+        whole.of(photos, labelled.take(photos, np.array([2, 8])))
 
 
 def test_errors():

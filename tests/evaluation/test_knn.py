@@ -29,25 +29,29 @@ def test_predict_against_the_equation(monkeypatch):
     labels = rng.integers(0, 5, 80)
     for k, temperature in ((1, 0.07), (20, 0.07), (20, 1.0), (79, 0.5)):
         expected = naive_predict(train, labels, test, 5, k, temperature)
-        np.testing.assert_array_equal(knn.predict(train, labels, test, 5, k, temperature), expected)
+        options = {"classes": 5, "k": k, "temperature": temperature}
+        np.testing.assert_array_equal(knn.predict(train, labels, test, **options), expected)
         with monkeypatch.context() as patch:  # in chunks of 4 test photos
             patch.setattr(knn, "_CHUNK_SIMILARITIES", 80 * 4)
-            chunked = knn.predict(train, labels, test, 5, k, temperature)
+            chunked = knn.predict(train, labels, test, **options)
         np.testing.assert_array_equal(chunked, expected)
 
 
 def test_scale_of_the_features_plays_no_part():
     rng = np.random.default_rng(1)
     train, test, labels = rng.normal(size=(50, 4)), rng.normal(size=(20, 4)), rng.integers(0, 3, 50)
-    expected = knn.predict(train, labels, test, 3)
-    np.testing.assert_array_equal(knn.predict(train * 1e3, labels, test * 1e-3, 3), expected)
+    expected = knn.predict(train, labels, test, classes=3)
+    np.testing.assert_array_equal(
+        knn.predict(train * 1e3, labels, test * 1e-3, classes=3), expected
+    )
 
 
 def test_k_beyond_the_training_photos_takes_them_all():
     rng = np.random.default_rng(2)
     train, test, labels = rng.normal(size=(7, 3)), rng.normal(size=(9, 3)), rng.integers(0, 2, 7)
     np.testing.assert_array_equal(
-        knn.predict(train, labels, test, 2, k=20), knn.predict(train, labels, test, 2, k=7)
+        knn.predict(train, labels, test, classes=2, k=20),
+        knn.predict(train, labels, test, classes=2, k=7),
     )
 
 
@@ -55,8 +59,8 @@ def test_ties_go_to_the_lower_column_and_class():
     similarities = np.array([[0.5, 0.9, 0.5, 0.5, 0.1], [1.0, 1.0, 1.0, 1.0, 1.0]])
     np.testing.assert_array_equal(knn.nearest(similarities, 3), [[0, 1, 2], [0, 1, 2]])
     train = np.array([[0.0, 1.0], [0.0, 1.0]])
-    assert knn.predict(train, np.array([1, 0]), np.array([[0.0, 2.0]]), 2, k=2)[0] == 0
-    assert knn.predict(train, np.array([1, 0]), np.array([[0.0, 2.0]]), 2, k=1)[0] == 1
+    assert knn.predict(train, np.array([1, 0]), np.array([[0.0, 2.0]]), classes=2, k=2)[0] == 0
+    assert knn.predict(train, np.array([1, 0]), np.array([[0.0, 2.0]]), classes=2, k=1)[0] == 1
 
 
 def test_nearest_against_sorting():
@@ -67,5 +71,7 @@ def test_nearest_against_sorting():
 
 def test_features_of_zeros_are_nobodys_neighbours_but_harmless():
     train = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    predicted = knn.predict(train, np.array([0, 1, 2]), np.array([[1.0, 0.1], [0.0, 0.0]]), 3, k=1)
+    predicted = knn.predict(
+        train, np.array([0, 1, 2]), np.array([[1.0, 0.1], [0.0, 0.0]]), classes=3, k=1
+    )
     np.testing.assert_array_equal(predicted, [1, 0])

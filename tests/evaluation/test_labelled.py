@@ -13,7 +13,7 @@ import pytest
 
 from hashvision.data import keys, records, removals
 from hashvision.errors import UserError
-from hashvision.evaluation import datasets
+from hashvision.evaluation import labelled
 
 
 def write_tree(root, photos):
@@ -62,12 +62,12 @@ def test_tree_with_train_and_test(tmp_path):
             "train/.cache/4.jpg", "test/dog/5.jpg", "test/dog/.6.jpg", "test/cat/7.webp",
         ],
     )  # fmt: skip
-    dataset = datasets.read(root)
+    dataset = labelled.read(root)
     assert dataset.name == "pets"
     assert dataset.test.names == ("test/cat/7.webp", "test/dog/5.jpg")
     assert dataset.test.labels == (("cat",), ("dog",))
     assert list(dataset.test.images()) == [b"test/cat/7.webp", b"test/dog/5.jpg"]
-    split = datasets.single_label(dataset)
+    split = labelled.single_label(dataset)
     assert split.classes == ("cat", "dog")
     assert split.train.names == ("train/cat/3.jpeg", "train/dog/1.jpg", "train/dog/deep/2.PNG")
     np.testing.assert_array_equal(split.train_labels, [0, 1, 1])
@@ -76,7 +76,7 @@ def test_tree_with_train_and_test(tmp_path):
 
 def test_validation_folder_serves_as_test(tmp_path):
     names = [f"{part}/{kind}/1.jpg" for part in ("train", "val") for kind in "ab"]
-    assert datasets.read(write_tree(tmp_path / "x", names)).test.names == (
+    assert labelled.read(write_tree(tmp_path / "x", names)).test.names == (
         "val/a/1.jpg",
         "val/b/1.jpg",
     )
@@ -85,7 +85,7 @@ def test_validation_folder_serves_as_test(tmp_path):
 def test_tree_without_parts_is_split_by_name(tmp_path):
     names = [f"{kind}/{number}.jpg" for kind in ("dog", "train", "test") for number in range(12)]
     root = write_tree(tmp_path / "things", [*names, "single/1.jpg"])
-    split = datasets.single_label(datasets.read(root))
+    split = labelled.single_label(labelled.read(root))
     assert split.classes == ("dog", "test", "train")  # a class may be called so
     np.testing.assert_array_equal(np.bincount(split.train_labels), [9, 9, 9])
     np.testing.assert_array_equal(np.bincount(split.test_labels), [3, 3, 3])
@@ -93,15 +93,15 @@ def test_tree_without_parts_is_split_by_name(tmp_path):
     assert [image.decode() for image in split.test.images()] == list(split.test.names)
     assert [image.decode() for image in split.train.images()] == list(split.train.names)
     assert "no train and test parts" in split.note and "left out 1 photos" in split.note
-    again = datasets.single_label(datasets.read(root))
+    again = labelled.single_label(labelled.read(root))
     assert again.test.names == split.test.names
 
 
 def test_split_by_name_ignores_where_the_tree_lies(tmp_path):
     names = [f"{kind}/{number}.jpg" for kind in "ab" for number in range(20)]
     here, there = write_tree(tmp_path / "x", names), write_tree(tmp_path / "y" / "z", names)
-    first = datasets.single_label(datasets.read(here))
-    assert first.test.names == datasets.single_label(datasets.read(there)).test.names
+    first = labelled.single_label(labelled.read(here))
+    assert first.test.names == labelled.single_label(labelled.read(there)).test.names
 
 
 def test_labels_jsonl(tmp_path):
@@ -113,7 +113,7 @@ def test_labels_jsonl(tmp_path):
     root = write_jsonl(tmp_path / "words", rows)
     write_tree(root, ["images/1.jpg", "images/2.jpg"])
     for path in (root, root / "labels.jsonl"):
-        dataset = datasets.read(path)
+        dataset = labelled.read(path)
         assert dataset.name == "words"
         assert dataset.test.labels == (("dog", "snow"), (), ("line\u2028break",))
         assert list(dataset.test.images()) == [b"images/1.jpg", b"images/2.jpg", b""]
@@ -122,7 +122,7 @@ def test_labels_jsonl(tmp_path):
 def test_labels_jsonl_with_one_label_a_photo_is_split(tmp_path):
     rows = [{"image": f"{n}.jpg", "labels": ["dog" if n % 2 else "cat"]} for n in range(16)]
     rows += [{"image": "both.jpg", "labels": ["dog", "cat"]}, {"image": "none.jpg", "labels": []}]
-    split = datasets.single_label(datasets.read(write_jsonl(tmp_path / "w", rows)))
+    split = labelled.single_label(labelled.read(write_jsonl(tmp_path / "w", rows)))
     assert (len(split.train.names), len(split.test.names)) == (12, 4)
     assert "both.jpg" not in split.train.names + split.test.names
     assert "left out 2 photos" in split.note
@@ -136,17 +136,17 @@ def test_labels_jsonl_with_one_label_a_photo_is_split(tmp_path):
 def test_broken_labels_jsonl_names_the_line(tmp_path, line):
     (tmp_path / "labels.jsonl").write_text('{"image": "x.jpg", "labels": []}\n' + line)
     with pytest.raises(UserError, match=r"Line 2 of .*labels\.jsonl"):
-        datasets.read(tmp_path)
+        labelled.read(tmp_path)
 
 
 def test_dataset_folder(tmp_path):
     root = write_dataset_folder(tmp_path / "prepared", [(0,), (1,), (0, 2), (1,), (0,)])
-    dataset = datasets.read(root)
+    dataset = labelled.read(root)
     assert dataset.name == "prepared"
     assert dataset.test.names == ("p0", "p1", "p2", "p3", "p4")
     assert dataset.test.labels == (("dog",), ("cat",), ("dog", "bird"), ("cat",), ("dog",))
     assert list(dataset.test.images()) == [f"image {number}".encode() for number in range(5)]
-    split = datasets.single_label(dataset)
+    split = labelled.single_label(dataset)
     assert split.classes == ("cat", "dog")
     assert sorted(split.train.names + split.test.names) == ["p0", "p1", "p3", "p4"]
     expected = [f"image {name[1:]}".encode() for name in split.train.names]
@@ -159,56 +159,56 @@ def test_dataset_folder_with_a_missing_or_damaged_shard(tmp_path):
     content = shard.read_bytes()
     shard.write_bytes(content[:-5])
     with pytest.raises(UserError, match="damaged"):
-        datasets.read(root)
+        labelled.read(root)
     shard.unlink()
     with pytest.raises(UserError, match="posts-train.tfrecord-00001-of-00002"):
-        datasets.read(root)
+        labelled.read(root)
     (root / records.shard_name(0, 2)).unlink()
     with pytest.raises(UserError, match="no TFRecord shards"):
-        datasets.read(root)
+        labelled.read(root)
     (root / "vocabulary.json").write_text("{}")
     with pytest.raises(UserError, match=r"vocabulary\.json"):
-        datasets.read(root)
+        labelled.read(root)
 
 
 def test_errors_name_the_path(tmp_path):
     with pytest.raises(UserError, match="no folder .*nowhere"):
-        datasets.read(tmp_path / "nowhere")
+        labelled.read(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no images"):
-        datasets.read(tmp_path)
+        labelled.read(tmp_path)
     file = tmp_path / "photo.jpg"
     file.write_bytes(b"")
     with pytest.raises(UserError, match="no dataset"):
-        datasets.read(file)
+        labelled.read(file)
     (tmp_path / "labels.jsonl").write_text("\n")
     with pytest.raises(UserError, match="names no images"):
-        datasets.read(tmp_path)
+        labelled.read(tmp_path)
     (tmp_path / "labels.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="UTF-8"):
-        datasets.read(tmp_path)
+        labelled.read(tmp_path)
 
 
 def test_single_label_errors(tmp_path):
     tree = write_tree(tmp_path / "x", ["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"])
     with pytest.raises(UserError, match=r"1 classes .* lacks \(c\)"):
-        datasets.single_label(datasets.read(tree))
+        labelled.single_label(labelled.read(tree))
     rows = [{"image": f"{n}.jpg", "labels": ["dog", "cat"]} for n in range(4)]
     with pytest.raises(UserError, match="--protocol=multilabel"):
-        datasets.single_label(datasets.read(write_jsonl(tmp_path / "w", rows)))
+        labelled.single_label(labelled.read(write_jsonl(tmp_path / "w", rows)))
 
 
 def test_removed_photos_are_left_out(tmp_path):
     """Of a dataset folder all that its index knows them by, of files the files themselves."""
     folder = importlib.import_module("datasets").write(tmp_path / "set", size=20)  # tests/
     listed = [removals.Removal("owner", "u3", "", ""), removals.Removal("id", "p5", "", "")]
-    found = datasets.read(folder, removals.RemovalList(listed)).test
+    found = labelled.read(folder, removals.RemovalList(listed)).test
     assert set(found.names) == {f"p{n}" for n in range(20) if n % 5 != 3 and n != 5}
     assert len(list(found.images())) == 15
-    assert datasets.read(folder, removals.RemovalList(listed)).removed == 5
+    assert labelled.read(folder, removals.RemovalList(listed)).removed == 5
     root = write_tree(tmp_path / "pets", ["dog/1.jpg", "dog/2.jpg", "cat/3.jpg", "cat/4.jpg"])
     digest = hashlib.sha256(b"dog/2.jpg").hexdigest()
     listed.append(removals.Removal("sha256", digest, "", ""))
-    assert datasets.read(root, removals.RemovalList(listed)).test.names == (
+    assert labelled.read(root, removals.RemovalList(listed)).test.names == (
         "cat/3.jpg",
         "cat/4.jpg",
         "dog/1.jpg",
@@ -232,7 +232,7 @@ def test_a_line_that_harms_is_named(tmp_path, kind):
     good = '{"image": "a.jpg", "labels": ["dog"]}'
     (tmp_path / "labels.jsonl").write_text(f"{good}\n{HARMFUL_LINES[kind]}\n")
     with pytest.raises(UserError, match="Line 2 of .*labels.jsonl is not of the form"):
-        datasets.read(tmp_path)
+        labelled.read(tmp_path)
 
 
 def test_a_labels_file_may_name_files_that_are_not_utf_8(tmp_path):
@@ -242,7 +242,7 @@ def test_a_labels_file_may_name_files_that_are_not_utf_8(tmp_path):
     write_jsonl(tmp_path / "set", [])
     row = json.dumps({"image": "../caf\udce9.jpg", "labels": ["dog"]})
     (tmp_path / "set" / "labels.jsonl").write_text("\ufeff" + row, encoding="utf-8")
-    assert list(datasets.read(tmp_path / "set").test.images()) == [b"photo"]
+    assert list(labelled.read(tmp_path / "set").test.images()) == [b"photo"]
 
 
 def test_of_pipes_devices_folders_and_sparse_files_nothing_is_read(tmp_path):
@@ -253,7 +253,7 @@ def test_of_pipes_devices_folders_and_sparse_files_nothing_is_read(tmp_path):
     (root / "dog" / "loop.png").symlink_to("loop.png")
     with open(root / "dog" / "sparse.tif", "wb") as file:
         file.truncate(5 * 2**30)
-    photos = datasets.read(root).test
+    photos = labelled.read(root).test
     signal.alarm(20)  # a pipe is waited for
     tracemalloc.start()
     found = dict(zip(photos.names, photos.images(), strict=True))
@@ -271,6 +271,6 @@ def test_a_dataset_is_known_by_its_folder(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(root)
     monkeypatch.chdir(tmp_path)
     for path in (root, f"{root}/", root / "labels.jsonl", "set", "link", "link/labels.jsonl"):
-        assert datasets.read(path).path == datasets.locate(path) == str(root)
+        assert labelled.read(path).path == labelled.locate(path) == str(root)
     (root / "labels.jsonl").rename(root / "people.jsonl")
-    assert datasets.read(root / "people.jsonl").name == "people.jsonl"
+    assert labelled.read(root / "people.jsonl").name == "people.jsonl"

@@ -14,6 +14,8 @@ from PIL import Image
 from hashvision.data import removals
 from hashvision.errors import UserError
 from hashvision.evaluation import features, protocols
+from hashvision.evaluation.bootstrap import Estimate
+from hashvision.evaluation.report import Report
 
 COLOURS = {"red apple": (200, 40, 40), "green leaf": (40, 200, 40), "blue sky": (40, 40, 200)}
 VOCABULARY = {
@@ -52,11 +54,19 @@ def colours(tmp_path):
     return tmp_path / "colours"
 
 
+def evaluate(encoder, dataset, names, workdir, **options):
+    """The reports as their files have them; the tables are printed."""
+    reports = protocols.evaluate(encoder, dataset, names, workdir, **options)
+    for report in reports:
+        print(report.table())
+    return [json.loads(report.as_json()) for report in reports]
+
+
 @pytest.mark.parametrize("protocol", ["knn", "linear"])
 def test_single_label_protocols(colours, tmp_path, capsys, protocol):
     (colours / "train" / "red apple" / "0.png").write_bytes(b"broken")
     workdir = tmp_path / "run"
-    (report,) = protocols.evaluate(ENCODER, f"{colours}/", [protocol], str(workdir))
+    (report,) = evaluate(ENCODER, f"{colours}/", [protocol], str(workdir))
     path = workdir / "evaluations" / f"{protocol}-colours.json"
     assert json.loads(path.read_text()) == report
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -72,7 +82,7 @@ def test_single_label_protocols(colours, tmp_path, capsys, protocol):
 
 
 def test_multilabel_on_class_folders_asks_for_the_folders_names(colours, tmp_path):
-    (report,) = protocols.evaluate(ENCODER, str(colours), ["multilabel"], str(tmp_path / "run"))
+    (report,) = evaluate(ENCODER, str(colours), ["multilabel"], str(tmp_path / "run"))
     expected = {"red apple": "apple", "green leaf": "leaf", "blue sky": "sky"}
     assert report["matched"] == expected and report["unmatched"] == []
     assert {name: metric["value"] for name, metric in report["metrics"].items()} == {
@@ -97,9 +107,7 @@ def words(tmp_path):
 
 
 def test_multilabel_of_a_labels_file(words, tmp_path, capsys):
-    (report,) = protocols.evaluate(
-        ENCODER, str(words), ["multilabel"], str(tmp_path), untrained=True
-    )
+    (report,) = evaluate(ENCODER, str(words), ["multilabel"], str(tmp_path), untrained=True)
     assert (tmp_path / "evaluations" / "multilabel-words-untrained.json").is_file()
     assert report["untrained"] and report["classes"] == 2
     assert report["matched"] == {"sky": "sky", "apple": "apple", "redapple": "apple"}
@@ -126,12 +134,12 @@ def counting(seen):
 
 def test_several_protocols_look_at_each_photo_once(colours, tmp_path):
     chosen = ["knn", "multilabel", "linear"]
-    alone = [protocols.evaluate(ENCODER, str(colours), [each], str(tmp_path))[0] for each in chosen]
+    alone = [evaluate(ENCODER, str(colours), [each], str(tmp_path))[0] for each in chosen]
     seen = []
-    together = protocols.evaluate(counting(seen), str(colours), chosen, str(tmp_path))
+    together = evaluate(counting(seen), str(colours), chosen, str(tmp_path))
     assert together == alone and len(seen) == 72
     seen.clear()
-    protocols.evaluate(counting(seen), str(colours), ["multilabel"], str(tmp_path))
+    evaluate(counting(seen), str(colours), ["multilabel"], str(tmp_path))
     assert len(seen) == 24  # only the test part
 
 
@@ -145,20 +153,20 @@ def test_several_protocols_on_photos_with_no_split_of_their_own(tmp_path):
         rows.append({"image": f"{number}.png", "labels": ["apple" if red else "sky", *several]})
     (tmp_path / "set" / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path, chosen, seen = str(tmp_path / "set"), ["knn", "multilabel"], []
-    alone = [protocols.evaluate(ENCODER, path, [each], str(tmp_path))[0] for each in chosen]
-    assert protocols.evaluate(counting(seen), path, chosen, str(tmp_path)) == alone
+    alone = [evaluate(ENCODER, path, [each], str(tmp_path))[0] for each in chosen]
+    assert evaluate(counting(seen), path, chosen, str(tmp_path)) == alone
     assert len(seen) == 24
     assert sum(alone[0]["photos"].values()) == 22 and alone[1]["photos"]["test"] == 24
     seen.clear()
-    protocols.evaluate(counting(seen), path, ["knn"], str(tmp_path))
+    evaluate(counting(seen), path, ["knn"], str(tmp_path))
     assert len(seen) == 22
 
 
 def test_reports_on_folders_of_one_name_lie_side_by_side(colours, tmp_path):
     run = str(tmp_path / "run")
 
-    def evaluate(path, untrained=False):
-        (report,) = protocols.evaluate(ENCODER, str(path), ["knn"], run, untrained)
+    def evaluated(path, untrained=False):
+        (report,) = evaluate(ENCODER, str(path), ["knn"], run, untrained=untrained)
         file = protocols.report_path(run, "knn", str(path), untrained)
         assert json.loads(pathlib.Path(file).read_text()) == report
         return pathlib.Path(file).name, report["dataset"]
@@ -169,13 +177,13 @@ def test_reports_on_folders_of_one_name_lie_side_by_side(colours, tmp_path):
         shutil.copytree(colours, tmp_path / place)
     expected = ["val", "places-val", "c-places-val", f"{tmp_path.name}-c-places-val"]
     for _ in range(2):  # again, and each is written over itself
-        found = [evaluate(tmp_path / place) for place in places[:4]]
+        found = [evaluated(tmp_path / place) for place in places[:4]]
         assert [dataset for _, dataset in found] == expected
-        assert evaluate(tmp_path / "a/imagenet/val", untrained=True) == (
+        assert evaluated(tmp_path / "a/imagenet/val", untrained=True) == (
             "knn-val-untrained.json",
             "val",
         )
-        assert evaluate(tmp_path / places[4])[1] == f"{tmp_path.name}-val-untrained"
+        assert evaluated(tmp_path / places[4])[1] == f"{tmp_path.name}-val-untrained"
     assert len(list((tmp_path / "run/evaluations").iterdir())) == 6
 
 
@@ -183,14 +191,14 @@ def test_a_report_of_before_that_names_no_path_is_written_over(colours, tmp_path
     old = tmp_path / "evaluations" / "knn-colours.json"
     old.parent.mkdir()
     old.write_text('{"protocol": "knn"}')
-    protocols.evaluate(ENCODER, str(colours), ["knn"], str(tmp_path))
+    evaluate(ENCODER, str(colours), ["knn"], str(tmp_path))
     assert json.loads(old.read_text())["path"] == str(colours)
 
 
 def test_a_name_too_long_for_a_file_is_cut(colours, tmp_path):
     path = tmp_path / ("long" * 60)
     colours.rename(path)
-    (report,) = protocols.evaluate(ENCODER, str(path), ["knn"], str(tmp_path))
+    (report,) = evaluate(ENCODER, str(path), ["knn"], str(tmp_path))
     assert report["dataset"].startswith("long" * 10 + "-")
     assert pathlib.Path(protocols.report_path(str(tmp_path), "knn", str(path))).is_file()
 
@@ -207,7 +215,7 @@ def test_names_in_latin_1_are_printed_and_written(tmp_path, capsysbinary):
             os.rename(tmp_path / "new.png", place)
     with open(os.path.join(root, b"th\xe9", b"bro\nken\xe9.jpg"), "wb"):
         pass
-    (report,) = protocols.evaluate(ENCODER, os.fsdecode(root), ["knn"], str(tmp_path / "run"))
+    (report,) = evaluate(ENCODER, os.fsdecode(root), ["knn"], str(tmp_path / "run"))
     assert report["metrics"]["top1"]["value"] == 1 and report["dataset"] == r"set\udce9"
     assert report["skipped"]["examples"] == [r"th\udce9/bro\nken\udce9.jpg"]
     file = protocols.report_path(str(tmp_path / "run"), "knn", os.fsdecode(root))
@@ -223,38 +231,34 @@ def listed(photos):
 
 def test_removed_photos_are_counted_and_all_of_a_part_are_refused(colours, tmp_path, capsys):
     test = sorted((colours / "test").glob("*/*.png"))
-    (report,) = protocols.evaluate(
-        ENCODER, str(colours), ["knn"], str(tmp_path), removed=listed(test[:3])
-    )
+    (report,) = evaluate(ENCODER, str(colours), ["knn"], str(tmp_path), removed=listed(test[:3]))
     assert report["removed"] == 3 and report["photos"]["test"] == 21
     assert "the removal list names them: 3" in capsys.readouterr().out
     train = sorted((colours / "train").glob("*/*.png"))
     for part, photos in (("test", test), ("train", train)):
         with pytest.raises(UserError, match=f"names all .* {part} photos of {colours}"):
-            protocols.evaluate(
-                ENCODER, str(colours), ["knn"], str(tmp_path), removed=listed(photos)
-            )
+            evaluate(ENCODER, str(colours), ["knn"], str(tmp_path), removed=listed(photos))
     for photo in test:
         photo.write_bytes(b"broken")
     with pytest.raises(UserError, match="None of the 24 images"):
-        protocols.evaluate(ENCODER, str(colours), ["knn"], str(tmp_path))
+        evaluate(ENCODER, str(colours), ["knn"], str(tmp_path))
 
 
-def test_only_the_host_that_leads_prints_and_writes(colours, tmp_path, capsys):
+def test_only_the_host_that_leads_writes(colours, tmp_path):
     other = ENCODER._replace(leads=False)
-    (report,) = protocols.evaluate(other, str(colours), ["knn"], str(tmp_path))
-    assert report["metrics"] and not capsys.readouterr().out
+    (report,) = evaluate(other, str(colours), ["knn"], str(tmp_path))
+    assert report["metrics"]
     assert not (tmp_path / "evaluations").exists()
 
 
 def test_the_table_prints_percent_aligned():
-    report = {
-        "protocol": "knn", "dataset": "flowers", "step": 1200, "untrained": False,
-        "metrics": {"top1": {"value": 0.5123, "low": 0.48, "high": 0.5451}},
-        "baselines": {"commonest_class": 0.2}, "photos": {"train": 2000, "test": 1000},
-        "classes": 5, "skipped": {"count": 0, "examples": []}, "removed": 0,
-    }  # fmt: skip
-    assert protocols.table(report).split("\n") == [
+    report = Report(
+        protocol="knn", dataset="flowers", path="/flowers", step=1200, untrained=False,
+        metrics={"top1": Estimate(0.5123, 0.48, 0.5451)}, baselines={"commonest_class": 0.2},
+        photos={"train": 2000, "test": 1000}, classes=5, removed=0, details={},
+        skipped={"count": 0, "examples": []},
+    )  # fmt: skip
+    assert report.table().split("\n") == [
         "knn on flowers, step 1,200",
         "",
         "                                 value        95% interval",
@@ -266,17 +270,17 @@ def test_the_table_prints_percent_aligned():
 
 
 def test_errors(colours, words, tmp_path):
-    with pytest.raises(UserError, match="no protocol 'svm'; choose one of knn, linear, multilabel"):
-        protocols.evaluate(ENCODER, str(colours), ["knn", "svm"], str(tmp_path))
+    with pytest.raises(UserError, match="no protocol 'svm'; choose from knn, linear, multilabel"):
+        evaluate(ENCODER, str(colours), ["knn", "svm"], str(tmp_path))
     other = ENCODER._replace(vocabulary={"classes": VOCABULARY["classes"][1:2]})
     with pytest.raises(UserError, match="None of the 4 class names of words"):
-        protocols.evaluate(other, str(words), ["multilabel"], str(tmp_path))
+        evaluate(other, str(words), ["multilabel"], str(tmp_path))
     with pytest.raises(UserError, match="--protocol=multilabel"):
-        protocols.evaluate(ENCODER, str(words), ["knn"], str(tmp_path))
+        evaluate(ENCODER, str(words), ["knn"], str(tmp_path))
     for file in (colours / "train" / "blue sky").iterdir():
         file.write_bytes(b"")
     with pytest.raises(UserError, match="No training photo of blue sky"):
-        protocols.evaluate(ENCODER, str(colours), ["knn"], str(tmp_path))
+        evaluate(ENCODER, str(colours), ["knn"], str(tmp_path))
     assert not (tmp_path / "evaluations").exists()
 
 
@@ -295,7 +299,7 @@ def pixels(batch):
 def test_pixels_know_a_little_of_real_photos(shared_data, tmp_path, dataset, protocol, low, high):
     encoder = features.Encoder(pixels, 64, 0, {"classes": []})
     path = shared_data / "transfer" / dataset
-    (report,) = protocols.evaluate(encoder, str(path), [protocol], str(tmp_path))
+    (report,) = evaluate(encoder, str(path), [protocol], str(tmp_path))
     top1 = report["metrics"]["top1"]
     assert low < top1["low"] < top1["value"] < top1["high"] < high
     assert report["skipped"]["count"] == 0
@@ -316,7 +320,7 @@ def test_meaningless_scores_are_at_the_random_baseline_on_real_photos(shared_dat
         return batch[:, 0, 0], rng.random((len(batch), len(classes)))
 
     encoder = features.Encoder(guess, 16, 0, {"classes": classes})
-    (report,) = protocols.evaluate(encoder, str(path), ["multilabel"], str(tmp_path))
+    (report,) = evaluate(encoder, str(path), ["multilabel"], str(tmp_path))
     assert len(report["matched"]) == 297 and report["unmatched"] == []
     assert report["photos"] == {"test": 919, "with_a_class": 919}
     found, baselines = report["metrics"]["mAP"]["value"], report["baselines"]

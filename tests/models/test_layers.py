@@ -272,7 +272,9 @@ def test_gradients_of_blocks_are_joined_and_not_padded():
 @pytest.mark.parametrize("optimizer", ["sgd", "larc", "adamw"])
 def test_zeros_stored_beyond_the_outputs_change_nothing_and_stay_zero(monkeypatch, optimizer):
     """Three steps with and without: the same features, parameters and, for LARC, norms."""
-    tx = optim.build(optimizer, optim.schedule("constant", 0.1, 9, 0), 0.1)
+    tx = optim.build(
+        optimizer, optim.schedule("constant", 0.1, total_steps=9, warmup_steps=0), weight_decay=0.1
+    )
     x = jnp.asarray(weights_rule.uniform("padded", 4 * 6 * 6 * 6), jnp.float32).reshape(4, 6, 6, 6)
 
     def three_steps():

@@ -21,7 +21,7 @@ import weights_rule
 from hashvision import models
 from hashvision.errors import UserError
 from hashvision.models import layers, norm, regnet, resnext
-from hashvision.models.stages import Stage
+from hashvision.models.convnet import Stage
 from places import GOLDEN
 
 PEERS = {  # golden -> (our name, how PyTorch names its tensors, form; `blocks` compiles longest)
@@ -207,7 +207,7 @@ def test_training_step_equals_pytorch_in_gradients():
 # Published sizes
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", models.names())
 def test_parameter_counts_are_the_published(name):
     trunk, with_head = PUBLISHED[name]
     features, variables = abstract(name)

@@ -71,9 +71,9 @@ def test_the_sigmoid_head_starts_at_the_prior():
     from hashvision import models
     from hashvision.models.regnet import RegNetParameters, RegNetY
 
-    assert "regnety_200mf" in models.NAMES
+    assert "regnety_200mf" in models.names()
     model = RegNetY(RegNetParameters(2, 8, 8.0, 2.0, 8))
-    objective = hashtag.objective(model, 50, "sigmoid")
+    objective = hashtag.objective(models.from_module(model), 50, loss="sigmoid")
     batch = {"crops0": jnp.zeros((2, 1, 16, 16, 3), jnp.uint8)}
     params, extra = jax.jit(objective.init)(jax.random.key(0), batch)
     _, scores = jax.jit(objective.predict)(params, extra, batch["crops0"][:, 0])

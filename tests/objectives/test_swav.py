@@ -7,28 +7,29 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hashvision.models import ProjectionHead
+from hashvision.models import Network, ProjectionHead, Variables, from_module
 from hashvision.objectives import swav
 from hashvision.pixels.augment import Augmentation
 from hashvision.planning import hlo, plan
 from places import GOLDEN
 
 
-class Trunk:
+def quarters_trunk():
     """A trunk that compiles at once: rectified projections of the photo's four quarters."""
 
-    def init(self, rng, images, train):
-        kernel = jax.random.normal(rng, (12, 10))
-        return {"params": {"kernel": kernel}, "batch_stats": {"mean": jnp.zeros(10)}}
+    def init(rng, images):
+        return Variables({"kernel": jax.random.normal(rng, (12, 10))}, {"mean": jnp.zeros(10)})
 
-    def apply(self, variables, images, train, mutable=()):
+    def apply(variables, images, train, rng=None):
         photos, side, _, _ = images.shape
         quarters = images.reshape(photos, 2, side // 2, 2, side // 2, 3).mean((2, 4))
-        features = jax.nn.relu(quarters.reshape(photos, 12) @ variables["params"]["kernel"])
+        features = jax.nn.relu(quarters.reshape(photos, 12) @ variables.params["kernel"])
         if not train:
-            return features
-        seen = 0.9 * variables["batch_stats"]["mean"] + 0.1 * features.mean(0)
-        return features, {"batch_stats": {"mean": seen}}
+            return features, variables.statistics
+        seen = 0.9 * variables.statistics["mean"] + 0.1 * features.mean(0)
+        return features, {"mean": seen}
+
+    return Network(init, apply)
 
 
 def plain_codes(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
@@ -181,7 +182,7 @@ def made(chosen, photos=8, norm=False):
         "crops1": jnp.array(rng.integers(0, 256, (photos, 3, 8, 8, 3), np.uint8)),
         "key": jnp.array(rng.integers(0, 2**32, (photos, 2), np.uint32)),
     }
-    objective = swav.objective(Trunk(), ProjectionHead((16, 8), norm), chosen)
+    objective = swav.objective(quarters_trunk(), from_module(ProjectionHead((16, 8), norm)), chosen)
     params, extra = objective.init(jax.random.key(0), batch)
     return objective, objective.after_update(params), extra, batch
 
@@ -234,7 +235,9 @@ def test_codes_with_a_full_queue_are_those_of_all_photos_together():
     rng = np.random.default_rng(5)
     queue = unit(rng.standard_normal((8, 3, 2, 8))).astype(np.float32)
     parts = {name: x[:, None].swapaxes(0, 1) for name, x in batch.items()}
-    found, _ = jax.jit(objective.of_whole_batch)(params, {**extra, "queue": queue}, parts, 99)
+    found, _ = jax.jit(objective.before_parts)(
+        params, {**extra, "queue": queue}, parts, jax.random.key(0), 99
+    )
     # The batch's own embeddings, from the queue that they were moved to.
     _, (moved, _) = jax.jit(objective.loss)(params, {**extra, "queue": queue}, batch, None, 99)
     own = np.asarray(moved["queue"])[:, 0]
@@ -252,7 +255,7 @@ def test_parts_of_a_batch_learn_what_the_whole_batch_does():
     differentiate = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
     (loss, (whole, _)), grads = differentiate(params, extra, batch, None, 0)
     parts = {name: x.reshape(4, 2, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
-    parts, moved = jax.jit(objective.of_whole_batch)(params, extra, parts, 0)
+    parts, moved = jax.jit(objective.before_parts)(params, extra, parts, jax.random.key(0), 0)
     np.testing.assert_allclose(moved["queue"], whole["queue"], atol=1e-6)
     losses, summed = [], jax.tree.map(jnp.zeros_like, params)
     for part in (0, 1):
@@ -273,21 +276,19 @@ def test_parts_of_a_batch_learn_what_the_whole_batch_does():
 def test_the_heads_batchnorm_is_kept_and_used():
     objective, params, extra, batch = made(settings(), norm=True)
     _, (after, _) = jax.jit(objective.loss)(params, extra, batch, None, 0)
-    assert set(after["head_stats"]) == {"norm1"}
-    assert np.any(after["head_stats"]["norm1"]["mean"] != extra["head_stats"]["norm1"]["mean"])
+    assert set(after["head"]) == {"norm1"}
+    assert np.any(after["head"]["norm1"]["mean"] != extra["head"]["norm1"]["mean"])
 
 
 @pytest.mark.slow
 def test_statistics_are_taken_one_pass_a_resolution():
     objective, params, extra, batch = made(settings())
     _, (after, _) = jax.jit(objective.loss)(params, extra, batch, None, 0)
-    assert not np.allclose(after["batch_stats"]["mean"], 0)
+    assert not np.allclose(after["trunk"]["mean"], 0)
     # Two updates of momentum 0.9, one for each size, not five.
-    doubled = {"batch_stats": {"mean": jnp.ones(10)}, "head_stats": {}}
+    doubled = {"trunk": {"mean": jnp.ones(10)}, "head": {}}
     _, (later, _) = jax.jit(objective.loss)(params, doubled, batch, None, 0)
-    np.testing.assert_allclose(
-        later["batch_stats"]["mean"] - after["batch_stats"]["mean"], 0.81, atol=1e-5
-    )
+    np.testing.assert_allclose(later["trunk"]["mean"] - after["trunk"]["mean"], 0.81, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -9,14 +9,14 @@ import pathlib
 import sys
 import uuid
 
-from hashvision import __main__ as program
+from hashvision.commands import main as program
 from hashvision.data import reader
 
 SEEN = "CHAOS_SEEN"
 
 
 def note(batches):
-    """Wraps Reader.batches: writes down what each batch holds before the loop has it."""
+    """Wraps BatchReader.batches: writes down what each batch holds before the loop has it."""
 
     def noted(self, start=0):
         host = int(os.environ.get("JAX_PROCESS_ID", 0))
@@ -35,5 +35,5 @@ def note(batches):
 
 
 if __name__ == "__main__":
-    reader.Reader.batches = note(reader.Reader.batches)
+    reader.BatchReader.batches = note(reader.BatchReader.batches)
     sys.exit(program.main())

@@ -32,8 +32,8 @@ import numpy as np
 import datasets
 import hostile_photos
 import process_doors
-from hashvision import __main__
-from hashvision.config import recipes
+from hashvision.commands import main as program
+from hashvision.config import explain, recipes
 from hashvision.errors import UserError
 from places import REPO
 
@@ -59,11 +59,11 @@ class World:
     def _claim(self) -> None:
         """A workdir as `train` leaves it, less the arrays of its checkpoints."""
         from hashvision.data import dataset
-        from hashvision.training import workdir as workdirs
+        from hashvision.training import run
 
         config = recipes.load(DEMO, [f"--config.dataset={self.dataset}"])
         source = dataset.load(str(self.dataset))
-        workdirs.claim(str(self.workdir), config, source.vocabulary, source.manifest)
+        run.claim(str(self.workdir), config, source.vocabulary, source.manifest)
         (self.workdir / "checkpoints" / "8").mkdir(parents=True)
 
     def copy(self, what: pathlib.Path) -> pathlib.Path:
@@ -91,7 +91,7 @@ def run(*argv: str) -> None:
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = __main__.main(list(argv))
+            code = program.main(list(argv))
     except SystemExit as stopped:  # argparse's
         code = stopped.code
     said = err.getvalue()
@@ -119,7 +119,7 @@ def outcome(call: Callable[[], typing.Any]) -> tuple[str, str]:
         said = str(error)
         found = "refused" if _is_sentence(said) else "fault"
     except OSError as error:  # the command line makes a sentence of it
-        code, said = __main__._judged(error)
+        code, said = program.explain(error)
         found = "refused" if code == 2 and _is_sentence(said) else "fault"
     except Exception as error:
         found, said = "fault", f"{type(error).__name__}: {error}"
@@ -212,7 +212,7 @@ def removal_lists(world: World, generator: random.Random) -> Iterator[Case]:
 
 def labels(world: World, generator: random.Random) -> Iterator[Case]:
     """labels.jsonl of a labelled set, by what `evaluate` reads it with."""
-    from hashvision.evaluation import datasets as labelled
+    from hashvision.evaluation import labelled as labelled
 
     photo = hostile_photos.encode(hostile_photos.quarters(), "JPEG")
     lines = "\n".join(json.dumps({"image": f"{n}.jpg", "labels": [f"c{n % 2}"]}) for n in range(8))
@@ -355,7 +355,7 @@ def _shown(folder: pathlib.Path) -> Iterator[tuple[bytes, tuple[int, ...]]]:
     )  # fmt: skip
     faults = reader.Faults(share=1.0)
     with contextlib.redirect_stdout(io.StringIO()):
-        batches = reader.Reader(photos, 64, 4, faults, threads=1).batches(0)
+        batches = reader.BatchReader(photos, 64, 4, faults, threads=1).batches(0)
         for _ in range(4):
             _, batch = next(batches)
             for pixels, found in zip(batch["photos"], batch["labels"], strict=True):
@@ -365,7 +365,7 @@ def _shown(folder: pathlib.Path) -> Iterator[tuple[bytes, tuple[int, ...]]]:
 def workdirs(world: World, generator: random.Random) -> Iterator[Case]:
     """Workdirs that were tampered with, by `audit`, and a run that would go on there."""
     from hashvision.data import dataset
-    from hashvision.training import workdir
+    from hashvision.training import run
 
     listed = world.folder / "list.csv"
     listed.write_text("kind,value,reason,received_at\nid,p3,r,2020\nowner,u1,r,2020\n")
@@ -373,7 +373,7 @@ def workdirs(world: World, generator: random.Random) -> Iterator[Case]:
 
     def go_on(folder: pathlib.Path) -> None:
         config = recipes.load(DEMO, [f"--config.dataset={world.dataset}"])
-        workdir.claim(str(folder), config, source.vocabulary, source.manifest)
+        run.claim(str(folder), config, source.vocabulary, source.manifest)
 
     while True:
         folder = world.copy(world.workdir)
@@ -399,7 +399,7 @@ def overrides(world: World, generator: random.Random) -> Iterator[Case]:
     recipes = sorted(
         str(path) for path in (REPO / "configs").glob("*.py") if path.name != "base.py"
     )
-    keys = [setting.key for setting in recipes.explain(recipes[0], []).settings]
+    keys = [setting.key for setting in explain.explain(recipes[0], []).settings]
     texts = [*map(str, VALUES), "1,2", "(1,)", "((1,2,3),)", "True,False", "1e999", "None", "0x10"]
     while True:
         given = [
@@ -416,16 +416,18 @@ def overrides(world: World, generator: random.Random) -> Iterator[Case]:
 
 def command_lines(world: World, generator: random.Random) -> Iterator[Case]:
     """Words in any order behind any command: nothing stray is passed over."""
-    source = pathlib.Path(__main__.__file__).read_text()
+    sources = pathlib.Path(program.__file__).parent.glob("*.py")
     flags = sorted({
         node.value
-        for node in ast.walk(ast.parse(source))
+        for source in sources
+        for node in ast.walk(ast.parse(source.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         and node.value.startswith("--")
     })  # fmt: skip
-    commands = ["drawn", "prepare", "config", "train", "plan", "evaluate", "audit", "x", ""]
+    commands = ["draw", "drawn", "prepare", "config", "train", "plan", "evaluate", "audit", "x", ""]
     missing = str(world.folder / "missing")
     needed = {
+        "draw": [f"--output={missing}/a/b", "--posts=0"],
         "drawn": [f"--output={missing}/a/b", "--posts=0"],
         "prepare": [f"--posts={missing}", f"--output={missing}"],
         "config": [f"--config={REPO / 'configs' / 'demo.py'}"],

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hashvision.training import loop, state
-from hashvision.training import mesh as meshes
+from hashvision.training import sharding, state
 
 BATCH = 32
 
@@ -22,13 +21,13 @@ def main() -> None:
     address, host = os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_PROCESS_ID"])
     jax.distributed.initialize(address, num_processes=2, process_id=host)
     devices = jax.devices()
-    mesh = meshes.make_mesh(2, [devices[place % 2 * 4 + place // 2] for place in range(8)])
+    mesh = sharding.make_mesh(2, [devices[place % 2 * 4 + place // 2] for place in range(8)])
     assert [device.process_index for device in mesh.devices.flat] == [0, 1] * 4
-    abstract = {"key": state.abstract_batch(BATCH, 8, 1, mesh)["key"]}
+    abstract = {"key": state.abstract_batch(BATCH, side=8, max_labels=1, mesh=mesh)["key"]}
     half = BATCH // 2
     own = np.arange(host * half, (host + 1) * half, dtype=np.uint32)
     batches = [(None, {"key": np.stack([own, own], 1)})] * 2
-    batch = next(loop._on_devices(iter(batches), abstract))["key"]
+    batch = next(sharding.on_devices((batch for _, batch in batches), abstract))["key"]
     here = [int(x) for shard in batch.addressable_shards for x in np.asarray(shard.data)[:, 0]]
     whole = np.asarray(multihost_utils.process_allgather(batch, tiled=True))[:, 0]
     print(json.dumps({"own": own.tolist(), "here": here, "whole": whole.tolist()}), flush=True)

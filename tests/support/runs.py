@@ -62,9 +62,9 @@ WITH_TINY = """
 import sys
 
 import tiny
-from hashvision import __main__
+from hashvision.commands import main as program
 
-sys.exit(__main__.main())
+sys.exit(program.main())
 """
 
 

@@ -6,13 +6,12 @@ import itertools
 import jax
 import numpy as np
 
-from hashvision.models import Groups, ProjectionHead
+from hashvision.models import Groups, ProjectionHead, from_module
 from hashvision.models.regnet import RegNetParameters, RegNetY
 from hashvision.objectives import hashtag, swav
 from hashvision.pixels.augment import Augmentation
 from hashvision.pixels.crops import Crops, cut
-from hashvision.training import mesh as meshes
-from hashvision.training import optim, state
+from hashvision.training import optim, sharding, state
 
 # Two stages, the second scanned; small, since each sharding is a compilation of its own.
 MODEL = RegNetY(RegNetParameters(4, 16, 8.0, 2.0, 8))
@@ -30,23 +29,29 @@ CROPS = {"hashtag": [Crops(1, SIDE)], "swav": [Crops(2, SIDE), Crops(2, SIDE // 
 
 
 def build(data, fsdp, model=MODEL, average=0.0, side=SIDE, name="hashtag", parts=1, photos=0):
-    mesh = meshes.make_mesh(fsdp, jax.devices()[: data * fsdp])
+    mesh = sharding.make_mesh(fsdp, jax.devices()[: data * fsdp])
     groups = Groups(photos, BATCH // parts // photos) if photos else None
     if name == "swav":
         model = SMALLEST if model is MODEL else model  # it goes through the network twice
-    model = model.clone(norm_groups=groups)
+    trunk = from_module(model.clone(norm_groups=groups))
     if name == "hashtag":
-        objective = hashtag.objective(model, CLASSES)
+        objective = hashtag.objective(trunk, CLASSES)
     else:
-        objective = swav.objective(model, ProjectionHead((32, 16), True, groups), SWAV)
-    rate = optim.schedule("cosine", 0.05 if name == "hashtag" else 5e-4, STEPS, 2)
-    tx = optim.build("sgd", rate, 1e-4)
+        head = from_module(ProjectionHead((32, 16), True, groups))
+        objective = swav.objective(trunk, head, SWAV)
+    rate = optim.schedule(
+        "cosine", 0.05 if name == "hashtag" else 5e-4, total_steps=STEPS, warmup_steps=2
+    )
+    tx = optim.build("sgd", rate, weight_decay=1e-4)
     sizes = [crops._replace(size=crops.size * side // SIDE) for crops in CROPS[name]]
-    batch = state.abstract_batch(BATCH, side, 3, mesh)
+    batch = state.abstract_batch(BATCH, side=side, max_labels=3, mesh=mesh)
     into_crops = functools.partial(cut, sizes=sizes)
     init = state.initializer(objective, tx, average > 0, batch, into_crops)
     abstract = state.abstract_state(init, mesh)
-    step = state.train_step(objective, into_crops, tx, rate, abstract, mesh, 0, average, parts)
+    step = state.train_step(
+        objective, into_crops, tx, rate,
+        abstract=abstract, mesh=mesh, seed=0, decay=average, parts=parts,
+    )  # fmt: skip
     return mesh, init, abstract, batch, step
 
 
@@ -71,7 +76,7 @@ def losses(data, fsdp, steps=STEPS, **options):
     current = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     with jax.set_mesh(mesh):
         for batch in itertools.islice(batches(), steps):
-            current, metrics = step(current, jax.device_put(batch, meshes.batch_sharding(mesh)))
+            current, metrics = step(current, jax.device_put(batch, sharding.batch_sharding(mesh)))
             values.append(float(metrics["loss"]))
     return np.array(values), jax.device_get(current)
 

@@ -78,7 +78,7 @@ class Run:
 
     def __init__(self, place, name, recipe, monkeypatch):
         self.place, self.name, self.recipe = place, name, recipe
-        self.shown, self.labels, noted = {}, {}, reader.Reader.batches
+        self.shown, self.labels, noted = {}, {}, reader.BatchReader.batches
 
         def batches(own, start=0):
             for step, (items, batch) in enumerate(noted(own, start), start):
@@ -86,7 +86,7 @@ class Run:
                 self.labels[step] = batch["labels"][:, 0].tolist()
                 yield items, batch
 
-        monkeypatch.setattr(reader.Reader, "batches", batches)
+        monkeypatch.setattr(reader.BatchReader, "batches", batches)
 
     @property
     def workdir(self):
@@ -95,7 +95,12 @@ class Run:
     def train(self, data, *overrides, stop=False):
         """Starts or resumes on a dataset; is told to stop at step 9, where `stop` says so."""
         self._ahead = {}
-        given = [f"--config.dataset={self.place / data}", "--config.knn.every=8", *FEW, *overrides]
+        given = [
+            f"--config.dataset={self.place / data}",
+            "--config.evaluate_every=8",
+            *FEW,
+            *overrides,
+        ]
         config = recipes.load(str(self.place / f"{self.recipe}.py"), given)
 
         def check(predict, resolution, step):
@@ -146,7 +151,9 @@ def test_hashtags_resume_on_a_dataset_with_fewer_posts(place, monkeypatch):
     length = stream.Stream(source, **options, tagged_only=True).epoch_length
     total = int(np.ceil(EPOCHS * length / BATCH))
     rates = [rate for _, rate in curve(place, "hashtags").values()]
-    wanted = optim.schedule("cosine", 0.2 * BATCH / 256, total, round(length / BATCH))
+    wanted = optim.schedule(
+        "cosine", 0.2 * BATCH / 256, total_steps=total, warmup_steps=round(length / BATCH)
+    )
     assert len(rates) == total
     np.testing.assert_allclose(rates, [wanted(step) for step in range(total)], rtol=1e-5)
 

@@ -8,8 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hashvision.errors import UserError
-from hashvision.training import checkpoint
-from hashvision.training import mesh as meshes
+from hashvision.training import checkpoint, sharding
 from hashvision.training.checkpoint import Checkpoints
 from hashvision.training.state import State, averaged, evaluated
 
@@ -18,12 +17,12 @@ def make(seed=0):
     rng = np.random.default_rng(seed)
     params = {"layer": {"kernel": rng.standard_normal((8, 16), np.float32), "bias": np.zeros(16)}}
     moments = ({"trace": rng.standard_normal((8, 16), np.float32)}, ())
-    return State(jnp.int32(seed), params, {"batch_stats": np.ones(3)}, moments, ())
+    return State(jnp.int32(seed), params, {"trunk": np.ones(3)}, moments, ())
 
 
 def abstract(state, fsdp):
-    mesh = meshes.make_mesh(fsdp)
-    shardings = meshes.state_shardings(state, mesh)
+    mesh = sharding.make_mesh(fsdp)
+    shardings = sharding.state_shardings(state, mesh)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
     )
@@ -31,7 +30,7 @@ def abstract(state, fsdp):
 
 @pytest.fixture(autouse=True)
 def shard_everything(monkeypatch):
-    monkeypatch.setattr(meshes, "SMALLEST_SHARDED", 16)
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 16)
 
 
 @pytest.mark.slow
@@ -81,7 +80,7 @@ def test_saving_does_not_see_later_donated_steps(tmp_path):
 
 
 def test_what_is_still_being_written_is_waited_for(tmp_path):
-    state = make()._replace(average={"params": jnp.zeros((4096, 1024)), "batch_stats": {}})
+    state = make()._replace(average={"params": jnp.zeros((4096, 1024)), "trunk": {}})
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, state, {"loss": 0.0})
     restored = checkpoints.restore(abstract(state, 1))
@@ -96,8 +95,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         checkpoints.restore(abstract(state, 1))
     checkpoints.save(3, state, {"loss": 0.0})
     checkpoints.wait()
-    wider = state._replace(extra={"batch_stats": np.ones(4)})
-    with pytest.raises(UserError, match=r"extra/batch_stats is \(3,\) there and \(4,\) here"):
+    wider = state._replace(extra={"trunk": np.ones(4)})
+    with pytest.raises(UserError, match=r"extra/trunk is \(3,\) there and \(4,\) here"):
         checkpoints.restore(abstract(wider, 1))
     checkpoints.close()
 
@@ -182,13 +181,13 @@ def with_average(seed):
     """A state of a network with a head, its average and other statistics than the last step's."""
     trunk = {"kernel": jnp.full((8, 16), float(seed))}
     params = {"trunk": trunk, "head": {"bias": jnp.ones(16)}}
-    extra = {"batch_stats": {"mean": jnp.full(16, seed + 0.5)}, "queue": jnp.zeros((8, 2))}
+    extra = {"trunk": {"mean": jnp.full(16, seed + 0.5)}, "queue": jnp.zeros((8, 2))}
     average = jax.tree.map(lambda x: x + 1, averaged(params, extra))
     return State(jnp.int32(seed), params, extra, (), average)
 
 
 def of_trunk(wanted):
-    return {"params": wanted.params["trunk"], "batch_stats": wanted.extra["batch_stats"]}
+    return {"params": wanted.params["trunk"], "trunk": wanted.extra["trunk"]}
 
 
 def test_the_trunk_of_an_average_comes_with_its_statistics(tmp_path):
@@ -199,7 +198,7 @@ def test_the_trunk_of_an_average_comes_with_its_statistics(tmp_path):
     checkpoints.close()
     assert step == 1
     np.testing.assert_array_equal(trunk["params"]["kernel"], 4)
-    np.testing.assert_array_equal(trunk["batch_stats"]["mean"], 4.5)
+    np.testing.assert_array_equal(trunk["trunk"]["mean"], 4.5)
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -229,7 +228,7 @@ def test_of_a_state_the_network_alone_is_read(tmp_path, monkeypatch, average):
     if average:
         assert asked == [{"average": shardings}]
     else:
-        statistics = {"batch_stats": shardings["batch_stats"]}
+        statistics = {"trunk": shardings["trunk"]}
         assert asked == [{"params": shardings["params"], "extra": statistics}]
 
 
@@ -248,7 +247,7 @@ def test_an_average_from_before_it_held_statistics_is_read(tmp_path):
     _, trunk = checkpoints.restore_network(of_trunk(abstract(state, 1)), "trunk")
     checkpoints.close()
     np.testing.assert_array_equal(trunk["params"]["kernel"], 4)
-    np.testing.assert_array_equal(trunk["batch_stats"]["mean"], 3.5)
+    np.testing.assert_array_equal(trunk["trunk"]["mean"], 3.5)
 
 
 def on_one_device(tree):
@@ -283,3 +282,27 @@ def test_fingerprints_are_those_of_the_equation_on_every_mesh():
         assert {name: int(value) for name, value in found.items()} == wanted
     swapped = tree["matrix"][:, ::-1]
     assert int(checkpoint._fingerprints({"x": swapped})["x"]) != wanted["matrix"]
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_a_checkpoint_with_the_former_names_of_statistics_is_read(tmp_path, average):
+    """Earlier versions called the statistics of trunk and head otherwise."""
+    state = with_average(3)
+    state = state._replace(extra={**state.extra, "head": {"mean": jnp.full(4, 9.0)}})
+    if not average:
+        state = state._replace(average=())
+    former = {"batch_stats": state.extra["trunk"], "head_stats": state.extra["head"]}
+    old = state._replace(extra={**former, "queue": state.extra["queue"]})
+    if average:
+        old = old._replace(
+            average={"params": state.average["params"], "batch_stats": state.average["trunk"]}
+        )
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, old, {"loss": 1.0})
+    checkpoints.wait()
+    restored = checkpoints.restore(abstract(state, 8))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    _, network = checkpoints.restore_network(abstract(averaged(*evaluated(state)), 8))
+    wanted = state.average if average else averaged(state.params, state.extra)
+    jax.tree.map(np.testing.assert_array_equal, network, wanted)
+    checkpoints.close()

@@ -10,7 +10,7 @@ import pytest
 
 import metadata
 from hashvision.errors import UserError
-from hashvision.training import hosts
+from hashvision.training import hosts, preemption
 from runs import all_finish, curve, finish, kill_host, make, start, start_hosts, until
 
 pytestmark = pytest.mark.slow
@@ -103,11 +103,11 @@ def test_what_the_machine_of_one_host_refuses_ends_all(place):
 
 UNFORESEEN = """
 import os, sys
-from hashvision import __main__
+from hashvision.commands import main as program
 from hashvision.training import metrics
 if os.environ["JAX_PROCESS_ID"] == "0":
     metrics._until = None
-sys.exit(__main__.main())
+sys.exit(program.main())
 """
 
 
@@ -149,7 +149,7 @@ def test_a_notice_that_stands_already_is_not_told_again(monkeypatch):
     told = queue.Queue()
     with metadata.serving(["TERMINATE"] * 5 + ["NONE"] * 5 + ["MIGRATE"]) as address:
         monkeypatch.setenv("GCE_METADATA_HOST", address)
-        asking = hosts.Maintenance(told.put, every=0.01)
+        asking = preemption.Maintenance(told.put, every=0.01)
         asking.start()
         assert told.get(timeout=10) == "maintenance-event: MIGRATE"
         asking.end()

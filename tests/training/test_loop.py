@@ -128,36 +128,46 @@ def test_a_checkpoint_of_another_network_is_refused(place, whole):
     assert "does not fit this config" in sentence
 
 
+def plain_objective():
+    """An objective with nothing to watch."""
+    from hashvision.objectives import Objective
+
+    def nothing(*_):
+        raise AssertionError
+
+    return Objective(nothing, nothing, nothing)
+
+
 def test_a_check_between_checkpoints_leaves_the_mean_loss_whole(tmp_path):
     from hashvision.config import recipes
-    from hashvision.training import loop
+    from hashvision.training import progress
 
     config = recipes.load(str(REPO / "configs" / "demo.py"), [])
-    log = loop._Log(str(tmp_path), config, 0, 10, None, lambda scalars: None)
+    log = progress.Progress(str(tmp_path), config, plain_objective(), start=0, total=10)
     for step, loss in enumerate((1.0, 3.0), 1):
         log.add(step, {"loss": loss, "gradient_norm": 1.0, "learning_rate": 0.1}, 0.0)
-        with log.aside():
+        with log.paused():
             log.note(step, {"knn": 0.5})
-    assert log.settle() == {"loss": 2.0}
-    log.close()
+    assert log.mean_loss() == {"loss": 2.0}
+    log.__exit__(None)
 
 
 def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatch):
     from hashvision.config import recipes
-    from hashvision.training import loop
+    from hashvision.training import progress
 
     now = 0.0
     clock = types.SimpleNamespace(perf_counter=lambda: now)
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     config = recipes.load(str(REPO / "configs" / "demo.py"), ["--config.log_every=4"])
-    log = loop._Log(str(tmp_path), config, 0, 9, None, lambda scalars: None)
+    log = progress.Progress(str(tmp_path), config, plain_objective(), start=0, total=9)
     for step in range(1, 6):  # a second each
         now += 1.0
         log.add(step, {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 0.1}, 0.0)
         if step == 2:
-            with log.aside():
+            with log.paused():
                 now += 100.0
-    log.close()
+    log.__exit__(None)
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert {line["step"]: line["images_per_second"] for line in lines}[4] == config.batch_size
 

@@ -29,13 +29,15 @@ def place(tmp_path_factory):
 
 
 def watched(place):
-    return f"--config.knn.dataset={place / 'labelled'}", "--config.knn.every=10"
+    return f"--config.evaluate_on={place / 'labelled'}", "--config.evaluate_every=10"
 
 
 def neighbours(place, run):
     """The share that kNN names right, by step."""
     lines = map(json.loads, (place / run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["knn_labelled"] for line in lines if "knn_labelled" in line}
+    return {
+        line["step"]: line["knn_top1_labelled"] for line in lines if "knn_top1_labelled" in line
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def whole_swav(place):
                 (folder / f"{photo}.jpg").write_bytes(picture)
     code, out, err = finish(start(place, "whole-swav", *watched(place), config="tiny_swav"))
     assert code == 0, err
-    assert "loss_per_ln_k" in out and "there are 12" in out and "step 10/24  knn_labelled" in out
+    assert (
+        "loss_per_ln_k" in out and "there are 12" in out and "step 10/24  knn_top1_labelled" in out
+    )
     return "whole-swav"
 
 

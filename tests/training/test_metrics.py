@@ -1,16 +1,16 @@
 import json
 
-from hashvision.training import metrics
+from hashvision.training import metrics, progress
 
 
 def test_a_restart_takes_back_later_lines_and_a_torn_one(tmp_path):
-    writer = metrics.Writer(str(tmp_path), 0)
+    writer = metrics.MetricsWriter(str(tmp_path), 0)
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1.0 / step})
     writer.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
-    writer = metrics.Writer(str(tmp_path), 2)
+    writer = metrics.MetricsWriter(str(tmp_path), 2)
     writer.write(3, {"loss": 0.5})
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -22,4 +22,4 @@ def test_a_restart_takes_back_later_lines_and_a_torn_one(tmp_path):
 
 
 def test_durations_as_people_say_them():
-    assert [metrics.duration(s) for s in (45.4, 185, 7800)] == ["45s", "3m05s", "2h10m"]
+    assert [progress.duration(s) for s in (45.4, 185, 7800)] == ["45s", "3m05s", "2h10m"]

@@ -19,19 +19,23 @@ def test_cosine_with_warmup():
 
 
 def test_the_warmup_rises_from_a_rate_of_its_own():
-    rate = optim.schedule("constant", 4.8, 100, warmup_steps=10, warmup_start=0.3)
+    rate = optim.schedule("constant", 4.8, total_steps=100, warmup_steps=10, warmup_start=0.3)
     np.testing.assert_allclose([rate(s) for s in (0, 4, 9, 50)], [0.75, 2.55, 4.8, 4.8], rtol=1e-6)
-    low = optim.schedule("constant", 0.2, 100, warmup_steps=10, warmup_start=0.3)
+    low = optim.schedule("constant", 0.2, total_steps=100, warmup_steps=10, warmup_start=0.3)
     assert {round(float(low(step)), 6) for step in range(20)} == {0.2}  # never above the peak
-    none = optim.schedule("constant", 4.8, 100, warmup_steps=0, warmup_start=0.3)
+    none = optim.schedule("constant", 4.8, total_steps=100, warmup_steps=0, warmup_start=0.3)
     assert float(none(0)) == pytest.approx(4.8)
 
 
 def test_without_a_start_the_warmup_is_what_it_was_bit_for_bit():
     for kind in ("cosine", "halving", "constant"):
-        rate = optim.schedule(kind, 1.7, 1000, 37, 0.01)
+        rate = optim.schedule(kind, 1.7, total_steps=1000, warmup_steps=37, final=0.01)
         for step in (0, 5, 36, 37, 500, 999):
-            decay = np.float32(optim.schedule(kind, 1.0, 1000, 37, 0.01)(max(step, 37)))
+            decay = np.float32(
+                optim.schedule(kind, 1.0, total_steps=1000, warmup_steps=37, final=0.01)(
+                    max(step, 37)
+                )
+            )
             risen = np.minimum(np.float32(step + 1) / np.float32(37), np.float32(1))
             assert float(rate(step)) == np.float32(1.7) * risen * decay
 
@@ -43,7 +47,9 @@ def test_halving_halves_at_even_distances():
 
 
 def test_constant_stays():
-    assert float(optim.schedule("constant", 0.3, 10, 0)(7)) == pytest.approx(0.3)
+    assert float(
+        optim.schedule("constant", 0.3, total_steps=10, warmup_steps=0)(7)
+    ) == pytest.approx(0.3)
 
 
 def tree(rng):
@@ -126,7 +132,9 @@ def test_larc_is_apexs_layer_by_layer():
 
 def test_clipping_bounds_the_global_norm():
     params, grads = trees()
-    tx = optim.build("sgd", lambda step: 1.0, 0.0, momentum=0.0, nesterov=False, clip=0.5)
+    tx = optim.build(
+        "sgd", lambda step: 1.0, weight_decay=0.0, momentum=0.0, nesterov=False, clip=0.5
+    )
     updates, _ = tx.update(grads[0], tx.init(params), params)
     assert float(optax.tree.norm(updates)) == pytest.approx(0.5, rel=1e-5)
 
@@ -134,8 +142,8 @@ def test_clipping_bounds_the_global_norm():
 @pytest.mark.slow
 def test_plateau_halves_when_the_loss_stands_still():
     """Averages of 4 steps; three without a fall, and the learning rate is halved."""
-    rate = optim.schedule("plateau", 0.5, 100, 0)
-    tx = optim.build("sgd", rate, 0.0, momentum=0.0, plateau_steps=4)
+    rate = optim.schedule("plateau", 0.5, total_steps=100, warmup_steps=0)
+    tx = optim.build("sgd", rate, weight_decay=0.0, momentum=0.0, plateau_steps=4)
     params = {"norm": {"scale": jnp.ones(2)}}  # a name that the plateau's state has too
     state = tx.init(params)
     gradients = {"norm": {"scale": jnp.ones(2)}}
@@ -148,6 +156,6 @@ def test_plateau_halves_when_the_loss_stands_still():
     # Falling for 12 steps (and once more: 2.0 is below the last mean), level from step 16 on.
     assert scales == [1.0] * 27 + [0.5] * 5
     np.testing.assert_allclose(moves, [-0.5 * scale for scale in scales])
-    plain = optim.build("sgd", rate, 0.0)
+    plain = optim.build("sgd", rate, weight_decay=0.0)
     assert float(optim.plateau_scale(plain.init(params))) == 1.0
     plain.update(gradients, plain.init(params), params, value=1.0)  # takes it and needs it not

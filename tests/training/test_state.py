@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hashvision.models import layers
+from hashvision.models import Variables, from_module, layers
 from hashvision.models.norm import BatchNorm
 from hashvision.objectives import hashtag
 from hashvision.planning import hlo
-from hashvision.training import mesh as meshes
-from hashvision.training import optim, state
+from hashvision.training import optim, sharding, state
 from steps import MODEL, SMALLEST, batches, build, losses, parts_change_nothing, same_as_alone
 
 pytestmark = pytest.mark.slow
@@ -26,7 +25,7 @@ def single():
 @pytest.fixture(autouse=True)
 def shard_everything(monkeypatch):
     """And store kernels with zeros beyond their outputs; `single`, made before, has none."""
-    monkeypatch.setattr(meshes, "SMALLEST_SHARDED", 64)
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     monkeypatch.setattr(layers, "LARGE_KERNEL", 64)
     monkeypatch.setattr(layers, "STORED_MULTIPLE", 24)
 
@@ -81,44 +80,50 @@ def test_the_average_follows_parameters_and_statistics():
     )
     params, extra = state.evaluated(current)
     assert params is current.average["params"]
-    assert extra["batch_stats"] is current.average["batch_stats"]
+    assert extra["trunk"] is current.average["trunk"]
 
 
-def test_the_averaged_network_is_normalised_by_statistics_of_its_own():
+def test_the_averaged_network_is_normalized_by_statistics_of_its_own():
     """A weight grows by 1% a step, so its average is far behind it, and has to have its own."""
-    layer = BatchNorm()
+    layer = from_module(BatchNorm())
     x = 1 + np.random.default_rng(0).standard_normal((64, 4), np.float32)
 
     def apply(params, stats, train):
-        variables = {"params": params["norm"], "batch_stats": stats}
-        return layer.apply(variables, params["weight"] * x, train, mutable=["batch_stats"])
+        return layer.apply(Variables(params["norm"], stats), params["weight"] * x, train)
 
     def init(rng, batch):
-        made = layer.init(rng, x, True)
-        params = {"norm": made["params"], "weight": jnp.ones(())}
-        return params, {"batch_stats": made["batch_stats"]}
+        made = layer.init(rng, x)
+        params = {"norm": made.params, "weight": jnp.ones(())}
+        return params, {"trunk": made.statistics}
 
     def loss(params, extra, batch, rng, step):
-        stats = apply(jax.lax.stop_gradient(params), extra["batch_stats"], True)[1]
-        return -0.5 * params["weight"] ** 2, (stats, {})
+        stats = apply(jax.lax.stop_gradient(params), extra["trunk"], True)[1]
+        return -0.5 * params["weight"] ** 2, ({"trunk": stats}, {})
 
-    objective = hashtag.objective(SMALLEST, 2)._replace(init=init, loss=loss)
-    mesh, same = meshes.make_mesh(1, jax.devices()[:1]), lambda batch: batch
-    rate = optim.schedule("constant", 0.01, 600, 0)
-    tx = optim.build("sgd", rate, 0.0, momentum=0.0)
+    objective = hashtag.objective(from_module(SMALLEST), 2)._replace(init=init, loss=loss)
+    mesh, same = sharding.make_mesh(1, jax.devices()[:1]), lambda batch: batch
+    rate = optim.schedule("constant", 0.01, total_steps=600, warmup_steps=0)
+    tx = optim.build("sgd", rate, weight_decay=0.0, momentum=0.0)
     batch = {"key": jnp.zeros((8, 2), jnp.uint32)}
     first = state.initializer(objective, tx, True, batch, same)
     step = state.train_step(
-        objective, same, tx, rate, state.abstract_state(first, mesh), mesh, 0, 0.99
+        objective,
+        same,
+        tx,
+        rate,
+        abstract=state.abstract_state(first, mesh),
+        mesh=mesh,
+        seed=0,
+        decay=0.99,
     )
     current = jax.jit(first)(jax.random.key(0))
     for _ in range(600):
         current, _ = step(current, batch)
     params, extra = state.evaluated(current)
-    features = np.asarray(apply(params, extra["batch_stats"], False)[0])
+    features = np.asarray(apply(params, extra["trunk"], False)[0])
     assert params["weight"] < 0.7 * current.params["weight"]
     assert abs(features.std() - 1) < 0.1 and abs(features.mean()) < 0.15
-    off = np.asarray(apply(params, current.extra["batch_stats"], False)[0])
+    off = np.asarray(apply(params, current.extra["trunk"], False)[0])
     assert off.std() < 0.75  # what the last step's statistics would make of them
 
 

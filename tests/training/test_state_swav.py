@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashvision.training import mesh as meshes
+from hashvision.training import sharding
 from steps import losses, parts_change_nothing, same_as_alone
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ def single():
 
 @pytest.fixture(autouse=True)
 def shard_everything(monkeypatch):
-    monkeypatch.setattr(meshes, "SMALLEST_SHARDED", 64)
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import metadata
-from hashvision.training import hosts, loop
+from hashvision.training import preemption
 
 QUIET, EVENT = "NONE", "TERMINATE_ON_HOST_MAINTENANCE"
 
@@ -27,8 +27,8 @@ def heard():
 def events(monkeypatch):
     """What a metadata server says, which is asked a hundred times a second."""
     said = [QUIET]
-    often = functools.partial(hosts.Maintenance, every=0.01)
-    monkeypatch.setattr(hosts, "Maintenance", often)
+    often = functools.partial(preemption.Maintenance, every=0.01)
+    monkeypatch.setattr(preemption, "Maintenance", often)
     with metadata.serving(said) as address:
         monkeypatch.setenv("GCE_METADATA_HOST", address)
         yield said
@@ -50,7 +50,7 @@ def tell(events):
 
 
 def test_sigterm_asks_for_the_end(heard):
-    stopping = loop._Stopping()
+    stopping = preemption.Preemption()
     with stopping:
         assert not stopping.at(1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -59,7 +59,7 @@ def test_sigterm_asks_for_the_end(heard):
 
 
 def test_notice_of_maintenance_asks_for_the_end(events):
-    stopping = loop._Stopping()
+    stopping = preemption.Preemption()
     with stopping:
         tell(events)
         assert asked(stopping)
@@ -67,16 +67,16 @@ def test_notice_of_maintenance_asks_for_the_end(events):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_notice_after_the_loop_reaches_nobody(events, heard, count, monkeypatch):
-    monkeypatch.setattr(loop.jax, "process_count", lambda: count)
-    with loop._Stopping():
+    monkeypatch.setattr(preemption.jax, "process_count", lambda: count)
+    with preemption.Preemption():
         pass
     tell(events)
     assert not heard
 
 
 def test_of_several_hosts_jax_hears_the_notice(events, heard, monkeypatch):
-    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
-    with loop._Stopping():
+    monkeypatch.setattr(preemption.jax, "process_count", lambda: 2)
+    with preemption.Preemption():
         tell(events)
         end = time.monotonic() + 30
         while not heard and time.monotonic() < end:
@@ -86,14 +86,14 @@ def test_of_several_hosts_jax_hears_the_notice(events, heard, monkeypatch):
 
 def test_nothing_that_asks_outlives_the_loop(events):
     before = threading.active_count()
-    with loop._Stopping():
+    with preemption.Preemption():
         assert threading.active_count() > before
     asking = [thread for thread in threading.enumerate() if type(thread).__name__ == "Maintenance"]
     assert not asking
 
 
 def test_a_second_loop_is_not_stopped_by_the_notice_to_the_first(events):
-    first, second = loop._Stopping(), loop._Stopping()
+    first, second = preemption.Preemption(), preemption.Preemption()
     with first:
         tell(events)
         assert asked(first)
@@ -103,7 +103,7 @@ def test_a_second_loop_is_not_stopped_by_the_notice_to_the_first(events):
 
 
 def test_a_loop_inside_another_hears_for_itself(heard):
-    outer, inner = loop._Stopping(), loop._Stopping()
+    outer, inner = preemption.Preemption(), preemption.Preemption()
     with outer:
         with inner:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -121,8 +121,8 @@ def test_a_handler_that_python_does_not_know_gives_way_to_the_default(monkeypatc
     def replace(number, handler):
         put.append(handler)
 
-    monkeypatch.setattr(loop.signal, "signal", replace)
-    with loop._Stopping():
+    monkeypatch.setattr(preemption.signal, "signal", replace)
+    with preemption.Preemption():
         pass
     assert put[1:] == [signal.SIG_DFL]
 
@@ -131,7 +131,7 @@ def test_in_another_thread_than_the_main_one_notice_still_stops_the_loop(events,
     stopped = []
 
     def train():
-        stopping = loop._Stopping()
+        stopping = preemption.Preemption()
         with stopping:
             tell(events)
             stopped.append(asked(stopping))

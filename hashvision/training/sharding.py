@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,3 +110,22 @@ def state_shardings(shapes: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, state_spec(x.shape, fsdp))
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def on_devices(
+    batches: Iterator[Mapping[str, np.ndarray]], abstract: dict[str, jax.ShapeDtypeStruct]
+) -> Iterator[dict[str, jax.Array]]:
+    """Turns host batches into global arrays, one batch ahead of the step that takes them."""
+
+    def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {
+            name: jax.make_array_from_process_local_data(
+                abstract[name].sharding, value, abstract[name].shape
+            )
+            for name, value in batch.items()
+        }
+
+    ahead = put(next(batches))
+    for batch in batches:
+        ready, ahead = ahead, put(batch)
+        yield ready

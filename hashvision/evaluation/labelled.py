@@ -36,7 +36,7 @@ class Photos(typing.NamedTuple):
         return self.read(self.places)
 
 
-class Dataset(typing.NamedTuple):
+class LabelledSet(typing.NamedTuple):
     """What lies at a path: its photos for testing and, if it says which, those for training."""
 
     path: str  # absolute
@@ -47,7 +47,7 @@ class Dataset(typing.NamedTuple):
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return files.shown(os.path.basename(self.path))
+        return files.printable(os.path.basename(self.path))
 
 
 class Split(typing.NamedTuple):
@@ -80,7 +80,9 @@ def _read_files(paths: Sequence[str], places: np.ndarray) -> Iterator[bytes]:
         yield from map(read, places.tolist())
         return
     for begin in range(0, len(places), _TOGETHER):
-        yield from storage.each(read, places[begin : begin + _TOGETHER].tolist(), remote=True)
+        yield from storage.parallel_map(
+            read, places[begin : begin + _TOGETHER].tolist(), remote=True
+        )
 
 
 def take(photos: Photos, indices: np.ndarray) -> Photos:
@@ -114,7 +116,7 @@ def _class_folders(root: str, folder: str) -> Photos:
             key=lambda path: path.split("/"),
         )
         paths += found
-        labels += [(files.shown(class_name),)] * len(found)
+        labels += [(files.printable(class_name),)] * len(found)
     if not paths:
         raise UserError(
             f"{folder} holds no images in class folders; "
@@ -124,13 +126,13 @@ def _class_folders(root: str, folder: str) -> Photos:
     return _photos(names, labels, functools.partial(_read_files, paths))
 
 
-def _read_tree(root: str) -> Dataset:
+def _read_tree(root: str) -> LabelledSet:
     train, folders = f"{root}/train", _subfolders(root)
     tests = [f"{root}/{name}" for name in _TEST_FOLDERS if name in folders]
     # A class may itself be called "train"; split folders hold folders.
     if tests and _subfolders(train) and _subfolders(tests[0]):
-        return Dataset(root, _class_folders(root, tests[0]), _class_folders(root, train))
-    return Dataset(root, _class_folders(root, root), None)
+        return LabelledSet(root, _class_folders(root, tests[0]), _class_folders(root, train))
+    return LabelledSet(root, _class_folders(root, root), None)
 
 
 def _parse_row(line: str) -> tuple[str, tuple[str, ...]] | None:
@@ -144,12 +146,12 @@ def _parse_row(line: str) -> tuple[str, tuple[str, ...]] | None:
     texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not (isinstance(image, str) and "\0" not in image and texts):
         return None
-    if any(files.shown(label) != label for label in labels):
+    if any(files.printable(label) != label for label in labels):
         return None
     return image, tuple(dict.fromkeys(labels))
 
 
-def _read_jsonl(file: str) -> Dataset:
+def _read_jsonl(file: str) -> LabelledSet:
     folder = os.path.dirname(file)
     paths, names, labels = [], [], []
     try:
@@ -171,7 +173,7 @@ def _read_jsonl(file: str) -> Dataset:
     if not paths:
         raise UserError(f"{file} names no images; each line wants an image and its labels.")
     photos = _photos(names, labels, functools.partial(_read_files, paths))
-    return Dataset(locate(file), photos, None)
+    return LabelledSet(locate(file), photos, None)
 
 
 def _read_record_images(shards: Sequence[str], places: np.ndarray) -> Iterator[bytes]:
@@ -200,7 +202,7 @@ def _shards(root: str) -> list[str]:
     return [f"{root}/{name}" for name in expected]
 
 
-def _read_records(source: prepared.Dataset) -> Dataset:
+def _read_records(source: prepared.Dataset) -> LabelledSet:
     import tensorflow as tf
 
     root = source.path
@@ -228,7 +230,7 @@ def _read_records(source: prepared.Dataset) -> Dataset:
     if not names:
         raise UserError(f"{root} holds no records; nothing can be evaluated on it.")
     photos = _photos(names, labels, functools.partial(_read_record_images, shards))
-    return Dataset(root, photos, None)
+    return LabelledSet(root, photos, None)
 
 
 def locate(path: str | os.PathLike[str]) -> str:
@@ -239,7 +241,9 @@ def locate(path: str | os.PathLike[str]) -> str:
     return storage.absolute(root).removesuffix(f"/{LABELS_FILE}")
 
 
-def read(path: str | os.PathLike[str], removed: removals.RemovalList = removals.NO_LIST) -> Dataset:
+def read(
+    path: str | os.PathLike[str], removed: removals.RemovalList = removals.NO_LIST
+) -> LabelledSet:
     """Reads the names and labels of the photos at a path; the images stay where they are.
 
     Args:
@@ -260,7 +264,7 @@ def read(path: str | os.PathLike[str], removed: removals.RemovalList = removals.
     return _without(_read_files_at(root), lambda photos: _match_files(photos, names), names)
 
 
-def _read_files_at(root: str) -> Dataset:
+def _read_files_at(root: str) -> LabelledSet:
     if storage.is_file(root):
         if not root.endswith(".jsonl"):
             raise UserError(f"{root} is no dataset; name a folder of images or a {LABELS_FILE}.")
@@ -273,8 +277,8 @@ def _read_files_at(root: str) -> Dataset:
 
 
 def _without(
-    dataset: Dataset, match: Callable[[Photos], np.ndarray], removed: removals.Names
-) -> Dataset:
+    dataset: LabelledSet, match: Callable[[Photos], np.ndarray], removed: removals.Names
+) -> LabelledSet:
     """The dataset without the photos that match, where there is a list at all."""
     if not removed:
         return dataset
@@ -295,7 +299,7 @@ def _without(
 
 def _match_records(source: prepared.Dataset, removed: removals.Names) -> np.ndarray:
     """Bool (N,), by all that the index knows of the posts, and of the copies they stand for."""
-    return removals.marks(source.named(0, len(source), removed), 0, len(source))
+    return removals.marks(source.find_removed(0, len(source), removed), 0, len(source))
 
 
 def _match_files(photos: Photos, removed: removals.Names) -> np.ndarray:
@@ -326,7 +330,7 @@ def _numbers(photos: Photos, classes: Sequence[str]) -> np.ndarray:
     return np.array([position[labels[0]] for labels in photos.labels], np.int64)
 
 
-def single_label(dataset: Dataset) -> Split:
+def single_label(dataset: LabelledSet) -> Split:
     """Cuts a dataset into train and test photos of one class each.
 
     Where the dataset does not say which photos are for training, a quarter of each class, chosen

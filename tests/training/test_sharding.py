@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from hashvision import models
 from hashvision.errors import UserError
 from hashvision.planning import plan
-from hashvision.training import mesh
+from hashvision.training import sharding
 from places import REPO
 
 
@@ -32,8 +32,8 @@ from places import REPO
     ],
 )
 def test_the_last_divisible_dimension_of_a_large_array_is_sharded(shape, spec):
-    assert mesh.state_spec(shape, 8) == spec
-    assert mesh.state_spec(shape, 1) == P()
+    assert sharding.state_spec(shape, 8) == spec
+    assert sharding.state_spec(shape, 1) == P()
 
 
 @pytest.mark.parametrize("name", ["regnety_32gf", "regnety_128gf", "regnety_256gf", "regnety_10b"])
@@ -44,16 +44,16 @@ def test_the_widest_networks_are_cut_evenly(name):
     params = jax.eval_shape(lambda key: model.init(key, images, False), jax.random.key(0))["params"]
     leaves = jax.tree.leaves(params)
     for fsdp in (8, 128):
-        whole = sum(x.size for x in leaves if "fsdp" not in mesh.state_spec(x.shape, fsdp))
+        whole = sum(x.size for x in leaves if "fsdp" not in sharding.state_spec(x.shape, fsdp))
         assert 4 * whole < 100e6  # bytes
 
 
 def test_mesh_axes_and_order():
     devices = jax.devices()
-    made = mesh.make_mesh(2)
+    made = sharding.make_mesh(2)
     assert made.axis_names == ("data", "fsdp") and made.devices.shape == (4, 2)
     assert made.devices.ravel().tolist() == devices
-    assert mesh.make_mesh(1, devices[::-1]).devices.ravel().tolist() == devices[::-1]
+    assert sharding.make_mesh(1, devices[::-1]).devices.ravel().tolist() == devices[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def hops(chips):
 )
 def test_fsdp_goes_over_neighbours_of_a_torus(kind, shape, fsdp, box):
     chips = torus(kind, *shape)
-    found = mesh.placed(chips, fsdp)
+    found = sharding.placed(chips, fsdp)
     assert found.shape == (len(chips) // fsdp, fsdp)
     assert {*found.flat} == {*chips} and found.size == len(chips)
     assert all(sides(group) == box for group in found)
@@ -105,7 +105,7 @@ def test_fsdp_goes_over_neighbours_of_a_torus(kind, shape, fsdp, box):
 
 def test_fsdp_stays_within_a_slice():
     chips = [*torus("TPU v5 lite", 4, 4, piece=0), *torus("TPU v5 lite", 4, 4, piece=1)]
-    found = mesh.placed(chips, 4)
+    found = sharding.placed(chips, 4)
     assert found.shape == (8, 4)
     assert [{chip.slice_index for chip in group} for group in found] == [{0}] * 4 + [{1}] * 4
 
@@ -113,7 +113,7 @@ def test_fsdp_stays_within_a_slice():
 def test_cores_of_a_chip_stay_in_their_order():
     chips = torus("TPU v4", 2, 2, 2)
     cores = [dataclasses.replace(chip, core_on_chip=core) for chip in chips for core in (0, 1)]
-    assert mesh.placed(cores, 4).ravel().tolist() == cores
+    assert sharding.placed(cores, 4).ravel().tolist() == cores
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_cores_of_a_chip_stay_in_their_order():
 @pytest.mark.parametrize(("topology", "fsdp"), [("v5e:16x16", 4), ("v5p:4x4x4", 8)])
 def test_fsdp_goes_over_neighbours_of_real_topologies(topology, fsdp):
     devices = plan.devices_of(topology)
-    assert all(np.prod(sides(group)) == fsdp for group in mesh.placed(devices, fsdp))
+    assert all(np.prod(sides(group)) == fsdp for group in sharding.placed(devices, fsdp))
 
 
 @pytest.mark.slow
@@ -153,4 +153,4 @@ def test_each_host_keeps_its_photos_where_a_mesh_takes_hosts_by_turns():
 
 def test_an_fsdp_width_that_does_not_divide_is_named():
     with pytest.raises(UserError, match="mesh.fsdp=3"):
-        mesh.make_mesh(3)
+        sharding.make_mesh(3)

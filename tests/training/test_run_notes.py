@@ -11,13 +11,12 @@ import datasets
 from hashvision.config import recipes
 from hashvision.data import removals
 from hashvision.errors import UserError
-from hashvision.training import loop
-from hashvision.training import workdir as workdirs
+from hashvision.training import compilation, loop, run
 from runs import REPO
 
 
 @pytest.fixture
-def run(tmp_path):
+def workdir(tmp_path):
     folder = datasets.write(tmp_path / "set")
     manifest = json.loads((folder / "manifest.json").read_text())
     content = {"dataset": str(folder), "manifest": manifest}
@@ -26,26 +25,36 @@ def run(tmp_path):
     return str(tmp_path / "run")
 
 
-def test_starts_are_added_and_a_later_one_speaks_of_its_steps(run):
-    path = os.path.join(run, "removed.jsonl")
+def test_starts_are_added_and_a_later_one_speaks_of_its_steps(workdir):
+    path = os.path.join(workdir, "removed.jsonl")
     noted = []
     for step in (0, 10, 20, 10, 15):
-        workdirs.note_start(run, step, removals.NOTHING)
+        run.note_start(workdir, step, removals.NOTHING)
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
         assert lines[:-1] == noted and json.loads(lines[-1])["step"] == step
         noted = lines
-    assert [start["step"] for start in workdirs.starts_of(run)] == [0, 10, 15]
+    assert [start["step"] for start in run.starts_of(workdir)] == [0, 10, 15]
 
 
-def test_a_second_run_is_refused_by_name_and_writes_nothing(run, tmp_path):
+def times(folder):
+    return {name: os.stat(os.path.join(folder, name)).st_mtime_ns for name in os.listdir(folder)}
+
+
+def test_a_second_run_is_refused_by_name_and_writes_nothing(workdir, tmp_path):
     config = recipes.load(str(REPO / "configs" / "demo.py"), ["--config.dataset=nowhere"])
-    with workdirs.held(run):
-        before = {name: os.stat(os.path.join(run, name)).st_mtime_ns for name in os.listdir(run)}
-        with pytest.raises(UserError, match=f"{run} is in use by process {os.getpid()} .*workdir"):
-            loop.train(config, run)
-        after = {name: os.stat(os.path.join(run, name)).st_mtime_ns for name in os.listdir(run)}
-    assert after == before and os.listdir(run) == ["dataset.json"]
+    with run.held(workdir):
+        before = {
+            name: os.stat(os.path.join(workdir, name)).st_mtime_ns for name in os.listdir(workdir)
+        }
+        with pytest.raises(
+            UserError, match=f"{workdir} is in use by process {os.getpid()} .*workdir"
+        ):
+            loop.train(config, workdir)
+        after = {
+            name: os.stat(os.path.join(workdir, name)).st_mtime_ns for name in os.listdir(workdir)
+        }
+    assert after == before and os.listdir(workdir) == ["dataset.json"]
 
 
 # Compiled programs
@@ -59,7 +68,7 @@ def kept(monkeypatch, capsys):
 
     def ask():
         jax.config.update("jax_compilation_cache_dir", None)
-        workdirs.keep_compiled()
+        compilation.use_cache()
         return jax.config.jax_compilation_cache_dir, capsys.readouterr().out
 
     return ask
@@ -95,7 +104,7 @@ def test_none_is_taken_from_where_others_may_write(kept, tmp_path, monkeypatch):
         path.chmod(0o700)
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 54321)
-        is_refused(f"{parent} is not this user's)")
+        is_refused(f"{parent} belongs to another user)")
     folder.rmdir()
     (tmp_path / "planted").mkdir()
     os.symlink(tmp_path / "planted", folder)
@@ -104,7 +113,7 @@ def test_none_is_taken_from_where_others_may_write(kept, tmp_path, monkeypatch):
     is_refused("File exists)")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    is_refused("this user has no home)")
+    is_refused("this user has no home folder)")
 
 
 def test_a_folder_that_the_user_has_chosen_stays(kept, monkeypatch, tmp_path):

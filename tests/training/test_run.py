@@ -6,10 +6,11 @@ import pytest
 from ml_collections import config_dict
 
 import datasets
+from hashvision import objectives
 from hashvision.config import derive, recipes
 from hashvision.data import dataset
 from hashvision.errors import UserError
-from hashvision.training import program, workdir
+from hashvision.training import program, run
 from runs import REPO
 
 LENGTH = 1000.0
@@ -33,8 +34,8 @@ def claim(path, folder, *overrides, length=LENGTH, **options):
     """Does what `train` does before it builds anything; the config and the classes' numbers."""
     source = dataset.load(str(folder))
     config = config_of(f"--config.dataset={folder}", *overrides, **options)
-    derive.fill(config, length, workdir.began(str(path)))
-    return config, workdir.claim(str(path), config, source.vocabulary, source.manifest)
+    objectives.fill(config, length, run.began(str(path)))
+    return config, run.claim(str(path), config, source.vocabulary, source.manifest)
 
 
 def change(folder, changed):
@@ -83,7 +84,7 @@ def test_classes_whose_numbers_were_tampered_with_are_refused(tmp_path, folder):
     with pytest.raises(UserError, match=r"run/vocabulary\.json is not as `train` wrote it"):
         claim(tmp_path / "run", folder)
     with pytest.raises(UserError, match="copy it again"):
-        workdir.read(str(tmp_path / "run"))
+        run.read(str(tmp_path / "run"))
 
 
 def test_what_is_left_open_stays_as_the_run_began(tmp_path, folder):
@@ -119,7 +120,12 @@ def test_a_run_stays_as_long_as_it_was_to_be(tmp_path, folder):
 
 def test_the_schedule_goes_by_the_epochs_of_the_first_dataset(tmp_path, folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(program.optim, "schedule", lambda *args: asked.append(args[2:4]) or max)
+
+    def schedule(kind, peak, *, total_steps, warmup_steps, **_):
+        asked.append((total_steps, warmup_steps))
+        return max
+
+    monkeypatch.setattr(program.optim, "schedule", schedule)
     few = ("--config.epochs=2", "--config.model.name=resnet50", "--config.data.lanes=8")
     for length in (LENGTH, 400.0):
         config, _ = claim(tmp_path / "run", folder, *few, length=length)
@@ -129,7 +135,7 @@ def test_the_schedule_goes_by_the_epochs_of_the_first_dataset(tmp_path, folder, 
 
 def test_how_much_an_epoch_differs_is_said(tmp_path, folder):
     claim(tmp_path / "run", folder)
-    config, began = config_of(), workdir.began(str(tmp_path / "run"))
-    assert derive.fill(config, LENGTH, began) == []
-    (line,) = derive.fill(config_of(), 400.0, began)
-    assert "1,000" in line and "400 photos" in line
+    config, began = config_of(), run.began(str(tmp_path / "run"))
+    assert objectives.fill(config, LENGTH, began) == []
+    (line,) = objectives.fill(config_of(), 400.0, began)
+    assert "1,000" in line and line.endswith("400")

@@ -3,18 +3,17 @@
 What only reads it, such as `audit`, needs no JAX.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from hashvision import locks, storage
-from hashvision.config import Config, recipes, schema
+from hashvision.config import Config, schema, upgrade
+from hashvision.config.objectives import OBJECTIVES
 from hashvision.data import classes, dataset, documents, removals
 from hashvision.errors import UserError
 
@@ -30,7 +29,9 @@ _FREE = (
     "steps",
     "log_every",
     "profile",
-    "knn",
+    "evaluate_on",
+    "evaluate_protocols",
+    "evaluate_every",
     "swav.patience",
     "checkpoint",
     "mesh",
@@ -57,7 +58,7 @@ def _missing(workdir: str) -> str:
 
 def _config(workdir: str) -> dict[str, Any]:
     """The frozen config as today's schema has it."""
-    return recipes.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
+    return upgrade.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
 
 
 def began(workdir: str) -> dict[str, Any] | None:
@@ -96,7 +97,7 @@ def claim(
     text, before = json.dumps(vocabulary, ensure_ascii=False), began(workdir)
     known = vocabulary if before is None else _vocabulary(workdir)
     numbers = None
-    if config.objective.name == "hashtag":
+    if OBJECTIVES[config.objective.name].needs_tags:
         numbers = classes.match(known, vocabulary, config.dataset)
     if before is not None:
         text, now = json.dumps(known, ensure_ascii=False), schema.flat(frozen)
@@ -207,7 +208,7 @@ def _start(where: str, line: bytes) -> dict[str, Any]:
         and all(isinstance(start.get(name, ""), str) for name in ("dataset", "fingerprint"))
     ):
         raise UserError(
-            f"{where} is not as `train` leaves it ({documents.shown(start)}); {_AGAIN}."
+            f"{where} is not as `train` leaves it ({documents.shorten(start)}); {_AGAIN}."
         )
     return start
 
@@ -221,7 +222,7 @@ def checkpoints(workdir: str) -> list[int]:
     steps = [name for name in storage.names(folder) if name.isdecimal()]
     if storage.is_remote(folder):
         last = [f"{folder}/{step}/commit_success.txt" for step in steps]
-        there = storage.each(storage.exists, last, remote=True)
+        there = storage.parallel_map(storage.exists, last, remote=True)
         steps = [step for step, whole in zip(steps, there, strict=True) if whole]
     return sorted(map(int, steps))
 
@@ -235,52 +236,11 @@ def seen(workdir: str) -> tuple[str, dict[str, Any]]:
     path, noted = os.path.join(workdir, _DATASET), _load(workdir, _DATASET)
     folder, manifest = noted.get("dataset"), noted.get("manifest")
     if not (isinstance(folder, str) and isinstance(manifest, dict)):
-        raise UserError(f"{path} is not as `train` leaves it ({documents.shown(noted)}); {_AGAIN}.")
+        raise UserError(
+            f"{path} is not as `train` leaves it ({documents.shorten(noted)}); {_AGAIN}."
+        )
     dataset.check_manifest(path, manifest, _AGAIN)
     return folder, manifest
-
-
-def keep_compiled() -> None:
-    """Keeps compiled programs in the user's own cache: the next run on this machine starts sooner.
-
-    A compiled program is code. So none is taken from where others may write, or from what travels,
-    as a workdir does; where the user has no such folder, nothing is kept and a line says why.
-    """
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user has chosen
-        return
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # which the specification has ignored
-        base = os.path.join(os.path.expanduser("~"), ".cache")
-    folder = os.path.join(base, "hashvision", "compiled")
-    try:
-        why = _not_private(folder)
-    except OSError as error:
-        why = error.strerror
-    if why:
-        print(f"Compiled programs are not kept: {folder} cannot be used ({why}).", flush=True)
-    else:
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", folder)
-
-
-def _not_private(folder: str) -> str | None:
-    """Makes a folder, and the one it lies in; why it is not this user's alone, if it is not."""
-    if not os.path.isabs(folder):
-        return "this user has no home"
-    parent = os.path.dirname(folder)
-    os.makedirs(os.path.dirname(parent), 0o700, exist_ok=True)
-    for path in (parent, folder):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
-            return f"{path} is not a folder"
-        if found.st_uid != os.geteuid():
-            return f"{path} is not this user's"
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return f"others may write to {path}"
-    return None
 
 
 def read(workdir: str) -> tuple[Config, dict[str, Any]]:

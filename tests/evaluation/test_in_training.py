@@ -1,4 +1,4 @@
-"""Tests of the kNN that watches a run: what it is shown, and what it leaves out."""
+"""Tests of evaluation in training: which photos it sees, and which it leaves out."""
 
 import hashlib
 
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import datasets as drawn
-from hashvision import __main__
+from hashvision.commands import main as program
 from hashvision.data import removals
 from hashvision.errors import UserError
-from hashvision.evaluation import online
+from hashvision.evaluation.protocols import InTraining
 from hashvision.training import loop
+from places import load
 
 
 @pytest.fixture
@@ -24,6 +25,11 @@ def labelled(tmp_path):
                 picture = drawn.jpeg(first + 2 * photo + kind)
                 (folder / f"{photo}.jpg").write_bytes(picture)
     return tmp_path / "labelled"
+
+
+def in_training(labelled, removed=removals.NO_LIST):
+    config = load("demo_swav", f"--config.evaluate_on={labelled}")
+    return InTraining(config, dict, 8, removed)
 
 
 def digest(path):
@@ -43,25 +49,25 @@ def shown(check):
         seen.extend(image for image in np.asarray(images) if image.any())
         return np.asarray(images).mean((1, 2)), None
 
-    assert 0 <= check(predict, 24, 5)["knn_labelled"] <= 1
+    assert 0 <= check(predict, 24, 5)["knn_top1_labelled"] <= 1
     return len(seen)
 
 
 def test_removed_photos_are_not_shown(labelled):
-    assert shown(online.NearestNeighbours(str(labelled))) == 14
+    assert shown(in_training(labelled)) == 14
     removed = named([labelled / "train/dog/1.jpg", labelled / "test/boat/0.jpg"])
-    assert shown(online.NearestNeighbours(str(labelled), removed)) == 12
+    assert shown(in_training(labelled, removed)) == 12
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_part_that_is_removed_or_unreadable_is_said_in_a_sentence(labelled, part):
     photos = sorted(labelled.glob(f"{part}/*/*.jpg"))
     with pytest.raises(UserError, match=f"names all {len(photos)} {part} photos of .*labelled"):
-        online.NearestNeighbours(str(labelled), named(photos))
+        in_training(labelled, named(photos))
     for photo in photos:
         photo.write_bytes(b"broken")
     with pytest.raises(UserError, match=f"None of the {len(photos)} images"):
-        shown(online.NearestNeighbours(str(labelled)))
+        shown(in_training(labelled))
 
 
 def test_train_gives_the_list_on(labelled, tmp_path, monkeypatch):
@@ -72,12 +78,12 @@ def test_train_gives_the_list_on(labelled, tmp_path, monkeypatch):
     (tmp_path / "list.csv").write_text(
         f"kind,value,reason,received_at\nsha256,{digest(removed)},,\n"
     )
-    code = __main__.main(
+    code = program.main(
         [
             "train",
             "--config=configs/demo_swav.py",
             f"--workdir={tmp_path / 'run'}",
-            f"--config.knn.dataset={labelled}",
+            f"--config.evaluate_on={labelled}",
             f"--removals={tmp_path / 'list.csv'}",
         ]
     )

@@ -1,0 +1,51 @@
+"""`hashvision train`: from a dataset folder to a run, or on with a run."""
+
+import argparse
+
+from hashvision.commands import flags
+from hashvision.commands.joining import join_hosts
+
+HELP = "dataset folder -> workdir"
+DESCRIPTION = (
+    "Starts a run, or resumes it. --config.KEY=VALUE sets any key; `hashvision config` lists them."
+    " Configs are Python code: use only those you trust."
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's flags."""
+    flags.add_config(parser)
+    parser.add_argument(
+        "--workdir", required=True, help="folder for checkpoints, metrics and config"
+    )
+    flags.add_takedown(parser, removals="CSV of photos to leave out: kind,value,reason,received_at")
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> int | None:
+    """Trains; returns hosts.AGAIN if the run was stopped before its last step."""
+    flags.refuse_unknown(arguments, rest, settings=True)
+    from hashvision.config import recipes
+
+    config = recipes.load(arguments.config, rest)
+    from hashvision.training import hosts, run
+
+    workdir, place = arguments.workdir, hosts.place()
+    if place and place.host == 0 and not hosts.watched():
+        with run.held(workdir):  # refuses a workdir in use before anything of it is touched
+            pass
+    code = join_hosts(workdir, config)
+    if code is not None:
+        return code
+    from hashvision.training import loop
+
+    evaluate, removed = None, flags.removal_list(arguments)
+    if config.evaluate_on:
+        from hashvision.evaluation import encoder, protocols
+
+        evaluate = protocols.InTraining(
+            config, lambda: run.read(workdir)[1], encoder.batch_size(), removed
+        )
+    if not loop.train(config, workdir, evaluate, removed):
+        return hosts.AGAIN
+    print(f"The run is in {workdir}.")
+    return None

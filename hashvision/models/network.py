@@ -1,0 +1,64 @@
+"""The seam between a network and what trains it: two pure functions, whatever is inside."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+Tree = Any  # a nested dict of arrays
+
+_STATISTICS = "batch_stats"  # the collection in which BatchNorm keeps its running statistics
+
+
+class Variables(NamedTuple):
+    """What a network computes with.
+
+    Attributes:
+      params: trained by gradients.
+      statistics: updated by each training step without gradients; empty where a network has none.
+    """
+
+    params: Tree
+    statistics: Tree
+
+
+class Network(NamedTuple):
+    """A trunk or a head, as two pure functions.
+
+    Attributes:
+      init: (rng, inputs) -> Variables. Only the shape of one input matters.
+      apply: (variables, inputs, train, rng=None) -> (outputs, new statistics). Inputs of a trunk
+        are normalised photos, float32 (B, H, W, 3), and its outputs features, float32 (B, D). `rng`
+        is for networks that draw numbers while they train.
+    """
+
+    init: Callable[[jax.Array, jax.Array], Variables]
+    apply: Callable[..., tuple[jax.Array, Tree]]
+
+
+def from_module(module: nn.Module) -> Network:
+    """A Flax module of (inputs, train) as a Network."""
+
+    def init(rng: jax.Array, inputs: jax.Array) -> Variables:
+        found = module.init(rng, inputs, train=False)
+        return Variables(found["params"], found.get(_STATISTICS, {}))
+
+    def apply(
+        variables: Variables, inputs: jax.Array, train: bool, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, Tree]:
+        collections = {"params": variables.params, _STATISTICS: variables.statistics}
+        if not train:
+            predicted: Any = module.apply(collections, inputs, train=False)
+            return predicted, variables.statistics
+        found: Any = module.apply(
+            collections,
+            inputs,
+            train=True,
+            mutable=[_STATISTICS],
+            rngs=None if rng is None else {"dropout": rng},
+        )
+        outputs, changed = found
+        return outputs, changed.get(_STATISTICS, {})
+
+    return Network(init, apply)
