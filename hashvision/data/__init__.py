@@ -1,1 +1,1 @@
-"""Dataset folder to host batches: the TFRecord schema, sampling, the stream, decoding; no JAX."""
+"""Turns a dataset folder into host batches: TFRecord schema, sampling, stream, decoding; no JAX."""

@@ -1,7 +1,7 @@
-"""Which class of a run each class of a dataset is, once `prepare` has counted anew.
+"""Matches the classes of a newly prepared dataset to the classes of a run, for resuming.
 
-Fewer posts change the order of the classes (the commonest comes first), the tag that names a class
-(its commonest) and which tags still occur. The network keeps the numbers that it began with.
+With fewer posts, the order of the classes (by frequency), the tag that names a class (its
+commonest) and the set of tags can change. The network keeps the class numbers that it started with.
 """
 
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from hashvision.errors import UserError
 
 
 def match(run: Mapping[str, Any], given: Mapping[str, Any], dataset: str) -> np.ndarray:
-    """Matches the classes of a dataset to those of a run, one to one, by their tags.
+    """Matches the classes of a dataset to the classes of a run, one to one, by their tags.
 
-    Two classes are the same if they share a tag, and the dataset's is named by a word that the
-    run's has: its name or a tag. Where a vocabulary holds no tags of a class, its name decides.
+    Two classes match if they share a tag and the name of the dataset's class is the name or a tag
+    of the run's class. If a vocabulary has no tags for a class, the name decides.
 
     Args:
-      run: the vocabulary that the run began with, as in vocabulary.json.
-      given: that of the dataset.
-      dataset: its folder, to name it in an error.
+      run: the vocabulary that the run started with, as in vocabulary.json.
+      given: the vocabulary of the dataset.
+      dataset: folder of the dataset, for error messages.
 
     Returns:
-      int32 (K,): for each class of the dataset its number in the run.
+      int32 (K,): for each class of the dataset, its number in the run.
 
     Raises:
-      UserError: a class was lost or gained, or two were merged or one split.
+      UserError: a class disappeared or is new, two were merged, or one was split.
     """
     known = run["classes"]
     if _tags(run) == _tags(given):
@@ -42,17 +42,17 @@ def match(run: Mapping[str, Any], given: Mapping[str, Any], dataset: str) -> np.
             same = {by_name[name]}
         if len(same) > 1:
             merged = " and ".join(repr(known[number]["name"]) for number in sorted(same))
-            raise _refused(dataset, f"merges the classes {merged}, which the run keeps apart")
+            raise _mismatch(dataset, f"merges the classes {merged}, which are separate in the run")
         number = min(same, default=-1)
         if number < 0 or name not in (known[number]["name"], *known[number]["tags"]):
-            raise _refused(dataset, f"has the class {name!r}, which the run does not know")
+            raise _mismatch(dataset, f"has the class {name!r}, which the run does not have")
         if number in found:
             split = f"{found[number]!r} and {name!r}"
-            raise _refused(dataset, f"keeps the classes {split} apart, which are one in the run")
+            raise _mismatch(dataset, f"separates the classes {split}, which are one in the run")
         found[number] = name
     for number, entry in enumerate(known):
         if number not in found:
-            raise _refused(dataset, f"lacks the class {entry['name']!r}, which the run has learnt")
+            raise _mismatch(dataset, f"lacks the class {entry['name']!r}, which the run has learnt")
     return np.array([*found], np.int32)
 
 
@@ -60,8 +60,8 @@ def _tags(vocabulary: Mapping[str, Any]) -> list[tuple[str, set[str]]]:
     return [(entry["name"], {*entry["tags"]}) for entry in vocabulary["classes"]]
 
 
-def _refused(dataset: str, how: str) -> UserError:
+def _mismatch(dataset: str, problem: str) -> UserError:
     return UserError(
-        f"The vocabulary of {dataset} {how}; resume on the previous dataset with --removals=CSV,"
-        " which leaves out what the list names, or train into a new --workdir."
+        f"The vocabulary of {dataset} {problem}; resume on the previous dataset with --removals=CSV"
+        " to exclude the removed photos, or train into a new --workdir."
     )

@@ -1,4 +1,4 @@
-"""A prepared dataset folder as training sees it: shards, index, vocabulary and manifest."""
+"""Opens and checks prepared dataset folders: shards, index, vocabulary and manifest."""
 
 import dataclasses
 import hashlib
@@ -16,30 +16,30 @@ from hashvision import storage
 from hashvision.data import documents, keys, records, removals
 from hashvision.errors import UserError
 
-# What manifest.json says under "format": by this alone a folder is known as a dataset.
+# The "format" in manifest.json, which alone identifies a folder as a dataset.
 FORMAT = "hashvision dataset"
 VERSION = 2
 
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 
-_AGAIN = "copy it again from where the dataset was made, or prepare the dataset again"
-_OF_SHARD = r"\d{5,}-of-\d{5,}"
-# All files that a dataset folder holds; the last three are TFDS's.
+_RESTORE = "copy it again from the original dataset, or prepare the dataset again"
+_SHARD = r"\d{5,}-of-\d{5,}"
+# All files of a dataset folder; the last three belong to TFDS.
 _FILES = re.compile(
-    rf"{records.DATASET}-{records.SPLIT}\.tfrecord-{_OF_SHARD}|index-{_OF_SHARD}\.npy"
-    rf"|copies-{_OF_SHARD}\.npy|duplicates-{_OF_SHARD}\.csv|duplicates\.png"
+    rf"{records.DATASET}-{records.SPLIT}\.tfrecord-{_SHARD}|index-{_SHARD}\.npy"
+    rf"|copies-{_SHARD}\.npy|duplicates-{_SHARD}\.csv|duplicates\.png"
     r"|vocabulary\.json|manifest\.json|dataset_info\.json|features\.json|labels\.labels\.txt"
 )
 
 
-def is_file_of(name: str) -> bool:
-    """Whether a file of this name in a dataset folder is one that `prepare` writes there."""
+def is_dataset_file(name: str) -> bool:
+    """Whether `prepare` writes a file of this name to a dataset folder."""
     return _FILES.fullmatch(name) is not None
 
 
 def is_manifest(content: bytes) -> bool:
-    """Whether this is a manifest.json that `prepare` wrote, in this version or an earlier one."""
+    """Whether this is the content of a manifest.json of this format version or an earlier one."""
     try:
         manifest = json.loads(content)
     except (ValueError, RecursionError):
@@ -47,22 +47,22 @@ def is_manifest(content: bytes) -> bool:
     if not isinstance(manifest, dict):
         return False
     form = manifest.get("format")
-    if form is None:  # version 1 did not say
+    if form is None:  # version 1
         return {"hashvision", "options", "shards"} <= manifest.keys()
     return isinstance(form, dict) and form.get("name") == FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What lies in a dataset folder; records and index are read when asked for.
+    """A dataset folder; its records and index are read on demand.
 
     Attributes:
-      path: the folder.
-      shards: the TFRecord files.
+      path: of the folder.
+      shards: paths of the TFRecord files.
       starts: int64 (S + 1,), the position of each shard's first record, and the number of records.
-      shard_bytes: int64 (S,), the length that each shard should have.
-      vocabulary: vocabulary.json.
-      manifest: manifest.json.
+      shard_bytes: int64 (S,), the expected size of each shard.
+      vocabulary: content of vocabulary.json.
+      manifest: content of manifest.json.
     """
 
     path: str
@@ -78,66 +78,69 @@ class Dataset:
 
     @property
     def version(self) -> int:
-        """Of its format; 1 has no key, no notes on copies, and digests of its shards alone."""
+        """Version of the format; version 1 has no key, no copies, and digests of shards only."""
         return self.manifest["format"]["version"] if "format" in self.manifest else 1
 
     @property
     def class_counts(self) -> np.ndarray:
-        """int64 (K,), the number of posts that carry each class."""
+        """int64 (K,), the number of posts that have each class."""
         return np.array([entry["count"] for entry in self.vocabulary["classes"]], np.int64)
 
     @property
     def rarest(self) -> tuple[np.ndarray, np.ndarray]:
-        """Two int64 (D,): values of the index's `rarest`, and how many records have each."""
+        """Two int64 (D,): values of `rarest` in the index, and the number of records of each."""
         photos = self.manifest["rarest"]
         return np.array([int(value) for value in photos], np.int64), np.array([*photos.values()])
 
     def shard_of(self, positions: np.ndarray) -> np.ndarray:
-        """int64 (N,), in which shard the records at these positions, int (N,), lie."""
+        """int64 (N,), the shard of each record at these positions, int (N,)."""
         return np.searchsorted(self.starts, positions, side="right") - 1
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """The index of the records at positions first to last, records.INDEX_DTYPE (last - first,).
+        """Reads the index of the records at positions first to last (exclusive).
+
+        Returns:
+          records.INDEX_DTYPE (last - first,).
 
         Raises:
-          UserError: an index file is missing or not that of its shard.
+          UserError: an index file is missing or does not match its shard.
         """
 
         def part(shard: int) -> np.ndarray:
             start = int(self.starts[shard])
-            return self._index(shard)[max(first - start, 0) : last - start]
+            return self._read_index(shard)[max(first - start, 0) : last - start]
 
-        return self._joined(part, first, last, records.INDEX_DTYPE)
+        return self._read_shards(part, first, last, records.INDEX_DTYPE)
 
     def copies(self, first: int, last: int) -> np.ndarray:
-        """The copies that the records at positions first to last stand for.
+        """Reads the dropped copies of the records at positions first to last (exclusive).
 
         Returns:
           records.COPIES_DTYPE (M,), ascending; `record` is a position in the dataset. Datasets of
-          version 1 note none.
+          version 1 list none.
 
         Raises:
-          UserError: a file with notes on copies is missing or not that of its shard.
+          UserError: a file that lists copies is missing or does not match its shard.
         """
 
         def part(shard: int) -> np.ndarray:
-            copies = self._copies(shard).copy()
+            copies = self._read_copies(shard).copy()
             copies["record"] += np.uint64(self.starts[shard])
             return copies[(copies["record"] >= first) & (copies["record"] < last)]
 
         if self.version == 1:
             return np.empty(0, records.COPIES_DTYPE)
-        return self._joined(part, first, last, records.COPIES_DTYPE)
+        return self._read_shards(part, first, last, records.COPIES_DTYPE)
 
     def key(self, given: str | None = None) -> keys.Key:
-        """The dataset's key; keys.NO_KEY of a dataset of version 1.
+        """Reads the dataset's key; keys.NO_KEY for a dataset of version 1.
 
         Args:
-          given: a file that may hold it; the one beside the dataset is asked after it, since a
-            command may read several datasets.
+          given: path of a file that may contain it. The file next to the dataset is tried after it,
+            since a command may read several datasets.
 
         Raises:
-          UserError: it lies in neither.
+          UserError: neither file contains the key.
         """
         if self.version == 1:
             return keys.NO_KEY
@@ -150,20 +153,25 @@ class Dataset:
                 return key
             wrong.append(f"{path} is the key {key.id}")
         raise UserError(
-            f"{wrong[0]}, and {self.path} was made with the key {self.manifest['key']}; give --key"
-            " the file that `prepare` made beside it."
+            f"{wrong[0]}, but {self.path} was made with the key {self.manifest['key']}; give --key"
+            " the file that `prepare` wrote next to this dataset."
         )
 
     def names(self, listed: removals.RemovalList) -> removals.Names:
-        """A removal list as the index holds it; the key is read only where there is one.
+        """Hashes a removal list for this dataset's index; reads the key only if the list has lines.
 
         Raises:
-          UserError: the key cannot be read, or is that of another dataset.
+          UserError: the key cannot be read, or belongs to another dataset.
         """
         return listed.names(self.key(listed.key)) if listed.lines else removals.NOTHING
 
-    def named(self, first: int, last: int, names: removals.Names) -> np.ndarray:
-        """What the list finds among the records at positions first to last, or in their copies.
+    def find_removed(self, first: int, last: int, names: removals.Names) -> np.ndarray:
+        """Finds the listed records, and records with a listed copy, at positions first to last.
+
+        Args:
+          first: position of the first record.
+          last: position after the last record.
+          names: the removal list, hashed with the dataset's key.
 
         Returns:
           removals.HITS_DTYPE (M,).
@@ -176,9 +184,9 @@ class Dataset:
         return names.hits(first, self.rows(first, last), self.copies(first, last))
 
     def verify(self) -> None:
-        """Reads every file that manifest.json lists, and compares it with what stands there.
+        """Reads every file that manifest.json lists and compares it with the manifest.
 
-        Of version 1 that is the digests of the shards, and the index as far as it can be judged.
+        Version 1 has only digests of the shards; its index is checked for consistency.
 
         Raises:
           UserError: a file is missing or damaged.
@@ -186,57 +194,57 @@ class Dataset:
 
         def check(shard: int) -> None:
             listed = self.manifest["shards"][shard]
-            self._index(shard)
+            self._read_index(shard)
             if self.version > 1:
-                self._copies(shard)
+                self._read_copies(shard)
             try:
                 found, size = digest(self.shards[shard])
             except FileNotFoundError:
                 raise self._missing(self.shards[shard]) from None
             if size != listed["bytes"] or found != listed.get("sha256", found):
                 raise UserError(
-                    f"{self.shards[shard]} is not the file that {MANIFEST} lists; {_AGAIN}."
+                    f"{self.shards[shard]} is not the file that {MANIFEST} lists; {_RESTORE}."
                 )
 
-        storage.each(check, range(len(self.shards)), storage.is_remote(self.path))
+        storage.parallel_map(check, range(len(self.shards)), storage.is_remote(self.path))
 
-    def _joined(
+    def _read_shards(
         self, part: Callable[[int], np.ndarray], first: int, last: int, dtype: np.dtype
     ) -> np.ndarray:
-        """What `part` reads of each shard that holds some of these records."""
+        """Concatenates what `part` reads from each shard that contains some of these records."""
         first_shard = max(int(np.searchsorted(self.starts, first, side="right")) - 1, 0)
         last_shard = int(np.searchsorted(self.starts[:-1], last)) if last > first else 0
         shards = range(first_shard, last_shard)
-        parts = storage.each(part, shards, storage.is_remote(self.path))
+        parts = storage.parallel_map(part, shards, storage.is_remote(self.path))
         return np.concatenate([np.empty(0, dtype), *parts])
 
-    def _index(self, shard: int) -> np.ndarray:
+    def _read_index(self, shard: int) -> np.ndarray:
         name = records.index_name(shard, len(self.shards))
-        rows = self._table(shard, name, "index_sha256", records.INDEX_DTYPE)
+        rows = self._read_table(shard, name, "index_sha256", records.INDEX_DTYPE)
         size, offsets = int(np.diff(self.starts)[shard]), rows["offset"].astype(np.int64)
         ends = np.append(offsets[1:], self.shard_bytes[shard])
         if len(rows) != size or (offsets[:1] != 0).any() or (ends <= offsets).any():
-            raise self._no_table(name, f"the index of the {size:,} records")
+            raise self._mismatch(name, f"the index of the {size:,} records")
         return rows
 
-    def _copies(self, shard: int) -> np.ndarray:
+    def _read_copies(self, shard: int) -> np.ndarray:
         name = records.copies_name(shard, len(self.shards))
-        copies = self._table(shard, name, "copies_sha256", records.COPIES_DTYPE)
-        size, places = int(np.diff(self.starts)[shard]), copies["record"].astype(np.int64)
-        if (np.diff(places, prepend=0, append=size - 1) < 0).any() and len(copies):
-            raise self._no_table(name, f"the list of copies of the {size:,} records")
+        copies = self._read_table(shard, name, "copies_sha256", records.COPIES_DTYPE)
+        size, positions = int(np.diff(self.starts)[shard]), copies["record"].astype(np.int64)
+        if (np.diff(positions, prepend=0, append=size - 1) < 0).any() and len(copies):
+            raise self._mismatch(name, f"the list of copies of the {size:,} records")
         return copies
 
-    def _table(self, shard: int, name: str, digest: str, dtype: np.dtype) -> np.ndarray:
-        """A file that lies beside a shard, whole; `digest` is its name in the manifest."""
+    def _read_table(self, shard: int, name: str, digest: str, dtype: np.dtype) -> np.ndarray:
+        """Reads the .npy file `name` of a shard; `digest` is the manifest's key for its digest."""
         path = os.path.join(self.path, name)
         try:
             content = storage.read(path)
         except FileNotFoundError:
             raise self._missing(path) from None
-        wanted = self.manifest["shards"][shard].get(digest)
+        expected = self.manifest["shards"][shard].get(digest)
         try:
-            if wanted and hashlib.sha256(content).hexdigest() != wanted:
+            if expected and hashlib.sha256(content).hexdigest() != expected:
                 raise ValueError("another digest")
             file = io.BytesIO(content)
             np.lib.format.read_magic(file)
@@ -244,39 +252,39 @@ class Dataset:
             table = np.frombuffer(content, dtype, offset=file.tell())
             if found != dtype or shape != table.shape:
                 raise ValueError("another table")
-        except Exception:  # NumPy raises what it likes on broken bytes
-            raise self._no_table(name, "the file") from None
+        except Exception:  # on damaged files NumPy can raise any exception
+            raise self._mismatch(name, "the file") from None
         return table
 
     def _missing(self, path: str) -> UserError:
-        return UserError(f"{path} is missing, though {MANIFEST} lists its shard; {_AGAIN}.")
+        return UserError(f"{path} is missing, though {MANIFEST} lists its shard; {_RESTORE}.")
 
-    def _no_table(self, name: str, what: str) -> UserError:
+    def _mismatch(self, name: str, what: str) -> UserError:
         path = os.path.join(self.path, name)
-        return UserError(f"{path} is not {what} that {MANIFEST} lists; {_AGAIN}.")
+        return UserError(f"{path} is not {what} that {MANIFEST} lists; {_RESTORE}.")
 
 
 def load(path: str) -> Dataset:
     """Opens a dataset folder.
 
     Raises:
-      UserError: one of its JSON files is missing, damaged, or of a version that is not read.
+      UserError: one of its JSON files is missing, damaged, or of an unsupported version.
     """
-    missing = "so its folder is no dataset; make one with `python -m hashvision prepare`"
+    missing = "so its folder is not a dataset; make one with `python -m hashvision prepare`"
     vocabulary_path, manifest_path = os.path.join(path, VOCABULARY), os.path.join(path, MANIFEST)
     text = documents.read(vocabulary_path, missing)
-    manifest = documents.load(manifest_path, missing, _AGAIN)
+    manifest = documents.load(manifest_path, missing, _RESTORE)
     check_manifest(manifest_path, manifest)
     digest = manifest.get("vocabulary_sha256")
     if digest and hashlib.sha256(text).hexdigest() != digest:
-        raise UserError(f"{vocabulary_path} is not the file that {MANIFEST} lists; {_AGAIN}.")
-    vocabulary = documents.parse(vocabulary_path, text, _AGAIN)
+        raise UserError(f"{vocabulary_path} is not the file that {MANIFEST} lists; {_RESTORE}.")
+    vocabulary = documents.parse(vocabulary_path, text, _RESTORE)
     check_vocabulary(vocabulary_path, vocabulary)
     classes = len(vocabulary["classes"])
     if manifest.get("classes", classes) != classes:
         raise UserError(
-            f"{vocabulary_path} has {classes:,} classes and not the {manifest['classes']:,} that"
-            f" {MANIFEST} lists; {_AGAIN}."
+            f"{vocabulary_path} has {classes:,} classes, not the {manifest['classes']:,} that"
+            f" {MANIFEST} lists; {_RESTORE}."
         )
     shards = manifest["shards"]
     return Dataset(
@@ -290,13 +298,13 @@ def load(path: str) -> Dataset:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """What tells a dataset from others, wherever it lies: its shards' names, sizes, digests."""
+    """Identifies a dataset, wherever it is stored, by its shards' names, sizes and digests."""
     shards = json.dumps(manifest["shards"], sort_keys=True)
     return hashlib.sha256(shards.encode()).hexdigest()
 
 
 def digest(path: str) -> tuple[str, int]:
-    """The SHA-256 of a file in hexadecimal, and its bytes."""
+    """Returns the SHA-256 of a file in hexadecimal, and its size in bytes."""
     found, size = hashlib.sha256(), 0
     with storage.open(path) as file:
         while chunk := file.read(2**24):
@@ -305,39 +313,39 @@ def digest(path: str) -> tuple[str, int]:
     return found.hexdigest(), size
 
 
-def check_manifest(path: str, manifest: dict[str, Any], remedy: str = _AGAIN) -> None:
-    """Sees that a manifest has what this program reads of one, each of its kind.
+def check_manifest(path: str, manifest: dict[str, Any], remedy: str = _RESTORE) -> None:
+    """Checks that a manifest has all values that this program reads, with the right types.
 
     Args:
-      path: of the file that holds it.
+      path: of the manifest's file.
       manifest: a JSON object.
-      remedy: what to do where it is damaged.
+      remedy: what to do if it is damaged.
 
     Raises:
-      UserError: it has not, or its version is not read.
+      UserError: a value is missing or wrong, or the version is not supported.
     """
 
     def expect(fits: bool, name: str, value: Any) -> None:
         if not fits:
-            told = f"{path} has {name} {documents.shown(value)}, which no dataset has"
-            raise UserError(f"{told}; {remedy}.")
+            raise UserError(f"{path} has {name} {documents.shorten(value)}; {remedy}.")
 
     version, made = 1, typing.cast(Any, manifest.get("format"))
     if "format" in manifest:
-        expect(isinstance(made, dict) and made.get("name") == FORMAT, "the format", made)
+        expect(isinstance(made, dict) and made.get("name") == FORMAT, "the invalid format", made)
         version = made.get("version", 0)
-        expect(documents.is_count(version) and version > 1, "the version", version)
+        expect(documents.is_count(version) and version > 1, "the invalid version", version)
     if version > VERSION:
         raise UserError(
-            f"{path} is of version {version}, and this hashvision reads versions up to {VERSION};"
-            " install a newer one, or prepare the dataset again."
+            f"{path} has format version {version}, but this hashvision reads versions up to"
+            f" {VERSION}; install a newer hashvision, or prepare the dataset again."
         )
     if version == 1 and "rarest" not in manifest:
         raise UserError(
-            f"{path} is of an earlier version, which knew no removals; prepare the dataset again."
+            f"{path} has an earlier format, which does not support removals; prepare the dataset"
+            " again."
         )
     shards = typing.cast(Any, manifest.get("shards"))
-    expect(isinstance(shards, list) and bool(shards), "the shards", shards)
+    expect(isinstance(shards, list) and bool(shards), "the invalid shards", shards)
     digests = ("sha256", "index_sha256", "copies_sha256") if version > 1 else ()
     for number, shard in enumerate(shards):
         expect(
@@ -346,7 +354,7 @@ def check_manifest(path: str, manifest: dict[str, Any], remedy: str = _AGAIN) ->
             and documents.is_count(shard.get("records"))
             and documents.is_count(shard.get("bytes"))
             and all(_is_digest(shard.get(name), 64) for name in digests),
-            f"as shard {number}",
+            f"the invalid shard {number}",
             shard,
         )
     rarest = typing.cast(Any, manifest.get("rarest"))
@@ -356,28 +364,28 @@ def check_manifest(path: str, manifest: dict[str, Any], remedy: str = _AGAIN) ->
         and all(value.isdecimal() and len(value) <= 10 for value in rarest)
         and all(map(documents.is_count, rarest.values()))
         and sum(rarest.values()) == size,
-        f"for {size:,} records the rarest classes",
+        f"rarest classes that do not match its {size:,} records,",
         rarest,
     )
     classes = manifest.get("classes", 0 if version == 1 else None)
-    expect(documents.is_count(classes), "the classes", classes)
+    expect(documents.is_count(classes), "an invalid number of classes", classes)
     if version > 1:
         key = manifest.get("key")
-        expect(_is_digest(key, 16), "the key", key)
+        expect(_is_digest(key, 16), "an invalid key", key)
         vocabulary = manifest.get("vocabulary_sha256")
-        expect(_is_digest(vocabulary, 64), "the vocabulary_sha256", vocabulary)
+        expect(_is_digest(vocabulary, 64), "an invalid vocabulary_sha256", vocabulary)
 
 
-def check_vocabulary(path: str, vocabulary: dict[str, Any], remedy: str = _AGAIN) -> None:
-    """Sees that a vocabulary has what this program reads of one, each of its kind.
+def check_vocabulary(path: str, vocabulary: dict[str, Any], remedy: str = _RESTORE) -> None:
+    """Checks that a vocabulary has all values that this program reads, with the right types.
 
     Args:
-      path: of the file that holds it.
+      path: of the vocabulary's file.
       vocabulary: a JSON object.
-      remedy: what to do where it is damaged.
+      remedy: what to do if it is damaged.
 
     Raises:
-      UserError: it has not.
+      UserError: a value is missing or wrong.
     """
     classes = vocabulary.get("classes")
     for entry in classes if isinstance(classes, list) else [classes]:
@@ -389,9 +397,7 @@ def check_vocabulary(path: str, vocabulary: dict[str, Any], remedy: str = _AGAIN
             and isinstance(entry.get("lemmas"), list)
             and all(isinstance(lemma, str) for lemma in entry["lemmas"])
         ):
-            raise UserError(
-                f"{path} has the class {documents.shown(entry)}, which no vocabulary has; {remedy}."
-            )
+            raise UserError(f"{path} has the invalid class {documents.shorten(entry)}; {remedy}.")
 
 
 def _is_digest(value: Any, digits: int) -> bool:
@@ -399,7 +405,7 @@ def _is_digest(value: Any, digits: int) -> bool:
 
 
 def _without_examples(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest without what version 1 has in it: ids of posts that are private or removed."""
+    """Removes the ids of private and removed posts, which manifests of version 1 contain."""
     posts = manifest.get("posts")
     if "format" in manifest or not isinstance(posts, dict):
         return manifest

@@ -1,4 +1,4 @@
-"""JPEG bytes to pixels, in tf.data: a photo is decoded once, whole, and no larger than is asked."""
+"""Decodes JPEG photos in tf.data, once and no larger than needed, for the reader."""
 
 import typing
 
@@ -6,16 +6,16 @@ if typing.TYPE_CHECKING:
     import tensorflow as tf
 
 
-def decode(image: "tf.Tensor", side: int) -> "tf.Tensor":
-    """A photo whose longer side is `side` at most.
+def decode_photo(image: "tf.Tensor", side: int) -> "tf.Tensor":
+    """Decodes a photo and shrinks it until its longer side is at most `side`.
 
-    A larger one is shrunk to that (bilinear, antialiased), after the decoder itself has left out
-    detail that would be lost (JPEG's scaled inverse transform: a half, a quarter or an eighth of
-    each side, which never makes it smaller than is asked).
+    The decoder first shrinks a larger photo to a half, a quarter or an eighth (JPEG's scaled
+    inverse transform), as long as its longer side stays at least `side`. Then the photo is resized
+    (bilinear, antialiased). A smaller photo keeps its size.
 
     Args:
       image: string scalar, JPEG bytes.
-      side: in pixels.
+      side: largest longer side of the result, in pixels.
 
     Returns:
       uint8 (height, width, 3).
@@ -31,7 +31,7 @@ def decode(image: "tf.Tensor", side: int) -> "tf.Tensor":
         resized = tf.image.resize(pixels, target, "bilinear", antialias=True)
         return tf.saturate_cast(tf.round(resized), tf.uint8)
 
-    # The first is for photos that are small enough.
+    # The first branch is for photos that are small enough.
     limits = tf.constant([side + 1, 2 * side, 4 * side, 8 * side])
     index = tf.searchsorted(limits, longer[None], side="right")[0]
     whole = lambda: tf.io.decode_jpeg(image, channels=3)  # noqa: E731

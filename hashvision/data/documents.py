@@ -1,4 +1,4 @@
-"""The JSON files of datasets and workdirs, read with every fault in one sentence."""
+"""Reads the JSON files of datasets and workdirs, and reports every fault as one sentence."""
 
 import json
 import reprlib
@@ -7,25 +7,25 @@ import typing
 from hashvision import storage
 from hashvision.errors import UserError
 
-_DEEPEST = 50  # levels; ours have six
+_DEEPEST = 50  # levels; valid files have at most six
 
 
 def load(path: str, missing: str, remedy: str) -> dict[str, typing.Any]:
-    """The object in a JSON file.
+    """Reads a JSON file that contains an object.
 
     Args:
       path: of the file.
-      missing: what it means that there is none, as the sentence's end.
-      remedy: what to do where it is damaged.
+      missing: the end of the error sentence if the file does not exist.
+      remedy: what to do if it is damaged.
 
     Raises:
-      UserError: the file is missing, or holds something else.
+      UserError: the file does not exist, or does not contain a JSON object.
     """
     return parse(path, read(path, missing), remedy)
 
 
 def read(path: str, missing: str) -> bytes:
-    """The bytes of a file; `missing` and errors as for `load`."""
+    """Reads the bytes of a file; `missing` and errors as for `load`."""
     try:
         return storage.read(path)
     except FileNotFoundError:
@@ -33,13 +33,13 @@ def read(path: str, missing: str) -> bytes:
 
 
 def parse(path: str, text: bytes, remedy: str) -> dict[str, typing.Any]:
-    """The object in the text of a JSON file; `remedy` and errors as for `load`."""
+    """Parses the text of a JSON file; `remedy` and errors as for `load`."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds {shown(found)} and not a JSON object; {remedy}.")
+        raise UserError(f"{path} contains {shorten(found)} instead of a JSON object; {remedy}.")
     level: list[typing.Any] = [found]
     for _ in range(_DEEPEST):
         lists = [each.values() if isinstance(each, dict) else each for each in level]
@@ -49,11 +49,11 @@ def parse(path: str, text: bytes, remedy: str) -> dict[str, typing.Any]:
     return found
 
 
-def shown(value: typing.Any) -> str:
-    """A value for a sentence, shortened."""
+def shorten(value: typing.Any) -> str:
+    """Formats a value for an error message, shortened."""
     return reprlib.repr(value)
 
 
 def is_count(value: typing.Any) -> bool:
-    """Whether a value is a whole number of bytes, records, posts or steps."""
+    """Whether a value is a valid number of bytes, records, posts or steps: an int in [0, 2^53)."""
     return type(value) is int and 0 <= value < 2**53

@@ -1,8 +1,8 @@
-"""Host batches of a stream: photos read and decoded by tf.data, whatever lies broken in the shards.
+"""Reads the host batches of a stream with tf.data, and excludes records that cannot be read.
 
-What cannot be read is found by the batch it broke: the pipeline ends, each record of that batch is
-tried by itself, those that fail are excluded from the stream (another of their lane is shown in each
-of their places), and a new pipeline begins at the same step.
+When a record cannot be read, the tf.data pipeline ends at its batch. The reader then tries each
+record of that batch alone and excludes those that fail from the stream, which substitutes other
+records of their lane. Then it starts a new pipeline at the same step.
 """
 
 import collections
@@ -24,36 +24,36 @@ if typing.TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
-# Records are read by their offset, a seek each; a buffer of about one photo saves reading further.
+# Each record is read by its offset. A buffer of about one photo avoids reading more than needed.
 _READ_BYTES = 1 << 16
-# What no record explains, such as storage that is away for a moment, is met by trying again.
-_TRIES = 3
+# Attempts at a batch whose records can all be read alone, such as after a short storage outage.
+_ATTEMPTS = 3
 
 
 class Fault(typing.NamedTuple):
-    """Neighbouring records that could not be read, or can be again."""
+    """Neighbouring records that could not be read, or that can be read again; a line of JSON."""
 
-    step: int  # from which on that holds
-    record: int  # position of the first
-    records: int
+    step: int  # the first to which this applies
+    record: int  # position of the first record
+    records: int  # number of records
     shard: str  # file name
-    offset: int  # of the first, in bytes
-    cause: str  # empty where they can be read again
+    offset: int  # of the first record, in bytes
+    cause: str  # "" if they can be read again
 
 
 class Faults:
-    """The broken records of a run, in WORKDIR/broken-HOST.jsonl, and how many it may pass over."""
+    """The broken records of a run, in WORKDIR/broken-HOST.jsonl, and how many it tolerates."""
 
     def __init__(self, workdir: str | None = None, host: int = 0, share: float = 0.0) -> None:
-        """Reads what all hosts of this run have found so far.
+        """Reads the faults that all hosts of this run have found so far.
 
         Args:
-          workdir: of the run; nothing is written where there is none.
-          host: which host this is.
-          share: of a host's records, how many may be broken before the run is to stop.
+          workdir: of the run; if None, nothing is written.
+          host: number of this host.
+          share: of a host's records that may be broken before the run stops, in [0, 1].
         """
         self.share = share
-        self._known: dict[tuple[int, int], list[Fault]] = {}  # of the same records, by step
+        self._known: dict[tuple[int, int], list[Fault]] = {}  # faults of the same records, by step
         self._path = os.path.join(workdir, f"broken-{host:05d}.jsonl") if workdir else None
         for name in storage.names(workdir, "broken-*.jsonl") if workdir else ():
             own: dict[tuple[int, int], list[Fault]] = {}
@@ -61,29 +61,32 @@ class Faults:
                 try:
                     _note(own, Fault(**json.loads(line)))
                 except (ValueError, TypeError):
-                    continue  # the last line of a host that was killed: it is found again
-            for place, faults in own.items():
-                known = self._known.setdefault(place, [])
+                    continue  # cut off when a host was killed; the fault is found again
+            for records_, faults in own.items():
+                known = self._known.setdefault(records_, [])
                 known[:] = sorted([*known, *faults], key=lambda fault: fault.step)
 
     @property
     def history(self) -> list[Fault]:
-        """All that counts of what was found, in the order of steps."""
-        every = [fault for faults in self._known.values() for fault in faults]
-        return sorted(every, key=lambda fault: fault.step)
+        """All faults and their ends that apply to the run, in the order of steps."""
+        faults = [fault for known in self._known.values() for fault in known]
+        return sorted(faults, key=lambda fault: fault.step)
 
     @property
     def unresolved(self) -> list[Fault]:
-        """Those of which nothing else is known since, in the order of steps."""
+        """The faults that have not ended, in the order of steps."""
         last = {(fault.record, fault.records): fault for fault in self.history}
         return [fault for fault in last.values() if fault.cause]
 
     def add(self, fault: Fault) -> None:
-        """Notes a fault, or its end, says so, and writes it down."""
+        """Adds a fault or its end, prints it and writes it to the file."""
         _note(self._known, fault)
-        now = f"cannot be read, so not shown: {fault.cause}" if fault.cause else "reads again"
-        where = f"{fault.shard}, from byte {fault.offset:,} on"
-        print(f"{fault.records:,} of {where}, {now}", flush=True)
+        count = f"{fault.records:,} {'record' if fault.records == 1 else 'records'}"
+        where = f"{count} of {fault.shard}, from byte {fault.offset:,}"
+        if fault.cause:
+            print(f"Excluded {where}, cannot be read: {fault.cause}", flush=True)
+        else:
+            print(f"Included {where}, can be read again", flush=True)
         if self._path:
             self._write(json.dumps(fault._asdict()).encode() + b"\n")
 
@@ -95,13 +98,13 @@ class Faults:
         with open(path, "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":  # a kill has cut the last line short
+                if file.read() != b"\n":  # the last line was cut off when a host was killed
                     file.write(b"\n")
             file.write(line)
 
 
 def _note(known: dict[tuple[int, int], list[Fault]], fault: Fault) -> None:
-    """Adds what is found; what was said of these records in later steps, done again, is void."""
+    """Adds a fault and drops those of the same records from later steps, which the run repeats."""
     before = known.setdefault((fault.record, fault.records), [])
     while before and before[-1].step >= fault.step:
         before.pop()
@@ -109,7 +112,7 @@ def _note(known: dict[tuple[int, int], list[Fault]], fault: Fault) -> None:
 
 
 class BatchReader:
-    """Reads the photos of a host's share of the lanes."""
+    """Reads the batches of one host."""
 
     def __init__(
         self,
@@ -120,15 +123,15 @@ class BatchReader:
         threads: int | None = None,
         classes: np.ndarray | None = None,
     ) -> None:
-        """Reads nothing yet.
+        """Stores the settings; reads nothing yet.
 
         Args:
-          stream: which records come when.
-          side: in pixels, that no photo's longer one is above; larger photos are shrunk.
-          max_labels: tags kept of a photo, a draw of them where it has more; rows are padded.
-          faults: of this run; the first ends it where None is given.
-          threads: of tf.data; one a core if None, and four where they wait for remote storage.
-          classes: int32 (K,), the number to put in the place of each class; none changes if None.
+          stream: decides which records each batch contains.
+          side: largest longer side of a photo in pixels; larger photos are shrunk.
+          max_labels: tags kept per photo; if it has more, a random sample. Rows are padded.
+          faults: of this run; if None, the first broken record ends the run.
+          threads: of tf.data; if None, one per core, or four per core for remote storage.
+          classes: int32 (K,), the number that replaces each class; if None, no class changes.
         """
         self._stream, self._side, self._max_labels = stream, side, max_labels
         self._classes = classes
@@ -138,32 +141,33 @@ class BatchReader:
         self._broken = np.zeros(stream.last - stream.first, bool)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Items, Batch]]:
-        """The host batches from step `start` on, without end.
+        """Yields the host's batches from step `start`, endlessly.
 
         Yields:
-          what comes in the batch, and the batch: photos uint8 (host_batch, side, side, 3), each in
-          the upper left corner, zeros beyond it; shape int32 (host_batch, 2), its height and width;
-          labels int32 (host_batch, max_labels) padded with -1; key uint32 (host_batch, 2).
+          The items of the batch, and the batch: photos uint8 (host_batch, side, side, 3), each in
+          the upper left corner with zeros around it; shape int32 (host_batch, 2), their height and
+          width in pixels; labels int32 (host_batch, max_labels), padded with -1; key uint32
+          (host_batch, 2).
 
         Raises:
-          UserError: more is broken than may be, or the batch cannot be read, though each of its
-            records can.
+          UserError: more records are broken than allowed, or the batch cannot be read although each
+            of its records can.
         """
         import tensorflow as tf
 
-        self._take_up(start)
-        step, tries = start, 0
+        self._exclude_known_faults(start)
+        step, attempts = start, 0
         while True:
             try:
                 for items, batch in self._pipeline(step):
                     yield items, batch
-                    step, tries = step + 1, 0
+                    step, attempts = step + 1, 0
             except tf.errors.OpError as error:
-                tries = 0 if self._examine(step) else tries + 1
-                if tries == _TRIES:
+                attempts = 0 if self._exclude_broken(step) else attempts + 1
+                if attempts == _ATTEMPTS:
                     raise UserError(
-                        f"{self._stream.dataset.path} cannot be read ({_cause(error)}); see that"
-                        " its storage is there, and the same command goes on."
+                        f"{self._stream.dataset.path} cannot be read ({_cause(error)}); check that"
+                        " its storage is available, then run the same command to resume."
                     ) from None
 
     def _pipeline(self, start: int) -> Iterator[tuple[Items, Batch]]:
@@ -172,7 +176,7 @@ class BatchReader:
         stream, side, max_labels = self._stream, self._side, self._max_labels
         ahead: collections.deque[Items] = collections.deque()
 
-        def places() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        def locations() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             step = start
             while True:
                 items = stream.items(step)
@@ -193,15 +197,14 @@ class BatchReader:
             "key": [2],
         }
         dataset = (
-            tf.data.Dataset.from_generator(places, output_signature=signature)
+            tf.data.Dataset.from_generator(locations, output_signature=signature)
             .unbatch()
             .map(self._read, num_parallel_calls=self._threads, deterministic=True)
             .padded_batch(stream.host_batch, padded_shapes, drop_remainder=True)
             .prefetch(2)
         )
         options = tf.data.Options()
-        # Tuned by hand, since the tuner takes from the step's cores and can hold up the end for
-        # half a minute.
+        # Autotuning takes cores from the train step and can delay the end by half a minute.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = self._threads
         for batch in dataset.with_options(options).as_numpy_iterator():
@@ -218,51 +221,51 @@ class BatchReader:
         labels = tf.cast(record["labels"], tf.int32)
         if self._classes is not None:
             labels = tf.gather(tf.constant(self._classes), labels)
-        chosen = _choose(labels, self._max_labels, seed)
+        chosen = _sample_labels(labels, self._max_labels, seed)
         pixels = decode.decode_photo(record["image"], self._side)
         return {"photos": pixels, "shape": tf.shape(pixels)[:2], "labels": chosen, "key": key}
 
-    def _take_up(self, step: int) -> None:
-        """Bars what shards are cut short of, and what earlier runs found broken and still is."""
+    def _exclude_known_faults(self, step: int) -> None:
+        """Excludes records beyond the end of truncated shards, and known faults that persist."""
         stream, remote = self._stream, storage.is_remote(self._stream.dataset.path)
         own = stream.dataset.shard_of(np.array([stream.first, stream.last - 1]))
         shards = range(int(own[0]), int(own[1]) + 1)
         for shard, found in zip(
             shards, storage.parallel_map(self._size, shards, remote), strict=True
         ):
-            self._bar_what_is_missing(shard, *found, step)
+            self._exclude_truncated(shard, *found, step)
         missing = self._broken.copy()
         for fault in self._faults.unresolved:
             if stream.first <= fault.record < stream.last:
                 if missing[fault.record - stream.first]:
-                    continue  # with the rest of a shard
-                cause = self._try(fault.record)
-                if cause is None or fault.records > 1:  # of a shard that has its length again
+                    continue  # excluded with the rest of a truncated shard
+                cause = self._check(fault.record)
+                if cause is None or fault.records > 1:  # the shard has its full length again
                     self._faults.add(fault._replace(step=step, cause=""))
                 if cause is not None:
                     now = fault._replace(step=step, records=1, cause=cause)
                     if fault.records > 1 or fault.step > step:
                         self._faults.add(now)
-                    self._bar(now, self._marks(fault.record, fault.record + 1))
+                    self._exclude(now, self._mask(fault.record, fault.record + 1))
 
-    def _examine(self, step: int) -> bool:
-        """Finds and bars what is broken in the batch of `step`; whether there was anything."""
+    def _exclude_broken(self, step: int) -> bool:
+        """Excludes the broken records in the batch of `step`; returns whether there are any."""
         stream, before = self._stream, int(self._broken.sum())
         items = stream.items(step)
         for shard in np.unique(stream.dataset.shard_of(items.record)).tolist():
-            self._bar_what_is_missing(shard, *self._size(shard), step)
+            self._exclude_truncated(shard, *self._size(shard), step)
         for record in np.unique(items.record).tolist():
             if self._broken[record - stream.first]:
                 continue
-            cause = self._try(record)
+            cause = self._check(record)
             if cause is not None:
                 fault = self._fault(step, record, 1, cause)
                 self._faults.add(fault)
-                self._bar(fault, self._marks(record, record + 1))
+                self._exclude(fault, self._mask(record, record + 1))
         return int(self._broken.sum()) > before
 
-    def _try(self, record: int) -> str | None:
-        """Why a record cannot be read; None where it can."""
+    def _check(self, record: int) -> str | None:
+        """Reads a record; returns why it cannot be read, or None."""
         import tensorflow as tf
 
         position = np.array([record])
@@ -275,7 +278,7 @@ class BatchReader:
         return None
 
     def _size(self, shard: int) -> tuple[int, str]:
-        """Bytes that a shard has, and what is wrong with that."""
+        """Returns the size of a shard in bytes, and why it may be wrong."""
         dataset = self._stream.dataset
         try:
             size = storage.size(dataset.shards[shard])
@@ -283,8 +286,8 @@ class BatchReader:
             return 0, error.strerror or str(error)
         return size, f"the file has {size:,} bytes, not {dataset.shard_bytes[shard]:,}"
 
-    def _bar_what_is_missing(self, shard: int, size: int, cause: str, step: int) -> None:
-        """Bars those of a shard's records that lie beyond the end of its file."""
+    def _exclude_truncated(self, shard: int, size: int, cause: str, step: int) -> None:
+        """Excludes the records of a shard that are beyond the end of its file."""
         stream, dataset = self._stream, self._stream.dataset
         first = max(int(dataset.starts[shard]), stream.first)
         last = min(int(dataset.starts[shard + 1]), stream.last)
@@ -293,19 +296,19 @@ class BatchReader:
         if size == dataset.shard_bytes[shard]:
             return
         own = np.arange(first, last)
-        # A record ends where the next begins; that of the shard's last is the file's end.
+        # A record ends where the next one begins, and the last one at the end of the shard.
         ends = np.append(stream.offsets(own[1:]), dataset.shard_bytes[shard])
         if last < dataset.starts[shard + 1]:
             ends[-1] = dataset.rows(last, last + 1)["offset"][0]
-        marks = self._marks(first, last)
-        marks[own - stream.first] = ends > size
-        new = np.flatnonzero(marks & ~self._broken)
+        mask = self._mask(first, last)
+        mask[own - stream.first] = ends > size
+        new = np.flatnonzero(mask & ~self._broken)
         if len(new):
-            # Between them lie only such as were known to be broken.
+            # All records between them were already known to be broken.
             count = int(new[-1] - new[0]) + 1
             fault = self._fault(step, int(new[0]) + stream.first, count, cause)
             self._faults.add(fault)
-            self._bar(fault, marks)
+            self._exclude(fault, mask)
 
     def _fault(self, step: int, record: int, count: int, cause: str) -> Fault:
         position = np.array([record])
@@ -313,28 +316,28 @@ class BatchReader:
         offset = int(self._stream.offsets(position)[0])
         return Fault(step, record, count, os.path.basename(shard), offset, cause)
 
-    def _marks(self, first: int, last: int) -> np.ndarray:
-        marks = np.zeros(len(self._broken), bool)
-        marks[first - self._stream.first : last - self._stream.first] = True
-        return marks
+    def _mask(self, first: int, last: int) -> np.ndarray:
+        mask = np.zeros(len(self._broken), bool)
+        mask[first - self._stream.first : last - self._stream.first] = True
+        return mask
 
-    def _bar(self, fault: Fault, marks: np.ndarray) -> None:
-        """Bars records of the stream, for this fault, as long as they are few enough."""
-        self._broken |= marks
+    def _exclude(self, fault: Fault, mask: np.ndarray) -> None:
+        """Excludes records from the stream because of a fault, unless too many are broken."""
+        self._broken |= mask
         broken, share = int(self._broken.sum()), self._faults.share
         path = os.path.join(self._stream.dataset.path, fault.shard)
         if broken > share * len(self._broken):
             raise UserError(
                 f"{broken:,} of this host's {len(self._broken):,} records cannot be read, more than"
                 f" --config.data.broken={share:g} allows, the last in {path} ({fault.cause}); copy"
-                " that file again from where the dataset was made, or raise --config.data.broken,"
-                " and the same command goes on."
+                " that file again from the original dataset or raise --config.data.broken, then run"
+                " the same command to resume."
             )
-        self._stream.exclude(marks)
+        self._stream.exclude(mask)
 
 
 def _cause(error: "tf.errors.OpError") -> str:
-    """What TensorFlow says, without where in its graph it said so."""
+    """TensorFlow's message without its position in the graph."""
     first_line = str(error.message).split("\n")[0]
     return re.sub(r"^\{\{.*?\}\} | \[Op:.*", "", first_line)[:300]
 
@@ -353,8 +356,8 @@ def _record_at(path: "tf.Tensor", offset: "tf.Tensor") -> "tf.Tensor":
     return tf.data.experimental.from_variant(variant, spec).take(1).get_single_element()
 
 
-def _choose(labels: "tf.Tensor", most: int, seed: "tf.Tensor") -> "tf.Tensor":
-    """`most` of the labels, drawn without repetition where there are more, padded with -1."""
+def _sample_labels(labels: "tf.Tensor", most: int, seed: "tf.Tensor") -> "tf.Tensor":
+    """Draws `most` labels without replacement if there are more; sorts, and pads with -1."""
     import tensorflow as tf
 
     order = tf.argsort(tf.random.stateless_uniform(tf.shape(labels), seed))

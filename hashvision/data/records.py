@@ -1,4 +1,4 @@
-"""The TFRecord schema of a dataset folder, written and parsed in this one place."""
+"""Writes and parses the records, indexes and copies files of a dataset folder."""
 
 import hashlib
 import os
@@ -16,15 +16,15 @@ if typing.TYPE_CHECKING:
 DATASET = "posts"
 SPLIT = "train"
 
-# What a removal list knows a post by: hashes, by the dataset's key, of its id, of its owner and of
-# the file as it was posted.
+# Hashes, with the dataset's key, of a post's id, its owner and its file as posted, which removal
+# lists are matched to.
 _NAMES = [("id", "<u8"), ("owner", "<u8"), ("photo", "<u8")]
-# One row a record, in the shards' order, 36 bytes. `offset` is the record's first byte in its
-# shard, `rarest` the number of posts that carry its rarest class (from which every sampling rule
-# follows; 0 without one).
+# One row per record, in the order of the shard, 36 bytes. `offset` is the record's first byte in
+# its shard. `rarest` is the number of posts that have its rarest class, which every sampling rule
+# uses; 0 if it has none.
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("rarest", "<u4"), *_NAMES])
-# One row a post that was left out as a copy, 32 bytes: the place in the shard of the record that
-# shows its photo, rising, and what a removal list knows the post by.
+# One row per post that `prepare` dropped as a copy, 32 bytes. `record` is the position in the shard
+# of the record that shows its photo, in ascending order.
 COPIES_DTYPE = np.dtype([("record", "<u8"), *_NAMES])
 
 # TFRecord framing: u64 length, u32 CRC of the length, the bytes, u32 CRC of the bytes.
@@ -32,7 +32,7 @@ _FRAMING_BYTES = 8 + 4 + 4
 
 
 class Copy(typing.NamedTuple):
-    """A post that was left out because a record shows its photo; removals follow it there."""
+    """A post dropped because a record shows its photo; its removal excludes that record."""
 
     id: str
     owner: str
@@ -40,13 +40,13 @@ class Copy(typing.NamedTuple):
 
 
 class Record(typing.NamedTuple):
-    """One photo as it lies in a shard."""
+    """One photo of a shard."""
 
     id: str
     owner: str
     image: bytes  # JPEG
     labels: tuple[int, ...]  # sorted class numbers, positions in vocabulary.json's "classes"
-    sha256: bytes  # digest of the file as it was posted; stands in the index alone
+    sha256: bytes  # digest of the file as it was posted; only in the index
     copies: tuple[Copy, ...] = ()
 
 
@@ -56,32 +56,32 @@ def shard_name(shard: int, shards: int) -> str:
 
 
 def index_name(shard: int, shards: int) -> str:
-    """File name of the index that lies beside that shard."""
+    """File name of the index of that shard."""
     return f"index-{shard:05d}-of-{shards:05d}.npy"
 
 
 def copies_name(shard: int, shards: int) -> str:
-    """File name of the notes on copies that lie beside that shard."""
+    """File name of the list of copies of that shard."""
     return f"copies-{shard:05d}-of-{shards:05d}.npy"
 
 
 def encoded(name: str) -> bytes:
-    """The bytes of an id or an owner that are hashed."""
+    """The bytes of an id or an owner, for hashing."""
     return name.encode("utf-8", "surrogatepass")
 
 
 def id_hash(name: str) -> int:
-    """64-bit BLAKE2b hash of a post's id, without a key: records lie in the order of these."""
+    """64-bit BLAKE2b hash of a post's id, without a key; records are sorted by it."""
     return int.from_bytes(hashlib.blake2b(encoded(name), digest_size=8).digest(), "little")
 
 
 def photo_hash(sha256: bytes) -> int:
-    """The first 64 bits of a posted file's SHA-256 digest, as indexes of version 1 hold them."""
+    """The first 64 bits of a posted file's SHA-256 digest, as in indexes of version 1."""
     return int.from_bytes(sha256[:8], "little")
 
 
 def features(class_names: Sequence[str]) -> "tfds.features.FeaturesDict":
-    """The schema as TFDS knows it, so that `tfds.builder_from_directory` opens the folder."""
+    """The schema for TFDS, so that `tfds.builder_from_directory` opens the folder."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict(
@@ -95,7 +95,7 @@ def features(class_names: Sequence[str]) -> "tfds.features.FeaturesDict":
 
 
 def serialize(record: Record) -> bytes:
-    """`record` as a serialized tf.train.Example."""
+    """Serializes a record as a tf.train.Example."""
     import tensorflow as tf
 
     def text(value: str) -> "tf.train.Feature":
@@ -118,16 +118,16 @@ def serialize(record: Record) -> bytes:
 def write_shard(
     path: str | os.PathLike[str], records: Iterable[Record], counts: np.ndarray, key: "Key"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Writes one shard and returns its index and its notes on copies.
+    """Writes one shard and returns its index and its list of copies.
 
     Args:
-      path: the TFRecord file to write.
+      path: of the TFRecord file to write.
       records: the photos, in order.
-      counts: int (K,), the number of posts that carry each class.
+      counts: int (K,), the number of posts that have each class.
       key: of the dataset.
 
     Returns:
-      INDEX_DTYPE (N,), one row a record, and COPIES_DTYPE (M,), one row a copy that was left out.
+      INDEX_DTYPE (N,), one row per record, and COPIES_DTYPE (M,), one row per dropped copy.
     """
     import tensorflow as tf
 

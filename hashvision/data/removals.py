@@ -1,4 +1,4 @@
-"""The removal list: photos that may no longer be used, by owner, post or file, and who they are."""
+"""Reads removal lists: photos that may no longer be used, by owner, post or file."""
 
 import dataclasses
 import hashlib
@@ -15,13 +15,13 @@ from hashvision.errors import UserError
 from hashvision.sources import names as ids
 
 KINDS = ("owner", "id", "sha256")
-COLUMNS = {"owner": "owner", "id": "id", "sha256": "photo"}  # of the index
+COLUMNS = {"owner": "owner", "id": "id", "sha256": "photo"}  # in the index
 _FIELDS = ("kind", "value", "reason", "received_at")
 _LONGEST_LINE = 100_000  # bytes
-_SHOWN = 3  # of the lines that match nothing
-# A value in quotes, in which two quotes stand for one, or one without quotes.
+_EXAMPLES = 3  # lines that a message about unmatched lines lists
+# A quoted value, in which two quotes stand for one, or an unquoted value.
 _CELL = re.compile(r'"((?:[^"]|"")*)"|([^",]*)')
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # a tab may stand in a reason
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # a reason may contain a tab
 _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
@@ -34,29 +34,29 @@ class Removal(typing.NamedTuple):
     received_at: str
 
     def hash(self, key: Key) -> int:
-        """The value as the index of a dataset with this key holds it.
+        """Hashes the value as in the index of a dataset with this key.
 
-        Datasets without a key are of version 1, which knew no canonical form of names.
+        Datasets without a key have version 1, which does not convert names to canonical form.
         """
         if self.kind == "sha256":
             return key.hash(self.kind, bytes.fromhex(self.value))
         return key.hash(self.kind, ids.canonical(self.value) if key.secret else self.value)
 
 
-# What a list finds in a dataset, one row for each record and value: the record's position, the
-# value's kind (its place in KINDS) and hash, and whether it names the record's own post or a copy,
-# that is a post which was left out because the record shows its photo.
+# The matches of a list in a dataset, one row per record and value: position of the record, kind of
+# the value (its index in KINDS), hash of the value, and whether the value names a copy instead of
+# the record's own post. A copy is a post that `prepare` dropped because the record shows its photo.
 HITS_DTYPE = np.dtype([("record", "<i8"), ("kind", "u1"), ("value", "<u8"), ("copy", "?")])
 
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """The values of a removal list as the index holds them.
+    """The values of a removal list, hashed as in the index.
 
     Attributes:
-      values: for each of KINDS the hashes, sorted uint64.
-      key: of the dataset, by which they are hashed.
-      keep_copies: whether an owner's removal leaves the records that show copies of their photos.
+      values: for each of KINDS its hashes, sorted uint64.
+      key: of the dataset, which the hashes use.
+      keep_copies: whether the removal of an owner keeps records that show copies of their photos.
     """
 
     values: Mapping[str, np.ndarray]
@@ -69,14 +69,14 @@ class Names:
 
     @property
     def digest(self) -> bytes:
-        """32 bytes that differ where two of these name something else."""
+        """32 bytes that differ if two lists name different values."""
         found = hashlib.sha256(repr((self.key.id, self.keep_copies)).encode())
         for kind in KINDS:
             found.update(len(self.values[kind]).to_bytes(8, "big") + self.values[kind].tobytes())
         return found.digest()
 
     def holds(self, kind: str, value: str | bytes) -> bool:
-        """Whether the list names this id, owner (both canonical) or photo (a SHA-256 digest)."""
+        """Whether the list has this id or owner (canonical) or photo (SHA-256 digest)."""
         values = self.values[kind]
         if not len(values):
             return False
@@ -85,12 +85,15 @@ class Names:
         return place < len(values) and int(values[place]) == hashed
 
     def hits(self, first: int, rows: np.ndarray, copies: np.ndarray) -> np.ndarray:
-        """What the list finds: HITS_DTYPE (M,).
+        """Finds the records that the list names, or that show a copy which it names.
 
         Args:
-          first: position of the first of the records.
-          rows: INDEX_DTYPE (N,), of the records from there on.
-          copies: COPIES_DTYPE (C,), of these records; `record` is a position in the dataset.
+          first: position of the first record.
+          rows: INDEX_DTYPE (N,), the index of N records from there.
+          copies: COPIES_DTYPE (C,), their copies; `record` is a position in the dataset.
+
+        Returns:
+          HITS_DTYPE (M,).
         """
         found = [np.empty(0, HITS_DTYPE)]
         for number, kind in enumerate(KINDS):
@@ -106,7 +109,7 @@ class Names:
         return np.concatenate(found)
 
     def matched(self, hits: np.ndarray) -> np.ndarray:
-        """Which values were found, kind by kind: bool (values,) for HITS_DTYPE (M,)."""
+        """Bool (values,), kind by kind: which values have a match in `hits`, HITS_DTYPE (M,)."""
         marks = [
             np.isin(self.values[kind], hits["value"][hits["kind"] == number])
             for number, kind in enumerate(KINDS)
@@ -115,7 +118,7 @@ class Names:
 
 
 def marks(hits: np.ndarray, first: int, size: int) -> np.ndarray:
-    """Which of `size` records from `first` on are among the hits, HITS_DTYPE (M,): bool (size,)."""
+    """Bool (size,): which of the records from position `first` have a match in HITS_DTYPE (M,)."""
     found = np.zeros(size, bool)
     found[hits["record"] - first] = True
     return found
@@ -125,11 +128,11 @@ NOTHING = Names({kind: np.empty(0, np.uint64) for kind in KINDS})
 
 
 class RemovalList(typing.NamedTuple):
-    """What a command is told of photos that may not be used.
+    """The removal options of a command.
 
     Attributes:
       lines: of --removals.
-      key: where the dataset's key lies, if not beside it.
+      key: path of the dataset's key, or None if it is next to the dataset.
       keep_copies: as in Names.
     """
 
@@ -138,11 +141,11 @@ class RemovalList(typing.NamedTuple):
     keep_copies: bool = False
 
     def names(self, key: Key) -> Names:
-        """The list's values as the index of a dataset with this key holds them."""
+        """Hashes the list's values as in the index of a dataset with this key."""
         return names(self.lines, key, self.keep_copies)
 
     def unmatched(self, names: Names, matched: np.ndarray) -> list[Removal]:
-        """The lines whose values are not marked in `Names.matched`."""
+        """The lines whose values have no match; `matched` is from `Names.matched`."""
         kinds = [kind for kind in KINDS for _ in names.values[kind]]
         values = np.concatenate([names.values[kind] for kind in KINDS]).tolist()
         missing = {*itertools.compress(zip(kinds, values, strict=True), ~matched)}
@@ -153,7 +156,7 @@ NO_LIST = RemovalList()
 
 
 def names(lines: Iterable[Removal], key: Key = NO_KEY, keep_copies: bool = False) -> Names:
-    """The values of these lines as the index of a dataset with this key holds them."""
+    """Hashes the values of these lines as in the index of a dataset with this key."""
     hashes: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for line in lines:
         hashes[line.kind].append(line.hash(key))
@@ -161,22 +164,22 @@ def names(lines: Iterable[Removal], key: Key = NO_KEY, keep_copies: bool = False
     return Names(values, key, keep_copies)
 
 
-def nothing_matched(unmatched: Sequence[Removal], lines: int, where: str) -> str:
-    """One sentence: how many of the lines match nothing, and the first of them."""
-    told = f"{len(unmatched):,} of the {lines:,} removals match nothing in {where}"
+def describe_unmatched(unmatched: Sequence[Removal], lines: int, where: str) -> str:
+    """One sentence with the number of lines that match nothing, and the first three of them."""
+    summary = f"{len(unmatched):,} of the {lines:,} removals match nothing in {where}"
     if not unmatched:
-        return f"{told}."
-    first = ", ".join(f"{line.kind} {line.value}" for line in unmatched[:_SHOWN])
+        return f"{summary}."
+    first = ", ".join(f"{line.kind} {line.value}" for line in unmatched[:_EXAMPLES])
     first = "".join(c if c.isprintable() else " " for c in first)
-    return f"{told}: {first}{', ...' if len(unmatched) > _SHOWN else '.'}"
+    return f"{summary}: {first}{', ...' if len(unmatched) > _EXAMPLES else '.'}"
 
 
 def read(path: str) -> list[Removal]:
     """Reads a removal list: a CSV file with the columns kind, value, reason and received_at.
 
-    It is read strictly (RFC 4180, and quotes close on their own line): a line that was passed over,
-    or read as another, would keep a photo in. Ids and owners are compared as `names.canonical` has
-    them. Columns of other names are passed over, and so are empty lines.
+    Parsing is strict (RFC 4180, and quotes must close on their own line), because a skipped or
+    misread line would keep a photo that must be removed. Ids and owners are compared in the form of
+    `names.canonical`. Other columns and empty lines are ignored.
 
     Raises:
       UserError: the file cannot be read, or a line is not a removal.
@@ -203,12 +206,12 @@ def _removals(path: str, file: typing.BinaryIO) -> Iterator[Removal]:
             )
     for name in columns:
         if columns.count(name) > 1:
-            raise UserError(f"{where} names two columns {name!r}; leave one of them out.")
+            raise UserError(f"{where} has two columns named {name!r}; delete one of them.")
     for where, cells in rows:
         if len(cells) != len(columns):
             raise UserError(
-                f"{where} has {len(cells)} values and not {len(columns)}, as many as its first line"
-                " has names; put a value that holds a comma in double quotes."
+                f"{where} has {len(cells)} values, but the first line has {len(columns)} names; put"
+                " values that contain a comma in double quotes."
             )
         row = dict(zip(columns, cells, strict=True))
         yield _removal(*(row.get(field, "").strip() for field in _FIELDS), where=where)
@@ -216,14 +219,14 @@ def _removals(path: str, file: typing.BinaryIO) -> Iterator[Removal]:
 
 def _removal(kind: str, value: str, reason: str, received_at: str, where: str) -> Removal:
     if kind not in KINDS:
-        raise UserError(f"{where} has the kind {kind!r}, which is none of {', '.join(KINDS)}.")
+        raise UserError(f"{where} has the kind {kind!r}; use one of {', '.join(KINDS)}.")
     if not value:
         raise UserError(f"{where} has no value; give the {kind} to remove.")
     if kind != "sha256":
         try:
             ids.canonical(value)
         except ValueError as error:
-            raise UserError(f"{where} has no {kind} that could be one ({error}).") from None
+            raise UserError(f"{where} has an invalid {kind} ({error}); correct it.") from None
     elif not _DIGEST.fullmatch(value):
         raise UserError(
             f"{where} has {value!r}, which is not a SHA-256; give its 64 hexadecimal digits."
@@ -232,19 +235,19 @@ def _removal(kind: str, value: str, reason: str, received_at: str, where: str) -
 
 
 def _rows(path: str, file: typing.BinaryIO) -> Iterator[tuple[str, list[str]]]:
-    """(words for where it stands, cells) of each line that is not empty."""
+    """Yields a description of the position and the cells of each line that is not empty."""
     lines = iter(lambda: file.readline(_LONGEST_LINE + 1), b"")
     for number, line in enumerate(lines, 1):
         where = f"Line {number} of the removal list {path}"
         if len(line) > _LONGEST_LINE:
-            raise UserError(f"{where} has more than {_LONGEST_LINE:,} bytes; split it.")
+            raise UserError(f"{where} has more than {_LONGEST_LINE:,} bytes; shorten it.")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{where} is not UTF-8; save the list as CSV in UTF-8.") from None
         text = text.removesuffix("\n").removesuffix("\r")
         if _CONTROL.search(text):
-            raise UserError(f"{where} holds control characters; save the list as plain CSV.")
+            raise UserError(f"{where} contains control characters; save the list as plain CSV.")
         if text.strip():
             yield where, _cells(text, where)
 
@@ -260,7 +263,7 @@ def _cells(text: str, where: str) -> list[str]:
             return cells
         if text[place] != ",":
             raise UserError(
-                f"{where} has a double quote in the wrong place, at character {place + 1}; quotes"
-                " stand around a whole value, and one inside a value is written twice."
+                f"{where} has a double quote in the wrong place, at character {place + 1}; put"
+                " quotes around a whole value, and double a quote inside a value."
             )
         place += 1

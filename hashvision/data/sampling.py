@@ -1,9 +1,9 @@
-"""Which photo is seen how often: repeat factors from class frequencies, in NumPy.
+"""Computes how often each photo occurs in an epoch: repeat factors from class frequencies.
 
-Mahajan et al. 2018 (arXiv 1805.00932), section 2.2: hashtag h with frequency f(h), the share of
-photos that carry it, gets the repeat factor r(h) = max(1, phi(t / f(h))), and a photo the largest
-factor of its tags. phi is the square root or, for uniform sampling, the identity; natural sampling
-repeats nothing. The threshold t sets how far the tail is lifted, and so the length of an epoch.
+Mahajan et al. 2018 (arXiv 1805.00932), section 2.2: f(h) is the share of photos with hashtag h.
+Its repeat factor is r(h) = max(1, phi(t / f(h))), and a photo has the largest factor of its tags.
+phi is the square root or, for uniform sampling, the identity; natural sampling repeats nothing. The
+threshold t decides how much rare classes are oversampled, and so the length of an epoch.
 """
 
 import numpy as np
@@ -12,23 +12,23 @@ METHODS = ("natural", "square_root", "uniform")
 
 
 def default_threshold(counts: np.ndarray, posts: int) -> float:
-    """The mean class frequency: classes rarer than the average one are lifted.
+    """The mean class frequency, so that classes rarer than the average are oversampled.
 
     Args:
-      counts: int (K,), the number of posts that carry each class.
+      counts: int (K,), the number of posts that have each class.
       posts: the number of posts in the dataset.
     """
     return float(np.mean(counts) / posts) if len(counts) else 1.0
 
 
 def repeat_factors(rarest: np.ndarray, posts: int, threshold: float, method: str) -> np.ndarray:
-    """Repeat factor of each photo.
+    """Computes the repeat factor of each photo.
 
-    Since r(h) falls as f(h) grows, the largest factor among a photo's tags is that of its rarest.
+    Since r(h) falls as f(h) grows, a photo's largest factor belongs to its rarest tag.
 
     Args:
-      rarest: int (N,), the number of posts that carry the photo's rarest class; 0 for photos
-        without a tag, which nothing lifts.
+      rarest: int (N,), the number of posts that have the photo's rarest class; 0 for photos without
+        a tag, whose factor is 1.
       posts: the number of posts in the dataset.
       threshold: t, a frequency in (0, 1].
       method: one of METHODS.
@@ -48,7 +48,7 @@ def repeat_factors(rarest: np.ndarray, posts: int, threshold: float, method: str
 
 
 def repeats(factors: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """How often each photo comes in one epoch: a factor of 2.3 is 2 or, with probability 0.3, 3.
+    """Draws how often each photo occurs in one epoch: 2.3 gives 2 or, with probability 0.3, 3.
 
     Args:
       factors: float (N,), repeat factors.
@@ -64,11 +64,11 @@ def repeats(factors: np.ndarray, uniform: np.ndarray) -> np.ndarray:
 def epoch_length(
     rarest: np.ndarray, photos: np.ndarray, posts: int, threshold: float, method: str
 ) -> float:
-    """Photos of an epoch, repeats counted.
+    """Expected number of photos in an epoch, including repeats.
 
     Args:
       rarest: int (D,), as for `repeat_factors`, each value once.
-      photos: int (D,), how many photos have it.
+      photos: int (D,), the number of photos with each value.
       posts: the number of posts in the dataset.
       threshold: t, a frequency in (0, 1].
       method: one of METHODS.
@@ -79,7 +79,7 @@ def epoch_length(
 def epoch_summary(
     rarest: np.ndarray, photos: np.ndarray, posts: int, threshold: float
 ) -> dict[str, dict[str, float]]:
-    """Epoch length (photos) and largest repeat factor under each method; see `epoch_length`."""
+    """Epoch length (photos) and largest repeat factor of each method; see `epoch_length`."""
     summary = {}
     for method in METHODS:
         factors = repeat_factors(rarest, posts, threshold, method)

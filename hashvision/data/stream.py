@@ -1,13 +1,13 @@
-"""Which record comes at which step: position is arithmetic, so one integer resumes a run exactly.
+"""Decides which record is in which step; one integer, the step, resumes a run exactly.
 
-The dataset is cut into lanes, runs of neighbouring records, always the same number whatever the
-hosts. Each lane is an endless stream: epoch after epoch of its own records, each as often as its
-repeat factor says, in an order drawn for that epoch. A global batch takes the next few items of
-every lane; a host reads the lanes that are its own. Every draw is a hash of (seed, epoch, record),
-and the record is known by the hash of its post id, so nothing depends on shards or workers.
+The dataset is split into lanes of neighbouring records. Their number does not depend on the number
+of hosts. Each lane is an endless stream of epochs: every epoch contains each record of the lane as
+often as its repeat factor says, in a random order. A global batch takes the next few items of every
+lane, and each host reads its own lanes. Every random draw is a hash of (seed, epoch, record), where
+the hash of the post's id stands for the record, so nothing depends on shards or workers.
 
-A record that may not be shown, removed or broken, keeps its places in the stream; in each of them
-another of its lane is shown. So no other record's place changes, whenever it becomes excluded.
+An excluded record (removed or broken) keeps its positions in the stream, and another record of its
+lane is substituted at each of them. So excluding a record never moves the others.
 """
 
 import threading
@@ -22,23 +22,23 @@ from hashvision.data import removals, sampling
 from hashvision.data.dataset import Dataset
 from hashvision.errors import UserError
 
-# What a draw is for; keeps draws of the same (seed, epoch, record) independent of each other.
+# Purposes of draws; they make draws with the same (seed, epoch, record) independent.
 _REPEAT, _ORDER, _CROP, _SUBSTITUTE = range(4)
 
-_FIRST_SUBSTITUTE = 1 << 32  # copies from here on stand in for others; no repeat factor is as large
+_FIRST_SUBSTITUTE = 1 << 32  # copy numbers from here mark substitutes; repeat factors are smaller
 
 
 def draws(seed: int, epoch: np.ndarray | int, record: np.ndarray, purpose: int) -> np.ndarray:
-    """64 random bits for each record, a function of the arguments alone.
+    """Draws 64 random bits per record that depend on the arguments only.
 
-    The finaliser of SplitMix64 (Steele et al. 2014), once over (seed, purpose), once over the
-    epoch, once over the record.
+    It applies the finaliser of SplitMix64 (Steele et al. 2014) to (seed, purpose), then to the
+    epoch, then to the record.
 
     Args:
       seed: of the run.
       epoch: int, or int (N,).
       record: uint64 (N,), id hashes.
-      purpose: a small number.
+      purpose: what the draw is for, in [0, 8).
 
     Returns:
       uint64 (N,).
@@ -59,21 +59,21 @@ def draws(seed: int, epoch: np.ndarray | int, record: np.ndarray, purpose: int) 
 
 
 class Items(typing.NamedTuple):
-    """Items of a stream: (N,) each."""
+    """Items of a stream; each field has shape (N,)."""
 
-    record: np.ndarray  # int64, position in the dataset's index
-    epoch: np.ndarray  # int64, of the lane
-    copy: np.ndarray  # int64, which of the record's repeats in that epoch
+    record: np.ndarray  # int64, position in the dataset
+    epoch: np.ndarray  # int64, epoch of the lane
+    copy: np.ndarray  # int64, number of the record's repeat in that epoch
 
 
 class Lane:
-    """The endless stream of one run of records."""
+    """The endless stream of one lane, N neighbouring records."""
 
     def __init__(self, first: int, ids: np.ndarray, factors: np.ndarray, seed: int) -> None:
-        """Makes the stream of records first to first + N.
+        """Makes the stream of the records at positions first to first + N.
 
         Args:
-          first: position of the lane's first record in the dataset's index.
+          first: position of the lane's first record in the dataset.
           ids: uint64 (N,), id hashes.
           factors: float64 (N,), repeat factors.
           seed: of the run.
@@ -81,29 +81,28 @@ class Lane:
         self.first, self.ids = first, ids
         self.excluded = np.zeros(len(ids), bool)
         self._factors, self._seed = factors, seed
-        self._starts = [0]  # at which item each epoch begins, as far as known
+        self._starts = [0]  # first item of each epoch, computed on demand
         self._cached: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._stand_ins = np.flatnonzero(factors)
+        self._substitutes = np.flatnonzero(factors)
 
     def exclude(self, excluded: np.ndarray) -> None:
-        """Shows these records, bool (N,), no more.
+        """Excludes these records, bool (N,), in addition to those excluded before.
 
         Raises:
-          UserError: nothing is left to show.
+          UserError: no record is left.
         """
         self.excluded = self.excluded | excluded
-        self._stand_ins = np.flatnonzero((self._factors > 0) & ~self.excluded)
-        if not len(self._stand_ins):
+        self._substitutes = np.flatnonzero((self._factors > 0) & ~self.excluded)
+        if not len(self._substitutes):
             raise UserError(
-                f"Of the records {self.first:,} to {self.first + len(self.ids) - 1:,}, one of"
-                " data.lanes, none is left that is neither removed nor broken; prepare the dataset"
-                " again."
+                f"All records {self.first:,} to {self.first + len(self.ids) - 1:,}, one of the"
+                " data.lanes, are removed or broken; prepare the dataset again."
             )
 
     def include_all(self) -> None:
-        """Shows all records again, as a start without faults or removals does."""
+        """Includes all records again, as at a start without faults or removals."""
         self.excluded = np.zeros(len(self.ids), bool)
-        self._stand_ins = np.flatnonzero(self._factors)
+        self._substitutes = np.flatnonzero(self._factors)
 
     def _repeats(self, epoch: int) -> np.ndarray:
         bits = draws(self._seed, epoch, self.ids, _REPEAT)
@@ -115,18 +114,18 @@ class Lane:
         return self._starts[epoch]
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The records (within the lane) and copies of an epoch, in its order."""
+        """Returns the records (relative to the lane) and copies of an epoch, in its order."""
         if self._cached is None or self._cached[0] != epoch:
             repeats = self._repeats(epoch)
             record = np.repeat(np.arange(len(repeats)), repeats)
             copy = np.arange(len(record)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-            keys = draws(self._seed, epoch, _of_copy(self.ids[record], copy), _ORDER)
-            order = _sorted_places(keys)
+            keys = draws(self._seed, epoch, _hash_copies(self.ids[record], copy), _ORDER)
+            order = _argsort(keys)
             self._cached = epoch, record[order], copy[order]
         return self._cached[1:]
 
     def items(self, start: int, count: int) -> Items:
-        """Items start to start + count of the stream."""
+        """Returns items start to start + count (exclusive) of the stream."""
         epoch = 0
         while self._start(epoch + 1) <= start:
             epoch += 1
@@ -135,64 +134,64 @@ class Lane:
             record, copy = self._order(epoch)
             offset = start - self._start(epoch)
             record, copy = record[offset : offset + count], copy[offset : offset + count]
-            record, copy = self._shown(epoch, record, copy)
+            record, copy = self._substitute(epoch, record, copy)
             parts.append(Items(record + self.first, np.full(len(record), epoch), copy))
             start, count, epoch = start + len(record), count - len(record), epoch + 1
         return Items(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    def _shown(
+    def _substitute(
         self, epoch: int, record: np.ndarray, copy: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Puts another record in each place of one that is excluded.
+        """Replaces each excluded record by another one.
 
-        It is the one drawn, or the next after it that is not excluded itself: a function of what is
-        excluded now, not of the order in which that became known.
+        The substitute is a random record or the next one after it that is not excluded. It depends
+        on which records are excluded now, not on the order in which they were.
         """
         places = np.flatnonzero(self.excluded[record])
         if not len(places):
             return record, copy
         record, copy = record.copy(), copy.copy()
-        names = _of_copy(self.ids[record[places]], copy[places])
+        names = _hash_copies(self.ids[record[places]], copy[places])
         bits = draws(self._seed, epoch, names, _SUBSTITUTE)
         drawn = (bits % np.uint64(len(self.ids))).astype(np.int64)
-        after = np.searchsorted(self._stand_ins, drawn) % len(self._stand_ins)
-        record[places] = self._stand_ins[after]
+        after = np.searchsorted(self._substitutes, drawn) % len(self._substitutes)
+        record[places] = self._substitutes[after]
         copy[places] = _FIRST_SUBSTITUTE + (bits >> np.uint64(34)).astype(np.int64)
         return record, copy
 
 
-def _sorted_places(keys: np.ndarray) -> np.ndarray:
-    """int64 (N,), the places of keys, uint64 (N,), in the order of their upper bits.
+def _argsort(keys: np.ndarray) -> np.ndarray:
+    """Sorts keys, uint64 (N,), by their upper bits; returns their indices, int64 (N,).
 
-    The lower bits give way to the place itself, which settles ties and makes of argsort a plain
-    sort of numbers, faster and the same on every machine.
+    The index replaces the lower bits of each key. This breaks ties and reduces argsort to sorting
+    numbers, which is faster and gives the same result on every machine.
     """
     mask = np.uint64((1 << len(keys).bit_length()) - 1)
     places = np.arange(len(keys), dtype=np.uint64)
     return (np.sort(keys & ~mask | places) & mask).astype(np.int64)
 
 
-def _of_copy(ids: np.ndarray, copy: np.ndarray) -> np.ndarray:
-    """Gives every copy of a record a name of its own; the first keeps the record's."""
+def _hash_copies(ids: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """Gives each copy of a record a hash of its own; the first copy keeps the record's hash."""
     with np.errstate(over="ignore"):
         return ids + copy.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
 
 
 def lane_bounds(size: int, lanes: int) -> np.ndarray:
-    """int64 (lanes + 1,): at which record each lane of `size` records begins, and `size`."""
+    """int64 (lanes + 1,): the first record of each lane of `size` records, and `size`."""
     return np.arange(lanes + 1) * size // lanes
 
 
 def check_lanes(batch_size: int, lanes: int, hosts: int) -> None:
-    """Refuses lanes that a batch does not divide into, or that do not divide over the hosts.
+    """Checks that the lanes divide the batch size and are a multiple of the hosts.
 
     Args:
-      batch_size: photos of a global batch.
-      lanes: into how many runs of records the dataset is cut.
-      hosts: how many there are.
+      batch_size: photos in a global batch.
+      lanes: number of lanes of the dataset.
+      hosts: number of hosts.
 
     Raises:
-      UserError: names the nearest number of lanes that fits, where there is any.
+      UserError: they do not; names the nearest number of lanes that fits, if there is one.
     """
     if batch_size % lanes == 0 and lanes % hosts == 0:
         return
@@ -202,19 +201,22 @@ def check_lanes(batch_size: int, lanes: int, hosts: int) -> None:
         nearest = min(fitting, key=lambda each: abs(each - lanes))
         remedy = f"--config.data.lanes={nearest}"
     raise UserError(
-        f"batch_size={batch_size} must be a multiple of data.lanes={lanes}, and that of the number"
-        f" of hosts, {hosts}; set {remedy}."
+        f"batch_size={batch_size} must be a multiple of data.lanes={lanes}, and data.lanes of the"
+        f" number of hosts, {hosts}; set {remedy}."
     )
 
 
 class Stream:
-    """What one host reads: its share of the lanes.
+    """The stream of one host: its share of the lanes.
 
     Attributes:
-      dataset: what the stream is of.
+      dataset: that the records belong to.
+      seed: of the run.
+      epoch_length: expected number of photos in an epoch of the whole dataset.
+      host_batch: photos per step on this host.
       first: position of the host's first record.
-      last: that after its last.
-      hits: removals.HITS_DTYPE (M,), what the removal list finds among them.
+      last: position after the host's last record.
+      hits: removals.HITS_DTYPE (M,), the matches of the removal list among them.
     """
 
     def __init__(
@@ -231,29 +233,29 @@ class Stream:
         hosts: int = 1,
         removed: removals.Names = removals.NOTHING,
     ) -> None:
-        """Cuts the dataset into lanes and takes this host's.
+        """Splits the dataset into lanes and reads the index of this host's lanes.
 
         Args:
-          dataset: what `dataset.load` returns.
-          batch_size: photos of a global batch, a multiple of `lanes`.
-          lanes: into how many runs of records the dataset is cut, a multiple of `hosts`.
+          dataset: from `dataset.load`.
+          batch_size: photos in a global batch, a multiple of `lanes`.
+          lanes: number of lanes of the dataset, a multiple of `hosts`.
           seed: of the run.
           method: one of sampling.METHODS.
-          threshold: WSL's t; the mean class frequency if None.
-          tagged_only: leaves out photos without a tag.
-          host: which host this is.
-          hosts: how many there are.
-          removed: names of what is not shown, by the dataset's key.
+          threshold: t of `sampling`; if None, the mean class frequency.
+          tagged_only: whether to leave out photos without a tag.
+          host: number of this host.
+          hosts: number of hosts.
+          removed: removal list, hashed with the dataset's key.
 
         Raises:
-          UserError: the numbers do not divide, or there are more lanes than records, or a lane
-            without a photo to show.
+          UserError: the numbers are not multiples as above, there are more lanes than records, or a
+            lane has no photo left.
         """
         check_lanes(batch_size, lanes, hosts)
         size = len(dataset)
         if size < lanes:
             raise UserError(
-                f"{dataset.path} holds {size:,} records, fewer than data.lanes={lanes}; lower"
+                f"{dataset.path} has {size:,} records, fewer than data.lanes={lanes}; lower"
                 " --config.data.lanes or prepare more posts."
             )
         if threshold is None:
@@ -265,7 +267,7 @@ class Stream:
         self.epoch_length = sampling.epoch_length(rarest, photos, size, threshold, method)
         self.host_batch = batch_size // hosts
         self._per_lane = batch_size // lanes
-        self._lock = threading.Lock()  # the input pipeline asks from a thread of its own
+        self._lock = threading.Lock()  # the input pipeline runs on another thread
         self._pool = futures.ThreadPoolExecutor(thread_name_prefix="lanes")
 
         bounds = lane_bounds(size, lanes)
@@ -296,45 +298,45 @@ class Stream:
             self.exclude(removals.marks(self.hits, self.first, len(rows)))
 
     def exclude(self, excluded: np.ndarray) -> None:
-        """Shows these of this host's records, bool (last - first,), no more; see `Lane.exclude`."""
+        """Excludes these of this host's records, bool (last - first,), too; see `Lane.exclude`."""
         with self._lock:
             for lane in self._lanes:
                 begin = lane.first - self.first
                 lane.exclude(excluded[begin : begin + len(lane.ids)])
 
     def include_all(self) -> None:
-        """Shows all of this host's records again; see `Lane.include_all`."""
+        """Includes all of this host's records again; see `Lane.include_all`."""
         with self._lock:
             for lane in self._lanes:
                 lane.include_all()
 
     @property
     def excluded(self) -> np.ndarray:
-        """Bool (last - first,), which of this host's records are not shown."""
+        """Bool (last - first,), which of this host's records are excluded."""
         return np.concatenate([lane.excluded for lane in self._lanes])
 
     def offsets(self, positions: np.ndarray) -> np.ndarray:
-        """int64 (N,), at which byte of its shard each of these records of this host begins."""
+        """int64 (N,), the first byte in its shard of each of this host's records at `positions`."""
         return self._offsets[positions - self.first]
 
     def items(self, step: int) -> Items:
-        """This host's part of the batch of `step`, (host_batch,) each."""
+        """Returns this host's items in the batch of `step`, (host_batch,) each."""
         return self.items_of(step, step + 1)
 
     def items_of(self, first: int, last: int) -> Items:
-        """What this host reads in steps `first` to `last`, lane after lane."""
+        """Returns this host's items in steps `first` to `last` (exclusive), lane after lane."""
         start, count = first * self._per_lane, (last - first) * self._per_lane
         with self._lock:
             parts = list(self._pool.map(lambda lane: lane.items(start, count), self._lanes))
         return Items(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def names(self, items: Items) -> np.ndarray:
-        """uint64 (N,): id hashes of the records."""
+        """uint64 (N,), the id hashes of the records."""
         return self._ids[items.record - self.first]
 
     def keys(self, items: Items) -> np.ndarray:
-        """uint32 (N, 2): the key of every draw about an item, from (seed, epoch, record, copy)."""
-        names = _of_copy(self.names(items), items.copy)
+        """uint32 (N, 2), the random key of each item, from (seed, epoch, record, copy)."""
+        names = _hash_copies(self.names(items), items.copy)
         bits = draws(self.seed, items.epoch, names, _CROP)
         return np.stack([bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)], 1).astype(np.uint32)
 
@@ -347,17 +349,17 @@ def from_config(
     hosts: int = 1,
     removed: removals.Names = removals.NOTHING,
 ) -> Stream:
-    """The stream that a config asks for: the one way by which training and `audit` get theirs.
+    """Makes the stream of a config, for both training and `audit`.
 
-    `audit` replays this stream to tell which photos a checkpoint saw. That holds only as long as
-    both make it from the same settings.
+    `audit` replays this stream to find the photos that a checkpoint saw, so both must make it from
+    the same settings.
 
     Args:
       config: of the run.
-      dataset: what `dataset.load` returns.
+      dataset: from `dataset.load`.
       host: number of this host.
       hosts: number of hosts.
-      removed: names of the photos to leave out, hashed with the dataset's key.
+      removed: removal list, hashed with the dataset's key.
 
     Raises:
       UserError: as Stream.

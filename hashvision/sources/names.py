@@ -37,6 +37,6 @@ def canonical(value: object) -> str:
         raise ValueError("neither text nor an integer")
     name = unicodedata.normalize("NFC", value).strip()
     if len(name) > LONGEST_NAME or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
-        raise ValueError("too long, or holds control characters")
+        raise ValueError("too long, or contains control characters")
     number = _WHOLE_NUMBER.fullmatch(name)
     return number[1] if number else name

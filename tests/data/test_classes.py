@@ -58,10 +58,10 @@ def test_a_drawn_vocabulary_is_found_again(seed):
     ("entries", "words"),
     [
         (("bear brownbear", "tree"), "lacks the class 'dog'"),
-        (("bear", "dog", "tree", "boat"), "has the class 'boat', which the run does not know"),
+        (("bear", "dog", "tree", "boat"), "has the class 'boat', which the run does not have"),
         (("bear", "cat dogs", "tree"), "has the class 'cat'"),
         (("bear dog", "tree"), "merges the classes 'bear' and 'dog'"),
-        (("bear", "brownbear", "dog", "tree"), "keeps the classes 'bear' and 'brownbear' apart"),
+        (("bear", "brownbear", "dog", "tree"), "separates the classes 'bear' and 'brownbear'"),
         (("bear dogs", "dog", "tree"), "merges"),
         ((), "lacks the class 'bear'"),
     ],

@@ -30,7 +30,9 @@ def listed(*lines, keep=False):
 
 def positions(source, first, last, listed):
     names = source.names(listed)
-    return np.flatnonzero(removals.marks(source.named(first, last, names), first, last - first))
+    return np.flatnonzero(
+        removals.marks(source.find_removed(first, last, names), first, last - first)
+    )
 
 
 def edit(folder, **changes):
@@ -71,7 +73,7 @@ def test_a_list_reaches_records_by_their_copies(tmp_path):
     assert positions(source, 30, 40, listed(("id", "c1"), ("id", "c3"))).tolist() == [1, 2]
     digest = copy(4).sha256.hex()
     assert positions(source, 0, 64, listed(("sha256", digest.upper()))).tolist() == [63]
-    hits = source.named(0, 64, source.names(listed(("owner", "u0"))))
+    hits = source.find_removed(0, 64, source.names(listed(("owner", "u0"))))
     assert sorted(hits["record"][~hits["copy"]].tolist()) == list(range(0, 64, 5))
     assert hits["record"][hits["copy"]].tolist() == [31]
 
@@ -244,14 +246,14 @@ def test_any_other_shard_in_a_manifest_is_one_sentence(tmp_path, key):
 def test_shards_in_another_order_are_refused(tmp_path):
     folder = write(tmp_path / "set")
     edit(folder, shards=json.loads((folder / "manifest.json").read_text())["shards"][::-1])
-    with pytest.raises(UserError, match="as shard 0"):
+    with pytest.raises(UserError, match="the invalid shard 0"):
         opened(folder)
 
 
 def test_a_dataset_of_a_later_version_is_named(tmp_path):
     folder = write(tmp_path / "set")
     edit(folder, format={"name": dataset.FORMAT, "version": dataset.VERSION + 1})
-    with pytest.raises(UserError, match="is of version 3.*versions up to 2"):
+    with pytest.raises(UserError, match="has format version 3.*versions up to 2"):
         dataset.load(str(folder))
 
 
@@ -260,7 +262,7 @@ def test_a_dataset_of_an_earlier_version_is_named(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["rarest"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="earlier version"):
+    with pytest.raises(UserError, match="earlier format"):
         dataset.load(str(folder))
 
 
@@ -309,10 +311,10 @@ def test_a_key_that_is_missing_wrong_or_damaged_is_named(tmp_path):
     assert not source.names(removals.RemovalList())  # needs none
     given = listed(("id", "p1"))._replace(key=str(tmp_path / "kept"))
     assert positions(source, 0, 64, removals.RemovalList()).tolist() == []
-    hits = source.named(0, 64, source.names(given))
+    hits = source.find_removed(0, 64, source.names(given))
     assert hits["record"].tolist() == [1]
     beside.write_text("00" * 32)
-    with pytest.raises(UserError, match="set.key is the key [0-9a-f]{16}, and .*--key"):
+    with pytest.raises(UserError, match="set.key is the key [0-9a-f]{16}, but .*--key"):
         source.names(listed(("id", "p1")))
     for text in ("", "00" * 31, "not hex " * 8, "é"):
         beside.write_text(text)

@@ -15,7 +15,7 @@ def test_photos_that_are_small_enough_are_decoded_as_they_are(height, width):
     import tensorflow as tf
 
     image = tf.constant(datasets.jpeg(0, height, width))
-    np.testing.assert_array_equal(decode.decode(image, 64), tf.io.decode_jpeg(image))
+    np.testing.assert_array_equal(decode.decode_photo(image, 64), tf.io.decode_jpeg(image))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_larger_photos_are_shrunk_to_the_side_and_decoded_no_larger_than_needed(
         return decode_jpeg(contents, channels=channels, ratio=ratio)
 
     monkeypatch.setattr(tf.io, "decode_jpeg", spy)
-    found = decode.decode(image, 64).numpy()
+    found = decode.decode_photo(image, 64).numpy()
     assert asked == [ratio] and found.dtype == np.uint8
     share = 64 / max(height, width)
     wanted = max(1, round(height * share)), max(1, round(width * share))
@@ -48,7 +48,7 @@ def test_larger_photos_are_shrunk_to_the_side_and_decoded_no_larger_than_needed(
 def test_photos_lie_in_the_corner_with_zeros_beyond(tmp_path):
     source = dataset.load(str(datasets.write(tmp_path / "set", size=16)))  # 40 by 56
     stream_of = stream.Stream(source, batch_size=8, lanes=4, seed=0, method="natural")
-    _, batch = next(reader.Reader(stream_of, 64, 2, threads=1).batches())
+    _, batch = next(reader.BatchReader(stream_of, 64, 2, threads=1).batches())
     np.testing.assert_array_equal(batch["shape"], [[40, 56]] * 8)
     assert batch["photos"].shape == (8, 64, 64, 3) and batch["photos"].dtype == np.uint8
     assert not batch["photos"][:, 40:].any() and not batch["photos"][:, :, 56:].any()

@@ -37,7 +37,7 @@ def open_stream(folder, host=0, hosts=1, removed=(), **options):
 def take(folder, workdir, count, start=0, share=1.0, **options):
     """The first batches, and the reader."""
     faults = reader.Faults(str(workdir), options.get("host", 0), share)
-    source = reader.Reader(open_stream(folder, **options), 48, 2, faults, threads=2)
+    source = reader.BatchReader(open_stream(folder, **options), 48, 2, faults, threads=2)
     return list(itertools.islice(source.batches(start), count)), source
 
 
@@ -58,7 +58,7 @@ def test_a_bit_flip_is_found_named_and_passed_over(folder, tmp_path, capsys):
     whole, _ = take(folder, tmp_path, 12)
     name = flip(folder, 41)
     found, source = take(folder, tmp_path, 12)
-    assert f"1 of {name}" in capsys.readouterr().out
+    assert f"Excluded 1 record of {name}" in capsys.readouterr().out
     (fault,) = map(json.loads, (tmp_path / "broken-00000.jsonl").read_text().splitlines())
     assert (fault["record"], fault["records"], fault["shard"]) == (41, 1, name)
     assert "orrupt" in fault["cause"]
@@ -93,7 +93,7 @@ def test_a_line_that_a_kill_cut_short_swallows_no_other(tmp_path):
     path.write_text('{"step": 1, "rec')
     faults = reader.Faults(str(tmp_path))
     faults.add(reader.Fault(3, 5, 1, "shard", 0, "cut"))
-    assert [fault.record for fault in reader.Faults(str(tmp_path)).standing] == [5]
+    assert [fault.record for fault in reader.Faults(str(tmp_path)).unresolved] == [5]
 
 
 def test_the_order_in_which_faults_are_found_changes_nothing(folder, tmp_path):
@@ -115,7 +115,7 @@ def test_a_truncated_shard_loses_what_lies_behind_its_end(folder, tmp_path, caps
     shown = np.concatenate([items.record for items, _ in found])
     assert set(shown) <= set(range(50)) and 49 in shown and 50 not in shown
     out = capsys.readouterr().out
-    assert "\n14 of " in "\n" + out and f"has {cut:,} bytes" in out
+    assert "Excluded 14 records of " in out and f"has {cut:,} bytes" in out
 
 
 @pytest.mark.parametrize("moment", ["before", "while"])
@@ -124,7 +124,7 @@ def test_a_vanished_shard_is_told_at_once_and_ends_the_run_beyond_the_share(
 ):
     gone = folder / records.shard_name(1, 2)
     faults = reader.Faults(str(tmp_path), 0, 0.4)
-    source = reader.Reader(open_stream(folder), 48, 2, faults, threads=2)
+    source = reader.BatchReader(open_stream(folder), 48, 2, faults, threads=2)
     batches = source.batches(0)
     if moment == "while":
         next(batches)
@@ -157,12 +157,12 @@ def test_what_is_mended_is_shown_again(folder, tmp_path, capsys):
     for _ in range(2):
         flip(folder, 9)  # and back
         found, _ = take(folder, tmp_path, 8)
-    assert "reads again" in capsys.readouterr().out
+    assert "can be read again" in capsys.readouterr().out
     for (before, seen), (after, got) in zip(whole, found, strict=True):
         np.testing.assert_array_equal(after.record, before.record)
         np.testing.assert_array_equal(got["photos"], seen["photos"])
     take(folder, tmp_path, 1)
-    assert "reads again" not in capsys.readouterr().out  # said once
+    assert "can be read again" not in capsys.readouterr().out  # said once
 
 
 def test_removed_photos_are_not_shown_and_nothing_else_moves(folder, tmp_path):
@@ -187,5 +187,5 @@ def test_removed_photos_are_not_shown_and_nothing_else_moves(folder, tmp_path):
 
 def test_a_lane_with_nothing_left_is_named(folder):
     listed = [removals.Removal("id", f"p{n}", "", "") for n in range(16)]
-    with pytest.raises(UserError, match="records 0 to 15,.*none is left"):
+    with pytest.raises(UserError, match="All records 0 to 15,.* are removed or broken"):
         open_stream(folder, removed=listed)

@@ -49,10 +49,10 @@ def test_lines_that_match_nothing_are_told():
     rows["id"] = KEY.hash("id", "p0")
     unmatched = listed.unmatched(names, names.matched(names.hits(0, rows, no_copies())))
     assert unmatched == [*lines[1:], listed.lines[-1]]
-    told = removals.nothing_matched(unmatched, 7, "DIR")
+    told = removals.describe_unmatched(unmatched, 7, "DIR")
     assert told == "6 of the 7 removals match nothing in DIR: id p1, id p2, id p3, ..."
-    assert removals.nothing_matched(unmatched[:1], 7, "DIR").endswith("in DIR: id p1.")
-    assert removals.nothing_matched([], 7, "DIR") == "0 of the 7 removals match nothing in DIR."
+    assert removals.describe_unmatched(unmatched[:1], 7, "DIR").endswith("in DIR: id p1.")
+    assert removals.describe_unmatched([], 7, "DIR") == "0 of the 7 removals match nothing in DIR."
 
 
 def test_names_are_compared_in_one_form(tmp_path):
@@ -82,16 +82,16 @@ def test_what_is_written_by_the_rules_is_read(tmp_path):
         ("value,reason\np1,gone\n", "no column kind"),
         ("kind;value\nid;p1\n", "no column kind"),
         ("", "no column kind"),
-        ("kind,value,value\nid,a,b\n", "Line 1.*two columns 'value'"),
-        ("kind,value,note,note\nid,a,b,c\n", "Line 1.*two columns 'note'"),
+        ("kind,value,value\nid,a,b\n", "Line 1.*two columns named 'value'"),
+        ("kind,value,note,note\nid,a,b,c\n", "Line 1.*two columns named 'note'"),
         (LIST + "post,p2,,\n", "Line 5.*'post'"),
         (LIST + "id,,,\n", "Line 5.*no value"),
         (LIST + "id,  ,,\n", "Line 5.*no value"),
         (LIST + "\n\nsha256,12ab,,\n", "Line 7.*SHA-256"),
         (LIST + f"sha256,{DIGEST[:-1]}g,,\n", "Line 5.*SHA-256"),
         (LIST + f"sha256,{DIGEST[:32]} {DIGEST[33:]},,\n", "Line 5.*SHA-256"),
-        (LIST + "owner,Smith, John,r,t\n", "Line 5.*5 values and not 4.*double quotes"),
-        (LIST + "id,p2\n", "Line 5.*2 values and not 4"),
+        (LIST + "owner,Smith, John,r,t\n", "Line 5.*5 values, but .* 4 names.*double quotes"),
+        (LIST + "id,p2\n", "Line 5.*2 values, but .* 4 names"),
         (LIST + 'owner, "Smith, John",r,t\n', "Line 5.*double quote in the wrong place"),
         (LIST + 'owner,"Smith" John,r,t\n', "Line 5.*wrong place, at character 14"),
         (LIST + 'owner,Smith "John",r,t\n', "Line 5.*wrong place"),

@@ -24,7 +24,7 @@ SIDE = 48  # photos are 56 by 40
 
 
 def take(source, start, count, **options):
-    batches = reader.Reader(make(source, **options), SIDE, 2, threads=2).batches(start)
+    batches = reader.BatchReader(make(source, **options), SIDE, 2, threads=2).batches(start)
     return [batch for _, batch in itertools.islice(batches, count)]
 
 
@@ -147,4 +147,4 @@ def test_equal_keys_are_ordered_by_place():
     keys = rng.integers(0, 20, 1000, np.uint64) << np.uint64(40)
     lower = keys | rng.integers(0, 500, 1000, np.uint64)  # gives way to the place
     expected = np.argsort(keys, kind="stable")
-    np.testing.assert_array_equal(stream._sorted_places(lower), expected)
+    np.testing.assert_array_equal(stream._argsort(lower), expected)

@@ -452,7 +452,9 @@ def damaged(name, contents, words):
         *damaged("dataset.json", [None], "not the workdir of a run"),
         *damaged("dataset.json", ANYTHING, "dataset.json"),
         *damaged("dataset.json", ["{}", '{"dataset": 5, "manifest": {}}'], "not as `train` leaves"),
-        *damaged("dataset.json", ['{"dataset": "set", "manifest": {"rarest": {}}}'], "the shards"),
+        *damaged(
+            "dataset.json", ['{"dataset": "set", "manifest": {"rarest": {}}}'], "the invalid shards"
+        ),
         *damaged("vocabulary.json", [*ANYTHING, '{"classes": [-5]}'], "vocabulary.json"),
         *damaged("removed.jsonl", ANYTHING[:-3] + ANYTHING[-2:], "Line 1 of .*removed.jsonl"),
         *damaged(
@@ -682,7 +684,7 @@ def test_mistakes_are_one_sentence(tmp_path, folder, capsys):
         ([removed], "give --dataset"),
         ([f"--dataset={folder}"], "give a list with --removals, or --verify"),
         (["--verify", removed, "--workdir=run"], "give its folder with --dataset"),
-        ([removed, f"--dataset={tmp_path}"], "no dataset"),
+        ([removed, f"--dataset={tmp_path}"], "not a dataset"),
         ([f"--removals={tmp_path / 'none.csv'}", f"--dataset={folder}"], "cannot be read"),
         ([removed, f"--dataset={folder}", f"--json={tmp_path}"], "the audit is printed above"),
         ([removed, f"--dataset={folder}", "--fast"], "--fast"),
