@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -412,3 +413,10 @@ def test_shellcheck_finds_nothing():
         [shellcheck, "-x", "-P", "SCRIPTDIR", "-P", REPO, *scripts], stdout=-1, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_babysit_knows_how_a_host_refers_to_another_hosts_log():
+    script = (REPO / "launch" / "tpu_vm.sh").read_text()
+    phrases = re.search(r'grep -vE "(.*?)" <<<"\$reason"', script)[1].split("|")
+    pulse = (REPO / "hashvision" / "training" / "pulse.py").read_text()
+    assert any(phrase in pulse for phrase in phrases)
