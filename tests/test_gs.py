@@ -1,4 +1,4 @@
-"""Everything in a bucket: posts, datasets, workdirs, lists; by the clients that a user has."""
+"""Tests of every command on paths in a bucket, with the real client libraries."""
 
 import io
 import itertools
@@ -28,7 +28,7 @@ PHOTOS = 72
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory):
-    """The bucket, and the environment that leads to it, which is this process's too."""
+    """Serves the bucket, and points this process and its children to it."""
     with fake_gcs.serve(tmp_path_factory.mktemp("cloud")) as (bucket, environment):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
@@ -57,16 +57,16 @@ def ended(process, code=0):
 
 
 def one_sentence(capsys, *arguments):
-    """What a verb says that ends at once."""
+    """Runs a command that must fail with exit code 2, and returns its error sentence."""
     assert program.main(list(arguments)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line[:10] == "hashvision"]
     return line
 
 
-# The layer
+# The storage module
 
 
-def test_files_are_what_they_are_on_a_disk(cloud, tmp_path):
+def test_storage_works_the_same_on_a_disk_and_in_a_bucket(cloud, tmp_path):
     for place in (str(tmp_path), "gs://bucket/layer"):
         storage.write(f"{place}/a/b.txt", "ein\nzwei\n")
         with storage.open(f"{place}/c", "wb") as file:
@@ -94,14 +94,14 @@ def test_files_are_what_they_are_on_a_disk(cloud, tmp_path):
                 ask(f"{place}/d/b.txt")
 
 
-def test_a_key_is_made_beside_the_dataset(cloud):
+def test_a_key_is_made_next_to_the_dataset(cloud):
     path = keys.beside("gs://bucket/keyed/")
     assert path == "gs://bucket/keyed.key"
     assert keys.make(path) == keys.make(path) == keys.read(path)
     assert cloud["keyed.key"].decode().strip() == keys.read(path).secret.hex()
 
 
-def test_what_is_not_allowed_or_no_storage_says_so(cloud):
+def test_forbidden_and_unsupported_paths_raise_os_errors(cloud):
     for ask in (storage.read, storage.size, storage.exists, storage.remove):
         with pytest.raises(PermissionError, match="gs://forbidden/x"):
             ask("gs://forbidden/x")
@@ -127,7 +127,7 @@ def test_errors_are_one_sentence(cloud, capsys, tmp_path):
         assert words in one_sentence(capsys, *arguments)
 
 
-def test_records_are_read_alone_and_a_broken_one_is_named_in_the_bucket(cloud, tmp_path):
+def test_single_records_are_read_and_faults_are_stored_in_the_bucket(cloud, tmp_path):
     local = datasets.write(tmp_path / "set", size=64, shards=4)
     cloud.upload(local, "set")
     source = dataset.load("gs://bucket/set")
@@ -152,7 +152,7 @@ def test_records_are_read_alone_and_a_broken_one_is_named_in_the_bucket(cloud, t
         assert found == {(20, 1, "corrupted re"), (48, 16, "No such file")}
 
 
-def test_metrics_are_stored_when_asked_and_go_on_where_a_run_does(cloud):
+def test_metrics_are_uploaded_on_flush_and_continue_after_a_resume(cloud):
     writer = metrics.MetricsWriter("gs://bucket/told", 0)
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1.0 / step})
@@ -167,13 +167,13 @@ def test_metrics_are_stored_when_asked_and_go_on_where_a_run_does(cloud):
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
 
-def test_a_checkpoint_counts_when_its_last_file_is_there(cloud):
+def test_a_checkpoint_counts_once_its_last_file_exists(cloud):
     for name in ("5/default/d/x", "5/commit_success.txt", "10/default/d/x", "tmp/x"):
         cloud.put(f"half/checkpoints/{name}", b"")
     assert run.checkpoints("gs://bucket/half") == [5]
 
 
-def test_hosts_hear_each_other(cloud):
+def test_hosts_notice_a_lost_host(cloud):
     places = (pulse.Place("localhost:1", 2, host) for host in (0, 1))
     one, other = (pulse.start(place, "gs://bucket/heard") for place in places)
     one.beat(None)
@@ -185,7 +185,7 @@ def test_hosts_hear_each_other(cloud):
     assert [*cloud.below("heard")] == ["hosts.json"]
 
 
-def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkeypatch):
+def test_a_replacement_killed_midway_leaves_no_dataset_that_opens(cloud, monkeypatch):
     names = ("duplicates.png", "manifest.json", "vocabulary.json")
     manifest = '{"hashvision": "0.1.0", "options": {}, "shards": []}'
 
@@ -217,7 +217,7 @@ def test_a_replacement_killed_on_the_way_leaves_nothing_that_opens(cloud, monkey
     assert cloud.below("out") == whole(b"third")
 
 
-def test_an_output_in_a_bucket_that_is_no_dataset_or_in_use_is_refused(cloud, capsys):
+def test_an_output_that_is_not_a_dataset_or_in_use_is_refused(cloud, capsys):
     cloud.put("app/manifest.json", b'{"name": "a web app"}')
     cloud.put("app/.git/config", b"[core]")
     cloud.put("dump2/posts.jsonl", b"")
@@ -239,12 +239,12 @@ def test_an_output_in_a_bucket_that_is_no_dataset_or_in_use_is_refused(cloud, ca
         assert cloud.below(dead) == {"notes.txt": b"mine"}
 
 
-# The way from posts to numbers
+# From posts to an evaluation
 
 
 @pytest.fixture(scope="module")
 def place(cloud, tmp_path_factory):
-    """A folder whose dump lies in the bucket too, prepared in both places."""
+    """A folder with a dump and its copy in the bucket, each prepared into a dataset."""
     place = tmp_path_factory.mktemp("gs")
     dump = place / "dump"
     (dump / "photos").mkdir(parents=True)
@@ -285,7 +285,7 @@ def place(cloud, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_dataset_made_in_a_bucket_has_the_bytes_of_one_made_on_a_disk(cloud, place):
+def test_a_dataset_in_a_bucket_equals_one_on_a_disk(cloud, place):
     wanted = {file.name: file.read_bytes() for file in (place / "dataset").iterdir()}
     assert "manifest.json" in wanted and cloud.below("dataset") == wanted
     assert [name for name in cloud.objects if name.startswith("dataset.")] == ["dataset.key"]
@@ -309,7 +309,7 @@ def until_saved(cloud, process, step):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_stopped_killed_and_damaged_learns_as_one_on_a_disk(
+def test_a_stopped_killed_and_damaged_run_in_a_bucket_equals_one_on_a_disk(
     cloud, place, monkeypatch
 ):
     ended(training(place, place))

@@ -1,4 +1,4 @@
-"""Locks: one holder, whoever is killed, wherever; on a disk and in a bucket."""
+"""Tests that a lock has one holder and survives killed holders, on a disk and in a bucket."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(params=["disk", "bucket"])
 def path(request, tmp_path):
-    """Where a lock may lie."""
+    """Path of a lock, on a disk and in a bucket."""
     if request.param == "disk":
         return str(tmp_path / "run" / "lock")
     request.getfixturevalue("bucket")
@@ -46,7 +46,7 @@ def lock(path):
 
 
 def held_by(path, **other):
-    """Writes the lock of a holder that differs from this process as told."""
+    """Writes the lock of a holder that differs from this process in these fields."""
     storage.write(path, locks._this_process()._replace(**other).json())
 
 
@@ -69,7 +69,7 @@ def another_process(path):
         process.kill()
 
 
-def test_a_second_holder_is_refused_by_name_and_the_lock_is_free_after_the_first(path):
+def test_a_second_holder_is_refused_until_the_first_releases_the_lock(path):
     with lock(path):
         first = storage.read(path)
         with pytest.raises(UserError, match=f"The workdir is in use by process {os.getpid()} on "):
@@ -80,7 +80,7 @@ def test_a_second_holder_is_refused_by_name_and_the_lock_is_free_after_the_first
         pass
 
 
-def test_another_process_is_refused_while_it_lives_and_taken_over_once_it_is_killed(path):
+def test_a_lock_is_taken_over_once_its_process_is_killed(path):
     with another_process(path) as process:
         with pytest.raises(UserError, match=f"process {process.pid} on .* --workdir"):
             lock(path).__enter__()
@@ -88,12 +88,12 @@ def test_another_process_is_refused_while_it_lives_and_taken_over_once_it_is_kil
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             time.sleep(0.01)
         started = time.monotonic()
-        with lock(path):  # nobody has asked yet how it ended
+        with lock(path):  # the process is dead but not reaped
             assert time.monotonic() - started < 5
             assert json.loads(storage.read(path))["process"] == os.getpid()
 
 
-def test_another_process_of_the_same_number_is_none(path):
+def test_a_process_with_a_reused_id_is_not_the_holder(path):
     held_by(path, token="gone", started=1)
     with lock(path):
         pass
@@ -102,7 +102,7 @@ def test_another_process_of_the_same_number_is_none(path):
 @pytest.mark.parametrize(
     "elsewhere", [{"machine": "other"}, {"processes": "pid:[1]"}, {"machine": ""}]
 )
-def test_that_of_another_machine_or_container_is_taken_over_once_it_is_silent(
+def test_a_lock_of_another_machine_or_container_is_taken_over_without_heartbeats(
     path, elsewhere, quick, capsys
 ):
     held_by(path, token="silent", host="far", process=os.getpid(), **elsewhere)
@@ -114,7 +114,7 @@ def test_that_of_another_machine_or_container_is_taken_over_once_it_is_silent(
     assert out.count("\n") == 1 and "in use by process" in out and "on far, since 2" in out
 
 
-def test_that_of_another_machine_is_kept_while_it_shows_life(path, quick, monkeypatch):
+def test_a_lock_of_another_machine_is_kept_while_heartbeats_arrive(path, quick, monkeypatch):
     monkeypatch.setattr(locks, "_TAKEOVER", 60)
     held_by(path, token="alive", host="far", machine="other")
     later = threading.Timer(0.2, held_by, [path], dict(token="alive", machine="other", beat=1))
@@ -125,7 +125,7 @@ def test_that_of_another_machine_is_kept_while_it_shows_life(path, quick, monkey
     assert json.loads(storage.read(path))["token"] == "alive"
 
 
-def test_a_holder_shows_life(path, quick):
+def test_a_holder_writes_heartbeats(path, quick):
     with lock(path):
         first = storage.read(path)
         end = time.monotonic() + 10
@@ -134,18 +134,18 @@ def test_a_holder_shows_life(path, quick):
         assert json.loads(storage.read(path))["beat"] > 0
 
 
-def test_a_file_that_is_no_lock_is_refused_and_kept(path):
+def test_a_file_that_is_not_a_lock_is_refused_and_kept(path):
     for content in ("{", "[]", '{"token": 1}', "\xff", "[" * 10**5, json.dumps({"host": "x"})):
         storage.write(path, content)
         with pytest.raises(UserError, match="lock is not a lock file of hashvision"):
             lock(path).__enter__()
         assert storage.read(path) == content.encode()
-    storage.write(path, "")  # left by a kill between making the file and filling it
+    storage.write(path, "")  # left by a kill between creating and writing the file
     with lock(path):
         pass
 
 
-def test_of_many_that_find_a_dead_holder_one_gets_the_lock(path, quick):
+def test_one_of_many_contenders_takes_over_a_dead_lock(path, quick):
     held_by(path, token="gone", started=1)
     got, refused = [], []
 
@@ -167,7 +167,7 @@ def test_of_many_that_find_a_dead_holder_one_gets_the_lock(path, quick):
     assert not storage.exists(path)
 
 
-def test_a_holder_that_was_replaced_ends_and_touches_nothing(path, quick, monkeypatch, capsys):
+def test_a_replaced_holder_exits_and_changes_nothing(path, quick, monkeypatch, capsys):
     ended = threading.Event()
     monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set()))
     codes = []
@@ -180,7 +180,7 @@ def test_a_holder_that_was_replaced_ends_and_touches_nothing(path, quick, monkey
     assert "taken over by process" in capsys.readouterr().err
 
 
-def test_a_lock_that_was_deleted_comes_back(path, quick):
+def test_a_deleted_lock_file_is_written_again(path, quick):
     with lock(path):
         storage.remove(path)
         end = time.monotonic() + 10
@@ -190,7 +190,7 @@ def test_a_lock_that_was_deleted_comes_back(path, quick):
     assert not storage.exists(path)
 
 
-def test_lines_are_added_by_many_and_none_is_lost(path):
+def test_concurrent_appends_lose_no_line(path):
     threads = [
         threading.Thread(target=lambda n=n: [locks.append(path, f"{n}\n") for _ in range(5)])
         for n in range(4)
@@ -203,7 +203,7 @@ def test_lines_are_added_by_many_and_none_is_lost(path):
     assert sorted(lines) == [str(n) for n in range(4) for _ in range(5)]
 
 
-def test_what_is_not_allowed_or_not_there_is_an_os_error(bucket, tmp_path):
+def test_missing_and_forbidden_paths_raise_os_errors(bucket, tmp_path):
     with pytest.raises(PermissionError, match="gs://forbidden/run/lock"):
         lock("gs://forbidden/run/lock").__enter__()
     with pytest.raises(FileNotFoundError, match="gs://nowhere/run/lock"):

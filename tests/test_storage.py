@@ -1,4 +1,4 @@
-"""Files that are whole after a power cut, and what goes wrong named; buckets are in test_gs.py."""
+"""Tests that files on disk survive power cuts, and that storage errors name the file."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from hashvision.prepare import folder
 
 @pytest.fixture
 def done(monkeypatch):
-    """What is put on the disk, and renamed, in order; names without the random part."""
+    """Records syncs and renames in order, with names up to the first dot."""
     events, fsync, replace = [], os.fsync, os.replace
 
     def named(path):
@@ -34,12 +34,12 @@ def done(monkeypatch):
     return events
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_counts(done, tmp_path):
+def test_write_syncs_the_file_then_renames_it_then_syncs_the_folder(done, tmp_path):
     storage.write(str(tmp_path / "place" / "config.json"), "{}")
     assert done == [("sync", "config"), ("rename", "config"), ("sync", "place")]
 
 
-def test_a_shard_is_on_the_disk_before_it_has_its_name(done, tmp_path):
+def test_write_shard_syncs_the_file_before_renaming_it(done, tmp_path):
     rows = [datasets.record(0, datasets.jpeg(0), (0,))]
     folder.write_shard(str(tmp_path), 0, 1, rows, np.ones(1, np.int64), NO_KEY)
     shard = done.index(("rename", "posts-train"))
@@ -50,9 +50,7 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(done, tmp_path):
     ]
 
 
-def test_a_folder_that_knows_no_sync_is_passed_over_and_a_disk_that_fails_is_not(
-    tmp_path, monkeypatch
-):
+def test_sync_ignores_unsupported_folders_but_not_disk_errors(tmp_path, monkeypatch):
     def fail(number):
         def fsync(_):
             raise OSError(number, os.strerror(number))
@@ -67,13 +65,13 @@ def test_a_folder_that_knows_no_sync_is_passed_over_and_a_disk_that_fails_is_not
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_write_that_fails_names_its_file(tmp_path):
+def test_a_failed_write_names_its_file(tmp_path):
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         with storage.add_path_to_errors("/dev/full"), storage.open("/dev/full", "wb") as file:
             file.write(b"x")
 
 
-def test_urls_of_local_files_and_empty_paths_are_no_paths():
+def test_file_urls_incomplete_urls_and_empty_paths_are_refused():
     cases = [("file:///a/b", "give its path, /a/b"), ("file://", ","), ("", "empty")]
     cases += [(url, "incomplete URL") for url in ("gs://", "://", "gs:///", "://bucket")]
     for path, words in cases:

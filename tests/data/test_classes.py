@@ -1,4 +1,4 @@
-"""Classes of a dataset that was prepared again, matched to those of a run."""
+"""Tests of matching the classes of a newly prepared dataset to those of a run."""
 
 import numpy as np
 import pytest
@@ -32,11 +32,11 @@ def test_order_counts_and_names_may_change():
     assert match("tree", "brownbear bear bears", "dog dogs") == [2, 0, 1]
 
 
-def test_tags_may_go_and_come():
+def test_tags_may_disappear_and_appear():
     assert match("dogs doggy", "tree trees", "bears") == [1, 2, 0]
 
 
-def test_a_class_without_tags_goes_by_its_name():
+def test_a_class_without_tags_is_matched_by_its_name():
     given = vocabulary("tree", "dog", "bear")
     for entry in given["classes"]:
         entry["tags"] = {}
@@ -44,7 +44,7 @@ def test_a_class_without_tags_goes_by_its_name():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_drawn_vocabulary_is_found_again(seed):
+def test_a_random_vocabulary_is_matched(seed):
     rng = np.random.default_rng(seed)
     entries = [[f"t{n}x{k}" for k in range(rng.integers(1, 4))] for n in range(50)]
     run = vocabulary(*(" ".join(tags) for tags in entries))
@@ -66,7 +66,7 @@ def test_a_drawn_vocabulary_is_found_again(seed):
         ((), "lacks the class 'bear'"),
     ],
 )
-def test_what_differs_is_named_with_the_remedy(entries, words):
+def test_a_mismatch_is_named_with_the_remedy(entries, words):
     with pytest.raises(UserError, match=words) as error:
         match(*entries)
     assert "--removals=CSV" in str(error.value) and "new --workdir" in str(error.value)

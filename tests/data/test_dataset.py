@@ -1,3 +1,5 @@
+"""Tests that dataset folders open, and that damaged ones raise errors naming the file."""
+
 import collections
 import hashlib
 import json
@@ -14,7 +16,7 @@ INDEX, COPIES = records.index_name(0, 2), records.copies_name(0, 2)
 
 
 def copy(number, owner="elsewhere"):
-    """The post c{number}, a copy of some record."""
+    """The post c{number}, which is a copy of a record."""
     digest = hashlib.sha256(b"copy %d" % number).digest()
     return records.Copy(f"c{number}", owner, digest)
 
@@ -41,7 +43,7 @@ def edit(folder, **changes):
 
 
 def opened(folder):
-    """Everything that a run reads before its first photo."""
+    """Reads everything that a run reads before its first photo."""
     source = dataset.load(str(folder))
     stream.Stream(source, batch_size=16, lanes=4, seed=0, method="square_root")
     return source
@@ -63,8 +65,8 @@ def test_loads_what_was_written(tmp_path, version):
     assert loaded.class_counts.sum() >= 20
 
 
-def test_a_list_reaches_records_by_their_copies(tmp_path):
-    # Records 30, 31, 32 lie on both sides of the border of the shards.
+def test_a_list_matches_records_by_their_copies(tmp_path):
+    # The border between the shards is between records 31 and 32.
     copies = [(3, copy(0)), (31, copy(1)), (31, copy(2, "u0")), (32, copy(3)), (63, copy(4))]
     source = opened(write(tmp_path / "set", copies=copies))
     assert source.copies(0, 64)["record"].tolist() == [3, 31, 31, 32, 63]
@@ -78,14 +80,14 @@ def test_a_list_reaches_records_by_their_copies(tmp_path):
     assert hits["record"][hits["copy"]].tolist() == [31]
 
 
-def test_of_an_owner_copies_are_kept_where_asked_but_of_a_post_and_a_file_never(tmp_path):
+def test_keep_copies_applies_to_owners_but_not_to_posts_and_files(tmp_path):
     source = opened(write(tmp_path / "set", copies=[(3, copy(0)), (9, copy(1))]))
     lines = ("owner", "elsewhere"), ("id", "c0")
     assert positions(source, 0, 64, listed(*lines)).tolist() == [3, 9]
     assert positions(source, 0, 64, listed(*lines, keep=True)).tolist() == [3]
 
 
-def test_records_without_copies_and_datasets_of_before_have_none(tmp_path):
+def test_datasets_without_copies_and_of_version_1_list_none(tmp_path):
     for version in (1, 2):
         folder = write(tmp_path / str(version), version=version)
         assert len(opened(folder).copies(0, 64)) == 0
@@ -109,14 +111,14 @@ def shuffled(table):
 
 
 def other_columns(table):
-    """Only what a list knows the records by: no length or offset tells."""
+    """Changes only the hashes, so lengths and offsets stay valid."""
     table = table.copy()
     table["id"] = np.roll(table["id"], 1)
     return table
 
 
 @pytest.mark.parametrize("change", [rolled, shuffled, other_columns, lambda table: table[:3]])
-def test_an_index_that_does_not_fit_its_shard_is_refused(tmp_path, change):
+def test_an_index_that_does_not_match_its_shard_is_refused(tmp_path, change):
     folder = write(tmp_path / "set")
     np.save(folder / INDEX, change(np.load(folder / INDEX)))
     with pytest.raises(UserError, match=f"{INDEX} is not the file that manifest.json lists"):
@@ -124,7 +126,7 @@ def test_an_index_that_does_not_fit_its_shard_is_refused(tmp_path, change):
 
 
 @pytest.mark.parametrize("change", [rolled, shuffled, lambda table: table[:3]])
-def test_an_index_without_a_digest_is_judged_by_its_offsets(tmp_path, change):
+def test_an_index_without_a_digest_is_checked_by_its_offsets(tmp_path, change):
     folder = write(tmp_path / "set", version=1)
     np.save(folder / INDEX, change(np.load(folder / INDEX)))
     with pytest.raises(UserError, match=f"{INDEX} is not the index of the 32 records"):
@@ -138,7 +140,7 @@ def test_an_index_without_a_digest_is_judged_by_its_offsets(tmp_path, change):
     + [b"\x93NUMPY\x01\x00\x40\x1f" + b"(" * 8000, b"\x93NUMPY\x01\x00\x40\x1f" + b"-" * 8000],
     ids=len,
 )
-def test_garbage_for_an_index_is_named(tmp_path, version, content):
+def test_a_garbage_index_is_named(tmp_path, version, content):
     folder = write(tmp_path / "set", version=version)
     (folder / INDEX).write_bytes(content)
     with pytest.raises(UserError, match=INDEX):
@@ -155,7 +157,7 @@ def test_an_index_that_claims_to_be_huge_takes_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize("records_", [[32], [5, 4], [2**63]])
-def test_copies_of_records_that_are_not_there_are_named(tmp_path, records_):
+def test_copies_of_missing_records_are_named(tmp_path, records_):
     folder = write(tmp_path / "set")
     table = np.zeros(len(records_), records.COPIES_DTYPE)
     table["record"] = records_
@@ -199,13 +201,13 @@ ANYTHING += ['{"a":' * 100_000, '{"a":' * 300 + "1" + "}" * 300, '{"shards": []}
 @pytest.mark.parametrize("text", ANYTHING, ids=lambda text: text[:20])
 @pytest.mark.parametrize("name", ["vocabulary.json", "manifest.json"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_any_other_json_is_one_sentence(tmp_path, version, name, text):
+def test_wrong_json_gives_a_one_sentence_error(tmp_path, version, name, text):
     folder = write(tmp_path / "set", size=16, version=version)
     (folder / name).write_text(text)
     with pytest.raises(UserError, match=name) as told:
         opened(folder)
     assert "\n" not in str(told.value) and len(str(told.value)) < 600
-    if name == "vocabulary.json" and version == 2:  # an honest digest of nonsense
+    if name == "vocabulary.json" and version == 2:  # with a matching digest
         edit(folder, vocabulary_sha256=hashlib.sha256(text.encode()).hexdigest())
         with pytest.raises(UserError, match=name):
             opened(folder)
@@ -218,13 +220,13 @@ VALUES = [None, [], {}, "x", -5, 0, 1.5, 10**18, float("nan"), True, [1], {"a": 
 @pytest.mark.parametrize(
     "key", ["format", "shards", "rarest", "classes", "key", "vocabulary_sha256"]
 )
-def test_any_other_value_in_a_manifest_is_one_sentence(tmp_path, key, version):
+def test_a_wrong_value_in_a_manifest_gives_a_one_sentence_error(tmp_path, key, version):
     folder = write(tmp_path / "set", version=version)
     whole = (folder / "manifest.json").read_text()
     for value in VALUES:
         (folder / "manifest.json").write_text(whole)
         if version == 1 and key in ("key", "vocabulary_sha256"):
-            continue  # it knows none
+            continue  # version 1 has none
         edit(folder, **{key: value})
         with pytest.raises(UserError, match=r"manifest\.json") as told:
             opened(folder)
@@ -232,7 +234,7 @@ def test_any_other_value_in_a_manifest_is_one_sentence(tmp_path, key, version):
 
 
 @pytest.mark.parametrize("key", ["name", "records", "bytes", "sha256", "index_sha256"])
-def test_any_other_shard_in_a_manifest_is_one_sentence(tmp_path, key):
+def test_a_wrong_shard_in_a_manifest_gives_an_error(tmp_path, key):
     folder = write(tmp_path / "set")
     whole = (folder / "manifest.json").read_text()
     for value in [*VALUES, "../set/" + records.shard_name(0, 2), records.shard_name(1, 2)]:
@@ -266,7 +268,7 @@ def test_a_dataset_of_an_earlier_version_is_named(tmp_path):
         dataset.load(str(folder))
 
 
-def test_examples_of_version_1_which_name_people_are_not_read(tmp_path):
+def test_examples_of_version_1_that_name_people_are_discarded(tmp_path):
     folder = write(tmp_path / "set", version=1)
     dropped = {"private": {"count": 1, "examples": ["anna"]}}
     edit(folder, posts={"read": 65, "kept": 64, "dropped": dropped})
@@ -276,7 +278,7 @@ def test_examples_of_version_1_which_name_people_are_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_all_bytes_of_a_dataset_are_verified(tmp_path, version):
+def test_verify_checks_all_bytes_of_a_dataset(tmp_path, version):
     folder = write(tmp_path / "set", version=version)
     dataset.load(str(folder)).verify()
     names = [records.shard_name(1, 2), records.index_name(1, 2), records.copies_name(1, 2)]
@@ -284,7 +286,7 @@ def test_all_bytes_of_a_dataset_are_verified(tmp_path, version):
         whole = (folder / name).read_bytes()
         for content in (whole[:-1], whole + b"\0", whole[:-20] + bytes(20)):
             if version == 1 and len(content) == len(whole):
-                continue  # no digest tells
+                continue  # version 1 has no digest that could detect it
             (folder / name).write_bytes(content)
             with pytest.raises(UserError, match=f"{name} is not the file that manifest.json lists"):
                 dataset.load(str(folder)).verify()
@@ -295,7 +297,7 @@ def test_all_bytes_of_a_dataset_are_verified(tmp_path, version):
     dataset.load(str(folder)).verify()
 
 
-def test_the_key_is_looked_for_beside_the_folder_that_a_link_leads_to(tmp_path):
+def test_the_key_is_next_to_the_target_of_a_link(tmp_path):
     folder = write(tmp_path / "set")
     os.symlink(folder, tmp_path / "current")
     assert dataset.load(str(tmp_path / "current")).key() == datasets.KEY

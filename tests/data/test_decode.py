@@ -1,3 +1,5 @@
+"""Tests of decoding photos in tf.data."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ def resized(pixels, height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 48), (3, 64)])
-def test_photos_that_are_small_enough_are_decoded_as_they_are(height, width):
+def test_small_photos_are_decoded_at_their_size(height, width):
     import tensorflow as tf
 
     image = tf.constant(datasets.jpeg(0, height, width))
@@ -22,7 +24,7 @@ def test_photos_that_are_small_enough_are_decoded_as_they_are(height, width):
     ("height", "width", "ratio"),
     [(65, 40, 1), (127, 127, 1), (100, 128, 2), (300, 200, 4), (320, 600, 8)],
 )
-def test_larger_photos_are_shrunk_to_the_side_and_decoded_no_larger_than_needed(
+def test_larger_photos_are_shrunk_and_decoded_no_larger_than_needed(
     height, width, ratio, monkeypatch
 ):
     import tensorflow as tf
@@ -41,11 +43,11 @@ def test_larger_photos_are_shrunk_to_the_side_and_decoded_no_larger_than_needed(
     wanted = max(1, round(height * share)), max(1, round(width * share))
     assert found.shape == (*wanted, 3)
     expected = resized(decode_jpeg(image, channels=3).numpy(), *wanted)
-    # The decoder's own reduction is a coarser one; an unrelated photo lies about 70 away.
+    # The decoder's own reduction is coarser. An unrelated photo differs by about 70.
     assert np.abs(found.astype(int) - expected).mean() < (1 if ratio == 1 else 5)
 
 
-def test_photos_lie_in_the_corner_with_zeros_beyond(tmp_path):
+def test_photos_are_in_the_corner_with_zeros_around(tmp_path):
     source = dataset.load(str(datasets.write(tmp_path / "set", size=16)))  # 40 by 56
     stream_of = stream.Stream(source, batch_size=8, lanes=4, seed=0, method="natural")
     _, batch = next(reader.BatchReader(stream_of, 64, 2, threads=1).batches())

@@ -1,3 +1,5 @@
+"""Tests of dataset keys and their hashes."""
+
 import os
 import stat
 import threading
@@ -8,7 +10,7 @@ from hashvision.data import keys, records
 from hashvision.errors import UserError
 
 
-def test_a_key_is_made_once_and_for_this_user_alone(tmp_path):
+def test_a_key_is_made_once_and_readable_by_this_user_only(tmp_path):
     path = tmp_path / "new" / "set.key"
     key = keys.make(str(path))
     assert keys.make(str(path)) == key and len(key.secret) == 32
@@ -17,7 +19,7 @@ def test_a_key_is_made_once_and_for_this_user_alone(tmp_path):
     assert os.listdir(path.parent) == ["set.key"]
 
 
-def test_of_many_that_make_a_key_at_once_all_get_the_same(tmp_path):
+def test_concurrent_makers_of_a_key_get_the_same(tmp_path):
     path, found = str(tmp_path / "set.key"), []
     ready = threading.Barrier(8)
 
@@ -33,7 +35,7 @@ def test_of_many_that_make_a_key_at_once_all_get_the_same(tmp_path):
     assert len(found) == 8 and len({*found}) == 1
 
 
-def test_a_disk_without_links_gets_a_key_too(tmp_path, monkeypatch):
+def test_a_key_is_made_on_a_disk_without_hard_links(tmp_path, monkeypatch):
     def none(*_):
         raise PermissionError(1, "Operation not permitted")
 
@@ -43,7 +45,7 @@ def test_a_disk_without_links_gets_a_key_too(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["set.key"]
 
 
-def test_hashes_differ_by_key_and_kind_and_tell_nothing_without_the_key():
+def test_hashes_differ_by_key_and_kind_and_do_not_reveal_the_key():
     one, other = keys.Key(bytes(32)), keys.Key(b"\1" * 32)
     hashes = [key.hash(kind, "anna") for key in (one, other) for kind in ("id", "owner")]
     assert len({*hashes, records.id_hash("anna")}) == 5
@@ -59,7 +61,7 @@ def test_without_a_key_hashes_are_those_of_version_1():
     assert keys.NO_KEY.id is None
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="set.key cannot be read .Not a directory"):
         keys.make(str(tmp_path / "file" / "set.key"))

@@ -1,4 +1,4 @@
-"""What is broken in the shards: found, named, written down and passed over, up to a share."""
+"""Tests that the reader finds, reports and excludes broken records, up to the allowed share."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def open_stream(folder, host=0, hosts=1, removed=(), **options):
 
 
 def take(folder, workdir, count, start=0, share=1.0, **options):
-    """The first batches, and the reader."""
+    """Returns the first batches, and the reader."""
     faults = reader.Faults(str(workdir), options.get("host", 0), share)
     source = reader.BatchReader(open_stream(folder, **options), 48, 2, faults, threads=2)
     return list(itertools.islice(source.batches(start), count)), source
@@ -54,7 +54,7 @@ def flip(folder, record, where=100):
     return os.path.basename(source.shards[shard])
 
 
-def test_a_bit_flip_is_found_named_and_passed_over(folder, tmp_path, capsys):
+def test_a_bit_flip_is_reported_and_excluded(folder, tmp_path, capsys):
     whole, _ = take(folder, tmp_path, 12)
     name = flip(folder, 41)
     found, source = take(folder, tmp_path, 12)
@@ -71,12 +71,12 @@ def test_a_bit_flip_is_found_named_and_passed_over(folder, tmp_path, capsys):
         assert set(after.record[~other]) <= set(lane) - {41}
         for key in seen:
             np.testing.assert_array_equal(got[key][other], seen[key][other])
-            # What stands in is read as itself, with crops of its own.
+            # A substitute has its own photo and its own crops.
         assert (got["photos"][~other].reshape(-1, 48 * 48 * 3).std(axis=1) > 5).all()
-    assert changed == 3  # once an epoch
+    assert changed == 3  # once per epoch
 
 
-def test_what_is_broken_is_known_after_a_restart_on_other_hosts(folder, tmp_path):
+def test_faults_are_known_after_a_restart_on_other_hosts(folder, tmp_path):
     flip(folder, 41)
     flip(folder, 7)
     whole, _ = take(folder, tmp_path, 12)
@@ -84,11 +84,11 @@ def test_what_is_broken_is_known_after_a_restart_on_other_hosts(folder, tmp_path
     for step in range(6):
         joined = np.concatenate([part[step][1]["photos"] for part in parts])
         np.testing.assert_array_equal(joined, whole[6 + step][1]["photos"])
-    assert len((tmp_path / "broken-00000.jsonl").read_text().splitlines()) == 2  # not found again
+    assert len((tmp_path / "broken-00000.jsonl").read_text().splitlines()) == 2  # no new lines
     assert not (tmp_path / "broken-00001.jsonl").exists()
 
 
-def test_a_line_that_a_kill_cut_short_swallows_no_other(tmp_path):
+def test_a_line_cut_off_by_a_kill_does_not_damage_the_next(tmp_path):
     path = tmp_path / "broken-00000.jsonl"
     path.write_text('{"step": 1, "rec')
     faults = reader.Faults(str(tmp_path))
@@ -96,7 +96,7 @@ def test_a_line_that_a_kill_cut_short_swallows_no_other(tmp_path):
     assert [fault.record for fault in reader.Faults(str(tmp_path)).unresolved] == [5]
 
 
-def test_the_order_in_which_faults_are_found_changes_nothing(folder, tmp_path):
+def test_the_order_of_finding_faults_does_not_matter(folder, tmp_path):
     (tmp_path / "other").mkdir()
     for record in (40, 41, 42, 44, 46):
         flip(folder, record)
@@ -107,7 +107,7 @@ def test_the_order_in_which_faults_are_found_changes_nothing(folder, tmp_path):
         np.testing.assert_array_equal(got["photos"], seen["photos"])
 
 
-def test_a_truncated_shard_loses_what_lies_behind_its_end(folder, tmp_path, capsys):
+def test_a_truncated_shard_loses_the_records_beyond_its_end(folder, tmp_path, capsys):
     source = dataset.load(str(folder))
     cut = int(source.rows(50, 51)["offset"][0]) + 10
     os.truncate(source.shards[1], cut)
@@ -119,9 +119,7 @@ def test_a_truncated_shard_loses_what_lies_behind_its_end(folder, tmp_path, caps
 
 
 @pytest.mark.parametrize("moment", ["before", "while"])
-def test_a_vanished_shard_is_told_at_once_and_ends_the_run_beyond_the_share(
-    folder, tmp_path, moment
-):
+def test_a_missing_shard_ends_a_run_above_the_allowed_share(folder, tmp_path, moment):
     gone = folder / records.shard_name(1, 2)
     faults = reader.Faults(str(tmp_path), 0, 0.4)
     source = reader.BatchReader(open_stream(folder), 48, 2, faults, threads=2)
@@ -134,7 +132,7 @@ def test_a_vanished_shard_is_told_at_once_and_ends_the_run_beyond_the_share(
             next(batches)
 
 
-def test_a_photo_that_does_not_decode_is_passed_over(tmp_path):
+def test_a_photo_that_does_not_decode_is_excluded(tmp_path):
     def photo(number):
         return datasets.jpeg(number)[:200] if number == 9 else datasets.jpeg(number)
 
@@ -143,29 +141,29 @@ def test_a_photo_that_does_not_decode_is_passed_over(tmp_path):
     assert 9 not in np.concatenate([items.record for items, _ in found])
 
 
-def test_more_than_the_share_is_said_with_the_remedy(folder, tmp_path):
+def test_too_many_broken_records_are_reported_with_the_remedy(folder, tmp_path):
     name = flip(folder, 9)
-    for _ in range(2):  # when it is found, and when it is known
+    for _ in range(2):  # when the fault is found, and when it is already known
         with pytest.raises(UserError, match="1 of this host's 64 .*data.broken=0.01.*") as said:
             take(folder, tmp_path, 8, share=0.01)
         assert name in str(said.value)
     assert len(take(folder, tmp_path, 8, share=0.02)[0]) == 8
 
 
-def test_what_is_mended_is_shown_again(folder, tmp_path, capsys):
+def test_a_fixed_record_is_included_again(folder, tmp_path, capsys):
     whole, _ = take(folder, tmp_path, 8)
     for _ in range(2):
-        flip(folder, 9)  # and back
+        flip(folder, 9)  # the second flip restores it
         found, _ = take(folder, tmp_path, 8)
     assert "can be read again" in capsys.readouterr().out
     for (before, seen), (after, got) in zip(whole, found, strict=True):
         np.testing.assert_array_equal(after.record, before.record)
         np.testing.assert_array_equal(got["photos"], seen["photos"])
     take(folder, tmp_path, 1)
-    assert "can be read again" not in capsys.readouterr().out  # said once
+    assert "can be read again" not in capsys.readouterr().out  # reported only once
 
 
-def test_removed_photos_are_not_shown_and_nothing_else_moves(folder, tmp_path):
+def test_removed_photos_are_excluded_and_no_other_moves(folder, tmp_path):
     listed = [
         removals.Removal("id", "p5", "", ""),
         removals.Removal("owner", "u3", "", ""),
@@ -185,7 +183,7 @@ def test_removed_photos_are_not_shown_and_nothing_else_moves(folder, tmp_path):
     assert len(set(keys)) == len(keys)
 
 
-def test_a_lane_with_nothing_left_is_named(folder):
+def test_a_lane_without_records_left_is_named(folder):
     listed = [removals.Removal("id", f"p{n}", "", "") for n in range(16)]
     with pytest.raises(UserError, match="All records 0 to 15,.* are removed or broken"):
         open_stream(folder, removed=listed)

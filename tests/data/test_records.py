@@ -1,3 +1,5 @@
+"""Tests of writing and parsing shards, indexes and lists of copies."""
+
 import numpy as np
 import tensorflow as tf
 
@@ -17,7 +19,7 @@ def test_index_offsets_are_where_the_records_begin(tmp_path):
     assert copies.dtype == records.COPIES_DTYPE and copies.shape == (0,)
     assert index["rarest"].tolist() == [5, 2, 9, 5]
     for row, offset, name in zip(rows, index["offset"], index["id"], strict=True):
-        # The plain reading of the format: u64 length, u32 CRC, then the bytes.
+        # Parse the format by hand: u64 length, u32 CRC, then the bytes.
         raw = (tmp_path / "shard").read_bytes()[offset:]
         length = int.from_bytes(raw[:8], "little")
         parsed = records.parse(tf.constant(raw[12 : 12 + length]))
@@ -30,14 +32,14 @@ def test_index_offsets_are_where_the_records_begin(tmp_path):
     assert index["photo"].tolist() == [KEY.hash("sha256", bytes([i] * 32)) for i in range(4)]
 
 
-def test_without_a_key_the_index_is_that_of_version_1(tmp_path):
+def test_an_index_without_a_key_equals_version_1(tmp_path):
     row = records.Record("id", "owner", b"", (), bytes([7] * 32))
     index, _ = records.write_shard(tmp_path / "shard", [row], np.array([]), keys.NO_KEY)
     assert index[["id", "owner"]].tolist() == [(records.id_hash("id"), records.id_hash("owner"))]
     assert index["photo"].tolist() == [0x0707070707070707]
 
 
-def test_copies_lie_under_the_record_that_shows_them(tmp_path):
+def test_copies_are_listed_with_the_record_that_shows_them(tmp_path):
     def copy(number):
         return records.Copy(f"c{number}", f"u{number}", bytes([number] * 32))
 
@@ -49,7 +51,7 @@ def test_copies_lie_under_the_record_that_shows_them(tmp_path):
     assert found == {(n, KEY.hash("id", name)) for n, name in ((1, "c1"), (1, "c2"), (2, "c3"))}
     assert copies["owner"][2] == KEY.hash("owner", "u3")
     assert copies["photo"][2] == KEY.hash("sha256", bytes([3] * 32))
-    # In an order that does not depend on how they were found.
+    # Their order does not depend on the order in which they were found.
     rows[1] = whole._replace(copies=(copy(2), copy(1)))
     again = records.write_shard(tmp_path / "shard", rows, np.array([]), KEY)[1]
     np.testing.assert_array_equal(copies, again)

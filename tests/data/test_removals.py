@@ -1,3 +1,5 @@
+"""Tests of reading removal lists and matching them to an index."""
+
 import hashlib
 import unicodedata
 
@@ -27,7 +29,7 @@ def no_copies():
 
 
 @pytest.mark.parametrize("key", [keys.NO_KEY, KEY])
-def test_each_kind_is_found_where_the_index_holds_it(tmp_path, key):
+def test_each_kind_matches_its_column_of_the_index(tmp_path, key):
     names = removals.names(removals.read(write(tmp_path, LIST, "utf-8-sig")), key)
     rows = np.zeros(5, records.INDEX_DTYPE)
     rows["owner"] = [key.hash("owner", owner) for owner in ("u0153", "u1", "u2", "u3", "p,178")]
@@ -41,7 +43,7 @@ def test_each_kind_is_found_where_the_index_holds_it(tmp_path, key):
     assert names.holds("sha256", bytes.fromhex(DIGEST)) and not names.holds("sha256", bytes(32))
 
 
-def test_lines_that_match_nothing_are_told():
+def test_lines_that_match_nothing_are_reported():
     lines = [removals.Removal("id", f"p{n}", "", "") for n in range(6)]
     listed = removals.RemovalList([*lines, removals.Removal("owner", "p0", "", "")])
     names = listed.names(KEY)
@@ -55,13 +57,13 @@ def test_lines_that_match_nothing_are_told():
     assert removals.describe_unmatched([], 7, "DIR") == "0 of the 7 removals match nothing in DIR."
 
 
-def test_names_are_compared_in_one_form(tmp_path):
+def test_names_are_compared_in_canonical_form(tmp_path):
     lines = f"owner, 12345.0 ,,\nid,{unicodedata.normalize('NFD', 'café')},,\nid,007,,\n"
     names = removals.names(removals.read(write(tmp_path, HEADER + lines)), KEY)
     assert names.holds("owner", "12345") and names.holds("id", "café") and names.holds("id", "007")
 
 
-def test_what_is_written_by_the_rules_is_read(tmp_path):
+def test_valid_csv_is_read(tmp_path):
     text = (
         "\ufeffvalue,note, kind ,reason\r\n"
         '"a ""b"", c",,id,"two, of them"\r\n'
@@ -105,12 +107,12 @@ def test_what_is_written_by_the_rules_is_read(tmp_path):
         (LIST.encode("utf-16"), "Line 1.*UTF-8"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_named(tmp_path, text, words):
+def test_an_invalid_line_is_named(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as told:
         removals.read(write(tmp_path, text))
     assert "\n" not in str(told.value)
 
 
-def test_a_list_that_is_not_there_is_named(tmp_path):
+def test_a_missing_list_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         removals.read(str(tmp_path / "none.csv"))

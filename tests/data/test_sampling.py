@@ -1,3 +1,5 @@
+"""Tests of repeat factors against a plain transcription of the paper."""
+
 import math
 
 import numpy as np
@@ -7,13 +9,13 @@ from hashvision.data import sampling
 
 
 def plain_factor(tags, frequency, threshold, method):
-    """WSL section 2.2, a tag at a time."""
+    """Mahajan et al. 2018, section 2.2, one tag at a time."""
     phi = {"square_root": math.sqrt, "uniform": lambda x: x, "natural": lambda x: 0.0}[method]
     return max(max(1.0, phi(threshold / frequency[tag])) for tag in tags)
 
 
 @pytest.mark.parametrize("method", sampling.METHODS)
-def test_factor_of_the_rarest_is_the_largest_of_all_tags(method):
+def test_the_rarest_tag_has_the_largest_factor(method):
     rng = np.random.default_rng(0)
     posts, counts = 1000, np.array([600, 300, 50, 10])
     photos = [rng.choice(4, rng.integers(1, 4), replace=False) for _ in range(200)]

@@ -1,3 +1,5 @@
+"""Tests that the stream gives the same items however it is split or resumed."""
+
 import collections
 import itertools
 
@@ -39,7 +41,7 @@ def test_same_batches_on_one_two_and_four_hosts(source):
                 np.testing.assert_array_equal(joined, whole[step][name])
 
 
-def test_a_step_does_not_depend_on_where_the_stream_began(source):
+def test_a_step_does_not_depend_on_the_first_step(source):
     whole = take(source, 0, 12)
     later = take(source, 9, 3)
     for expected, got in zip(whole[9:], later, strict=True):
@@ -47,7 +49,7 @@ def test_a_step_does_not_depend_on_where_the_stream_began(source):
             np.testing.assert_array_equal(got[name], expected[name])
 
 
-def test_every_record_comes_as_often_as_its_draw_says(source):
+def test_every_record_occurs_as_often_as_its_draw_says(source):
     lane = make(source, lanes=1)._lanes[0]
     rows = source.rows(0, len(source))
     ids = rows["id"]
@@ -80,7 +82,7 @@ def test_orders_differ_between_epochs_and_seeds(source):
     assert (first != other).mean() > 0.9
 
 
-def test_items_are_the_same_however_they_are_cut(source):
+def test_items_do_not_depend_on_how_they_are_requested(source):
     lane = make(source, lanes=1)._lanes[0]
     whole = lane.items(0, 200)
     rng, start = np.random.default_rng(0), 0
@@ -92,14 +94,14 @@ def test_items_are_the_same_however_they_are_cut(source):
         start += count
 
 
-def test_keys_belong_to_seed_epoch_record_and_copy(source):
+def test_every_item_has_its_own_key(source):
     photos = make(source, lanes=1)
     items = photos._lanes[0].items(0, 400)
     keys = {tuple(key) for key in photos.keys(items)}
     assert len(keys) == 400
 
 
-def test_labels_are_those_of_the_record(source):
+def test_labels_belong_to_the_record(source):
     import tensorflow as tf
 
     from hashvision.data import records
@@ -122,7 +124,7 @@ def test_draws_are_uniform_and_unrelated():
         uniform = (stream.draws(0, epoch, ids, purpose) >> np.uint64(11)) * 2.0**-53
         counts = np.histogram(uniform, 20, (0, 1))[0]
         chi2 = ((counts - 1000) ** 2 / 1000).sum()
-        assert chi2 < 50  # 19 degrees of freedom: 0.01% lie above
+        assert chi2 < 50  # 19 degrees of freedom; 0.01% are above
     a, b = stream.draws(0, 0, ids, 0), stream.draws(0, 1, ids, 0)
     assert abs(np.corrcoef(a.astype(float), b.astype(float))[0, 1]) < 0.03
 
@@ -131,20 +133,20 @@ def test_draws_are_uniform_and_unrelated():
     ("options", "words"),
     [({"lanes": 5}, "data.lanes"), ({"hosts": 3}, "hosts"), ({"lanes": 128}, "data.lanes")],
 )
-def test_numbers_that_do_not_divide_are_named(source, options, words):
+def test_invalid_numbers_of_lanes_and_hosts_are_named(source, options, words):
     with pytest.raises(UserError, match=words):
         make(source, **options)
 
 
-def test_more_lanes_than_records(tmp_path):
+def test_more_lanes_than_records_are_refused(tmp_path):
     small = dataset.load(str(datasets.write(tmp_path / "set", size=6)))
     with pytest.raises(UserError, match="fewer than data.lanes"):
         make(small)
 
 
-def test_equal_keys_are_ordered_by_place():
+def test_equal_upper_bits_are_sorted_by_index():
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 20, 1000, np.uint64) << np.uint64(40)
-    lower = keys | rng.integers(0, 500, 1000, np.uint64)  # gives way to the place
+    lower = keys | rng.integers(0, 500, 1000, np.uint64)  # the lower bits are ignored
     expected = np.argsort(keys, kind="stable")
     np.testing.assert_array_equal(stream._argsort(lower), expected)

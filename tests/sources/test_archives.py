@@ -1,4 +1,4 @@
-"""Tests that photos are read out of tars where they lie, and that no tar made to harm does."""
+"""Tests of reading photos from tars in place, including malicious tars."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def tar_of(members: dict[str, bytes], form: int = tarfile.GNU_FORMAT, **fields) 
 
 
 def read(folder: object, path: str) -> bytes | str:
-    """What a post gets that names the path: the bytes, or the reason."""
+    """Reads the photo of a post that names the path; returns its bytes or the reason to drop it."""
     try:
         return posts.read_photo(Post("p", path, "", "u", "public", ""), str(folder))
     except Dropped as dropped:
@@ -49,17 +49,17 @@ def test_members_are_read_by_their_names(tmp_path: pathlib.Path, form: int):
     assert read(tmp_path, "shards/0001.tar/deep") == "missing_file"
     assert read(tmp_path, "shards/0002.tar/abc.jpg") == "missing_file"
     assert read(tmp_path, "shards/0001.tar/../0001.tar/abc.jpg") == "path_outside"
-    # Names of more than 100 bytes, and of other alphabets.
+    # The names include one of more than 200 characters and one that is not ASCII.
     assert len(long) > 200 and not os.path.exists(tmp_path / "shards" / "abc.jpg")
 
 
-def test_a_folder_may_be_named_like_a_tar(tmp_path: pathlib.Path):
+def test_a_folder_may_have_the_name_of_a_tar(tmp_path: pathlib.Path):
     (tmp_path / "x.tar").mkdir()
     (tmp_path / "x.tar" / "y.TAR").write_bytes(tar_of(PHOTOS))
     assert read(tmp_path, "x.tar/y.TAR/abc.jpg") == b"first"
 
 
-def test_only_regular_files_count_and_the_last_of_a_name(tmp_path: pathlib.Path):
+def test_only_regular_files_count_and_the_last_with_a_name_wins(tmp_path: pathlib.Path):
     (tmp_path / "out.jpg").write_bytes(b"out")
     folder = tmp_path / "images"
     folder.mkdir()
@@ -90,7 +90,7 @@ def test_only_regular_files_count_and_the_last_of_a_name(tmp_path: pathlib.Path)
         assert read(folder, f"x.tar/{name}") == "missing_file", name
 
 
-def test_a_tar_is_read_as_far_as_it_is_whole(tmp_path: pathlib.Path):
+def test_a_damaged_tar_is_read_up_to_the_damage(tmp_path: pathlib.Path):
     whole = tar_of({"a.jpg": b"a" * 600, "b.jpg": b"b" * 600})
     for length in range(0, 2 * 1536 + 1, 128):
         (tmp_path / "x.tar").write_bytes(whole[:length])
@@ -105,14 +105,14 @@ def test_a_tar_is_read_as_far_as_it_is_whole(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize("kind", hostile.HARMFUL_TARS)
-def test_harmful_tars(tmp_path: pathlib.Path, kind: str):
+def test_malicious_tars_are_dropped(tmp_path: pathlib.Path, kind: str):
     (tmp_path / "x.tar").write_bytes(hostile.HARMFUL_TARS[kind])
     assert read(tmp_path, "x.tar/x.jpg") in ("broken_archive", "too_large")
     assert read(tmp_path, "x.tar/y.jpg") == "broken_archive"
 
 
 class Watched(io.BytesIO):
-    """A file that knows how much of it was asked for at once."""
+    """A file that records the largest read."""
 
     most = 0
 
@@ -123,13 +123,13 @@ class Watched(io.BytesIO):
 
 
 @pytest.mark.parametrize("kind", hostile.HARMFUL_TARS)
-def test_a_header_says_how_long_it_is_in_vain(kind: str):
+def test_a_header_cannot_request_a_large_read(kind: str):
     file = Watched(hostile.HARMFUL_TARS[kind])
     assert not archives._find_members(file, {})
     assert file.most <= archives.LONGEST_HEADER
 
 
-def test_limits(tmp_path: pathlib.Path, monkeypatch):
+def test_limits_on_member_size_and_header_bytes(tmp_path: pathlib.Path, monkeypatch):
     with open(tmp_path / "large.tar", "wb") as file:
         file.write(hostile.header(size=2**40))
         file.truncate(2**40 + 2**20)
@@ -153,7 +153,7 @@ def test_compressed_tars_and_links_are_refused(tmp_path: pathlib.Path):
     assert read(folder, "pipe.tar/abc.jpg") == "missing_file"
 
 
-def test_a_tar_is_walked_once_and_again_when_it_has_changed(tmp_path: pathlib.Path, monkeypatch):
+def test_a_tar_is_indexed_once_and_again_after_a_change(tmp_path: pathlib.Path, monkeypatch):
     walks = []
     walk = archives._find_members
     monkeypatch.setattr(archives, "_find_members", lambda *given: walks.append(1) or walk(*given))
@@ -167,7 +167,9 @@ def test_a_tar_is_walked_once_and_again_when_it_has_changed(tmp_path: pathlib.Pa
     assert len(walks) == 2
 
 
-def test_remote_storage_is_asked_for_what_lies_inside_alone(tmp_path: pathlib.Path, monkeypatch):
+def test_only_paths_inside_the_folder_are_requested_from_remote_storage(
+    tmp_path: pathlib.Path, monkeypatch
+):
     opened = []
 
     def open_remote(path):  # elsewhere://a/b is the local file /a/b

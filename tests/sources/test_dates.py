@@ -1,4 +1,4 @@
-"""Dates of all kinds that dumps write sort as the moments they mean."""
+"""Tests that dates in many formats sort by the time they mean."""
 
 import pytest
 
@@ -27,11 +27,11 @@ MOMENT = sortable("2020-02-29T12:30:00Z")
         "+1582979400",
     ],
 )
-def test_one_moment_has_one_number(written: str):
+def test_all_spellings_of_one_time_give_one_number(written: str):
     assert sortable(written) == MOMENT
 
 
-def test_numbers_sort_as_moments():
+def test_numbers_sort_by_time():
     written = [
         "0001-01-01",
         "-100",
@@ -69,5 +69,5 @@ def test_numbers_sort_as_moments():
         "~",
     ],
 )
-def test_what_is_no_date_comes_last(written: str):
+def test_unreadable_dates_sort_last(written: str):
     assert sortable(written) == UNDATED

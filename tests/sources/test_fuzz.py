@@ -1,4 +1,4 @@
-"""A fuzz of `prepare`, the same each time: over 2,000 posts of all kinds, and not one is lost."""
+"""Fuzzes `prepare` with over 2,000 posts of every kind, the same each time; none may be lost."""
 
 import collections
 import io
@@ -20,21 +20,21 @@ from hashvision.data import dataset, records
 from hashvision.sources import jpegs, pictures, posts
 from hashvision.sources.reasons import REASONS, Dropped
 
-# Pillow warns of much that is odd in these files; what comes of them is what counts.
+# Pillow warns about many of these files; only the outcomes matter.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 SHORT_SIDE = 48
-MEGABYTES = 650  # that any photo may take, whatever it claims to be
-# Reasons for which posts are dropped that come through as far as this file looks at each alone.
+MEGABYTES = 650  # memory limit per photo
+# Reasons that depend on other posts, so `outcome` does not know them.
 LATER = {"duplicate_id", "removed_copy", "duplicate_photo", "no_tag"}
 
 
 class Fuzzed(typing.NamedTuple):
-    """The dump, and what each of its posts gets: ("kept", photo) or (reason, None)."""
+    """The dump, and the outcome of each post: ("kept", photo) or (reason, None)."""
 
     dump: hostile.Dump
     outcomes: list[tuple[str, bytes | None]]
-    seconds: list[float]  # of CPU
+    seconds: list[float]  # of CPU time per post
 
 
 def outcome(line: bytes, images: str) -> tuple[str, bytes | None]:
@@ -58,7 +58,7 @@ def fuzzed(tmp_path_factory) -> Fuzzed:
 
 
 def table(fuzzed: Fuzzed) -> str:
-    """What was tried and what it got, one kind a line."""
+    """Formats the outcomes as a table with one row per kind."""
     counts = collections.defaultdict(collections.Counter)
     for case, (got, _) in zip(fuzzed.dump.cases, fuzzed.outcomes, strict=True):
         counts[case.kind][got] += 1
@@ -70,7 +70,7 @@ def table(fuzzed: Fuzzed) -> str:
     return "\n".join(lines)
 
 
-def test_each_post_gets_what_is_right_for_it(fuzzed: Fuzzed):
+def test_each_post_has_an_expected_outcome(fuzzed: Fuzzed):
     print("\n" + table(fuzzed))
     assert len(fuzzed.dump.cases) >= 2000
     wrong = [
@@ -79,7 +79,7 @@ def test_each_post_gets_what_is_right_for_it(fuzzed: Fuzzed):
         if got not in case.outcomes
     ]
     assert not wrong
-    # A photo of nothing but faults is now and then still one, but no reader takes all or none.
+    # Some photos with a fault still decode, but keeping all or none of them would be an error.
     faulty = [
         got
         for case, (got, _) in zip(fuzzed.dump.cases, fuzzed.outcomes, strict=True)
@@ -88,19 +88,19 @@ def test_each_post_gets_what_is_right_for_it(fuzzed: Fuzzed):
     assert 0.1 < faulty.count("kept") / len(faulty) < 0.9
 
 
-def test_no_post_takes_long(fuzzed: Fuzzed):
+def test_no_post_takes_more_than_5_seconds(fuzzed: Fuzzed):
     slowest = int(np.argmax(fuzzed.seconds))
     assert fuzzed.seconds[slowest] < 5, fuzzed.dump.cases[slowest].kind
 
 
-def test_what_is_kept_is_an_upright_jpeg_and_nothing_else(fuzzed: Fuzzed):
+def test_every_kept_photo_is_a_plain_upright_jpeg(fuzzed: Fuzzed):
     import tensorflow as tf
 
     white = hostile_photos.QUARTERS.astype(int)
     for case, (_, photo) in zip(fuzzed.dump.cases, fuzzed.outcomes, strict=True):
         if photo is None:
             continue
-        # A fault may have put what was metadata into the picture's own tables.
+        # A fault may move metadata into the tables of the picture.
         assert b"secret" not in photo or case.kind.endswith("with a fault"), case.kind
         stripped = jpegs.strip(photo)
         assert (stripped.encoded, stripped.exif, stripped.plain) == (photo, b"", True), case.kind
@@ -115,7 +115,7 @@ def test_what_is_kept_is_an_upright_jpeg_and_nothing_else(fuzzed: Fuzzed):
             np.testing.assert_allclose(seen, white, atol=15, err_msg=case.kind)
 
 
-# Runs `prepare` on the dump of argv[1] and prints what was opened and started meanwhile.
+# Runs `prepare` on the dump of argv[1] and prints the files opened and processes started.
 PREPARE = """
 import json, os, resource, sys, warnings
 warnings.simplefilter("ignore")
@@ -143,7 +143,7 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_a_whole_run_says_the_same_of_each_post(fuzzed: Fuzzed, tmp_path: pathlib.Path):
+def test_a_whole_run_gives_the_same_outcomes(fuzzed: Fuzzed, tmp_path: pathlib.Path):
     dump, output = fuzzed.dump, tmp_path / "dataset"
     code = [sys.executable, "-c", PREPARE, str(dump.folder / "posts.jsonl"), str(output)]
     done = subprocess.run([*code, str(SHORT_SIDE)], capture_output=True, text=True)
@@ -157,7 +157,7 @@ def test_a_whole_run_says_the_same_of_each_post(fuzzed: Fuzzed, tmp_path: pathli
     assert counted["kept"] + later == alone["kept"]
     for reason, count in dropped.items():
         assert reason in LATER or count == alone[reason], reason
-    # Each record is the photo that its post gets.
+    # Each record has the photo of its post.
     expected = collections.defaultdict(set)
     for case, (_, photo) in zip(dump.cases, fuzzed.outcomes, strict=True):
         expected[case.id].add(photo)
@@ -165,12 +165,14 @@ def test_a_whole_run_says_the_same_of_each_post(fuzzed: Fuzzed, tmp_path: pathli
     assert len(read) == counted["kept"]
     for record in read:
         assert record["image"] in expected[record["id"].decode()], record["id"]
-    # Nothing outside the dump's folder was opened, nothing run, and no host asked for.
+    # `prepare` opened no file outside the dump's folder, ran no program and used no network.
     foreign = [path for path in told["opened"] if path.startswith((str(dump.outside), "/dev/zero"))]
-    assert str(dump.folder / "photos" / "in.jpg") in told["opened"]  # or nobody has watched
+    assert (
+        str(dump.folder / "photos" / "in.jpg") in told["opened"]
+    )  # proves that the audit hook works
     assert not foreign and "/etc/passwd" not in told["opened"] and not told["started"]
     print(f"the whole run: {counted['kept']} kept, {dropped}, {told['megabytes']} MB")
-    assert told["megabytes"] < 2 * MEGABYTES  # two workers' worth of photos, and Beam
+    assert told["megabytes"] < 2 * MEGABYTES  # photos of two workers, and Beam
 
 
 def read_records(folder: pathlib.Path) -> typing.Iterator[dict[str, typing.Any]]:
@@ -181,7 +183,7 @@ def read_records(folder: pathlib.Path) -> typing.Iterator[dict[str, typing.Any]]
     yield from tf.data.TFRecordDataset(shards).map(records.parse).as_numpy_iterator()
 
 
-# Prints what becomes of each file of argv, and by how many megabytes the process grew by then.
+# Prints the outcome of each file of argv, and how many megabytes the process has grown so far.
 MEASURE = """
 import resource, sys, warnings
 warnings.simplefilter("ignore")
@@ -210,13 +212,13 @@ def measure(paths: list[pathlib.Path]) -> list[tuple[str, int]]:
 
 
 def zeros(length: int) -> bytes:
-    """As many zeros, deflated without ever holding them."""
+    """Compresses `length` zeros without holding them in memory."""
     deflate = zlib.compressobj(1)
     pieces = [deflate.compress(bytes(2**20)) for _ in range(length // 2**20)]
     return b"".join([*pieces, deflate.compress(bytes(length % 2**20)), deflate.flush()])
 
 
-def test_bombs_take_no_memory(tmp_path: pathlib.Path):
+def test_decompression_bombs_take_little_memory(tmp_path: pathlib.Path):
     paths = []
     for number, encoded in enumerate(hostile_photos.bombs().values()):
         paths.append(tmp_path / str(number))

@@ -1,4 +1,4 @@
-"""One person has one name, however a dump or a list writes it."""
+"""Tests that all spellings of an id or owner have one canonical form."""
 
 import pytest
 
@@ -22,7 +22,7 @@ from hashvision.sources import names
         ("  ", ""),
     ],
 )
-def test_spellings_of_one_name(value, name):
+def test_spellings_have_one_canonical_form(value, name):
     assert names.canonical(value) == name
     assert names.canonical(names.canonical(value)) == name
 
@@ -31,6 +31,6 @@ def test_spellings_of_one_name(value, name):
     "value",
     [["a"], {"id": 1}, True, 1.5, 1e300, float("nan"), float("inf"), "a" * 1001, "a\nb", "\ud800"],
 )
-def test_what_is_not_a_name(value):
+def test_values_that_are_not_names_are_refused(value):
     with pytest.raises(ValueError):
         names.canonical(value)

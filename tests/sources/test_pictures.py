@@ -1,4 +1,4 @@
-"""Tests that photos of any kind come out as plain upright JPEGs, and broken ones not at all."""
+"""Tests that photos of any format become plain upright JPEGs, and that broken ones are dropped."""
 
 import ast
 import io
@@ -65,7 +65,7 @@ def test_short_side_is_reduced_and_never_enlarged(size, short_side, expected):
         assert (normal.format, normal.mode, normal.size) == ("JPEG", "RGB", expected)
 
 
-def test_metadata_does_not_travel():
+def test_metadata_is_removed():
     exif = Image.Exif()
     exif[0x010F] = "secret camera"
     exif.get_ifd(0x8825)[1] = "N"  # GPS
@@ -122,12 +122,12 @@ QUARTERS = np.array([[[255, 0, 0], [0, 160, 0]], [[0, 0, 255], [255, 255, 0]]], 
 
 
 def quarters(mode: str = "RGB") -> Image.Image:
-    """Red and green over blue and yellow, 64 by 48: no turn and no mixing of channels escapes."""
+    """Red and green over blue and yellow, 64 by 48, which shows any rotation or channel swap."""
     return Image.fromarray(QUARTERS.repeat(24, 0).repeat(32, 1)).convert(mode)
 
 
 def middles(encoded: bytes) -> np.ndarray:
-    """The colours in the middle of the four quarters of what becomes of a file."""
+    """Normalizes a file and returns the colours in the middle of the four quarters."""
     normal = decode(pictures.normalize_photo(encoded, 256))
     assert (normal.format, normal.mode, normal.size) == ("JPEG", "RGB", (64, 48))
     return np.asarray(normal)[12:48:24, 16:64:32].astype(int)
@@ -181,17 +181,17 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)
-def test_colours_and_places_stay(kind: str):
+def test_colours_and_positions_are_kept(kind: str):
     np.testing.assert_allclose(middles(UNUSUAL[kind]()), QUARTERS.astype(int), atol=12)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF", "key"])
-def test_clear_parts_become_white(kind: str):
+def test_transparent_parts_become_white(kind: str):
     white = QUARTERS.astype(int).copy()
     white[1, 1] = 255
     if kind == "GIF":
         encoded = encode(clear_at_yellow(), "GIF")
-    elif kind == "key":  # one colour of a PNG stands for clear
+    elif kind == "key":  # a PNG with one transparent colour
         encoded = encode(quarters(), "PNG", transparency=(255, 255, 0))
     else:
         encoded = encode(clear_at_yellow(), kind, **({"lossless": True} if kind == "WEBP" else {}))
@@ -199,7 +199,7 @@ def test_clear_parts_become_white(kind: str):
 
 
 @pytest.mark.parametrize("options", [{}, {"transparency": 5}])
-def test_of_16_bits_the_upper_8_count(options: dict):
+def test_16_bit_images_keep_the_upper_8_bits(options: dict):
     ramp = np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64)
     encoded = encode(Image.fromarray(ramp), "PNG", **options)
     normal = np.asarray(decode(pictures.normalize_photo(encoded, 256)))
@@ -211,7 +211,7 @@ def test_of_16_bits_the_upper_8_count(options: dict):
         np.testing.assert_allclose(normal[..., 0], ramp >> 8, atol=3)
 
 
-def test_a_plain_scan_loses_its_metadata_and_nothing_else():
+def test_a_plain_scan_loses_only_its_metadata():
     plain = encode(picture())
     cover = b"".join(
         b"\xff" + marker + struct.pack(">H", len(content) + 2) + content
@@ -224,7 +224,7 @@ def test_a_plain_scan_loses_its_metadata_and_nothing_else():
         )
     )
     assert pictures.normalize_photo(plain[:20] + cover + plain[20:] + b"secret film", 256) == plain
-    # Between two scans there may be metadata as well, and any decoder passes over it.
+    # Metadata may also be between two scans, where decoders ignore it.
     first = plain.index(b"\xff\xda")
     two = plain[:-2] + cover + plain[first:]
     assert not jpegs.strip(two).plain
@@ -266,10 +266,10 @@ def png_of_size(width: int, height: int) -> bytes:
         encode(picture(), "TIFF")[:-40],
         png_of_size(0, 5),
         png_of_size(5, 5),
-        encode(Image.new("F", (9, 9)), "TIFF"),  # nothing says how bright white is
+        encode(Image.new("F", (9, 9)), "TIFF"),  # the value of white is unknown
     ],
 )
-def test_undecodable(encoded: bytes):
+def test_undecodable_photos_are_dropped(encoded: bytes):
     assert reason_of(pictures.normalize_photo, encoded, 256) == "undecodable"
 
 
@@ -283,8 +283,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_that_was_cut_short_and_ended_anew_is_undecodable(kind: str, mode: str):
-    """Pillow shows grey for what is missing, without a word."""
+def test_a_truncated_jpeg_with_a_new_end_is_undecodable(kind: str, mode: str):
+    """Pillow silently fills in grey for missing data."""
     encoded = encode(noisy(mode), **KINDS[kind])
     jpeg = jpegs.strip(encoded)
     data = jpeg.encoded.index(b"\xff\xda") + 14
@@ -304,7 +304,7 @@ def noisy(mode: str) -> Image.Image:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_jpegs_that_end_in_grey_are_kept(kind: str):
-    """As grey as what a decoder shows where it has no data."""
+    """The grey equals what a decoder fills in for missing data."""
     for mode, grey in (("RGB", (128, 128, 128)), ("L", 128)):
         for top in (0, 50, 150):
             image = noisy(mode)
@@ -312,15 +312,15 @@ def test_whole_jpegs_that_end_in_grey_are_kept(kind: str):
             assert pictures.normalize_photo(encode(image, **KINDS[kind]), 256)
 
 
-def test_of_a_progressive_jpeg_all_rows_must_be_there_but_not_all_detail():
+def test_a_progressive_jpeg_needs_all_rows_but_not_all_scans():
     jpeg = jpegs.strip(encode(noisy("RGB"), progressive=True)).encoded
     assert pictures.normalize_photo(jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9", 256)
 
 
 @pytest.mark.realdata
 @pytest.mark.slow
-def test_no_whole_photo_is_taken_for_one_that_was_cut(shared_data):
-    """Each as it is and progressive; the ones that Pillow cannot read without help set aside."""
+def test_no_complete_photo_counts_as_truncated(shared_data):
+    """Checks each photo unchanged and as progressive; skips those that plain Pillow cannot read."""
     paths = sorted((shared_data / "posts" / "images").glob("*.jpg"))[::4]
     paths += sorted((shared_data / "transfer").glob("*/**/*.jpg"))[::8]
     photos = 0
@@ -336,7 +336,7 @@ def test_no_whole_photo_is_taken_for_one_that_was_cut(shared_data):
     assert photos > 1500
 
 
-def test_decode_shrinks_the_upright_photo_and_lays_it_over_white():
+def test_decode_shrinks_the_upright_photo_and_puts_white_behind_it():
     seen = []
 
     def shrink(image: Image.Image) -> Image.Image:
@@ -352,8 +352,8 @@ def test_decode_shrinks_the_upright_photo_and_lays_it_over_white():
     assert seen == [((64, 48), "RGB")] * 3 + [((64, 48), "RGBA")]
 
 
-def test_what_fails_while_a_photo_is_shrunk_is_the_photos_fault():
-    """Some of Pillow's images are decoded only when they are used."""
+def test_an_error_in_shrink_makes_the_photo_undecodable():
+    """Pillow decodes some images only when they are used."""
 
     def shrink(image: Image.Image) -> Image.Image:
         raise OSError("broken data stream")
@@ -361,8 +361,8 @@ def test_what_fails_while_a_photo_is_shrunk_is_the_photos_fault():
     assert reason_of(pictures.decode, encode(picture()), shrink) == "undecodable"
 
 
-def test_threads_decode_no_more_together_than_fits(monkeypatch):
-    """Four photos of 40 by 30 at once where there is room for three; one alone where for none."""
+def test_threads_together_stay_within_the_pixel_budget(monkeypatch):
+    """The budget fits three photos of 40 by 30 pixels at a time."""
     monkeypatch.setattr(pictures, "_budget", pictures._PixelBudget(3 * 40 * 30))
     inside, most, lock = [], [], threading.Lock()
     three = threading.Barrier(3, timeout=10)
@@ -405,13 +405,13 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 @pytest.mark.slow
 def test_memory_of_large_photos_on_eight_threads():
-    """Of each two copies of 40 MB, and room for two photos."""
+    """Each photo needs two copies of 40 MB, and the budget fits two photos."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
-    assert int(done.stdout) < 100, done  # beyond what making the file took
+    assert int(done.stdout) < 100, done  # MB above the peak of making the file
 
 
-def test_no_image_is_opened_as_whatever_it_may_be():
-    """Pillow runs Ghostscript on what looks like PostScript, unless it is told what to expect."""
+def test_every_image_is_opened_with_an_expected_format():
+    """Without `formats`, Pillow runs Ghostscript on files that look like PostScript."""
     for path in pathlib.Path(hashvision.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
@@ -427,11 +427,11 @@ def test_no_image_is_opened_as_whatever_it_may_be():
         encode(Image.new("L", (5001, 5000)), "WEBP", lossless=True, method=0, quality=0),
     ],
 )
-def test_too_large(encoded: bytes):
+def test_too_large_photos_are_dropped(encoded: bytes):
     assert reason_of(pictures.normalize_photo, encoded, 256) == "too_large"
 
 
-def test_a_file_too_large_is_not_opened(monkeypatch):
+def test_a_too_large_file_is_not_opened(monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST_FILE", 1000)
     assert pictures.normalize_photo(encode(picture()) + bytes(100), 256)
     assert reason_of(pictures.normalize_photo, encode(picture()) + bytes(1000), 256) == "too_large"
@@ -447,10 +447,10 @@ def test_a_file_too_large_is_not_opened(monkeypatch):
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"RIFF\0\0\0\0AVI LIST",
         encode(picture(), "ICO"),
-        b"P3 1 1 255 1 2 3\n",  # numbers as text: a megabyte of them is decoded in Python
+        b"P3 1 1 255 1 2 3\n",  # numbers as text, which Pillow decodes slowly, in Python
         encode(picture(), "AVIF"),
         b"\n" + encode(picture()),
     ],
 )
-def test_unknown_format(encoded: bytes):
+def test_unknown_formats_are_dropped(encoded: bytes):
     assert reason_of(pictures.normalize_photo, encoded, 256) == "unknown_format"

@@ -1,4 +1,4 @@
-"""Tests of the reader of dumps, and of what is asked of a post before its photo is opened."""
+"""Tests of reading dumps and of the checks before a photo is opened."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ def test_parse_reads_every_field():
     assert posts.parse(b"\xef\xbb\xbf" + line).id == "p1"
 
 
-def test_parse_takes_photo_bytes():
+def test_parse_decodes_photo_bytes():
     encoded = base64.b64encode(b"photo").decode()
     assert posts.parse(json.dumps({"id": 7, "image_bytes": encoded}).encode()).image == b"photo"
     assert posts.parse(b'{"id": 7, "image_bytes": "*"}').image == b""
@@ -70,12 +70,12 @@ def test_parse_takes_photo_bytes():
         b'{"id": ' + b"9" * 10_000 + b"}",
     ],
 )
-def test_broken_lines(line: bytes):
+def test_broken_lines_are_dropped(line: bytes):
     assert reason_of(posts.parse, line) == "broken_line"
 
 
 def fault_of(line: bytes) -> str:
-    """Why a post is dropped whose photo nobody has looked at; "" if it is not."""
+    """Why a post is dropped before its photo is opened; "" if it is not."""
     try:
         posts.check(posts.parse(line))
     except Dropped as why:
@@ -100,7 +100,7 @@ def fault_of(line: bytes) -> str:
         b'"u1", "owner": "u2"',
     ],
 )
-def test_an_owner_that_no_list_could_name_drops_the_post(owner: bytes):
+def test_an_owner_that_a_list_cannot_name_drops_the_post(owner: bytes):
     fields = b'{"id": "x", "visibility": "%s", "owner": ' + owner + b"}"
     reason = "broken_line" if b"u2" in owner else "broken_owner"
     assert fault_of(fields % b"public") == reason
@@ -110,7 +110,7 @@ def test_an_owner_that_no_list_could_name_drops_the_post(owner: bytes):
 @pytest.mark.parametrize(
     "owner", [b"", b', "owner": null', b', "owner": ""', b', "owner": " \\u0085"']
 )
-def test_a_dump_may_name_no_owner(owner: bytes):
+def test_an_owner_is_optional(owner: bytes):
     line = b'{"id": "x", "visibility": "public"' + owner + b"}"
     assert fault_of(line) == "" and posts.parse(line).owner == ""
 
@@ -127,12 +127,12 @@ def test_a_dump_may_name_no_owner(owner: bytes):
         ('"Jos\u00e9"'.encode(), "Jos\u00e9"),
     ],
 )
-def test_ids_and_owners_have_one_form(written: bytes, name: str):
+def test_ids_and_owners_have_canonical_form(written: bytes, name: str):
     post = posts.parse(b'{"id": ' + written + b', "owner": ' + written + b"}")
     assert (post.id, post.owner) == (name, name)
 
 
-def test_of_two_values_of_a_key_none_is_chosen():
+def test_a_key_with_two_values_has_none():
     def twice(fields: bytes) -> str:
         return fault_of(b'{"id": "x", ' + fields + b"}")
 
@@ -152,7 +152,7 @@ def test_fields_of_wrong_type_count_as_absent():
     assert (post.text, post.created_at) == ("\ufffdx", "1.5")  # a lone surrogate is replaced
 
 
-def test_texts_of_no_person_are_told_and_not_cut():
+def test_overlong_texts_are_dropped_and_not_truncated():
     def checked(text: str) -> str:
         return reason_of(posts.check, posts.parse(json.dumps({**fields, "text": text}).encode()))
 
@@ -182,7 +182,7 @@ def test_ranges_give_every_line_once(ending: bytes):
         assert tiled == whole
 
 
-def test_overlong_lines_are_told_and_passed_over():
+def test_overlong_lines_are_reported_and_skipped():
     content = b"short\n" + b"x" * 100 + b"\nnext\n" + b"y" * 20
     read = list(posts.read_lines(io.BytesIO(content), 0, len(content), longest=20))
     assert read == [(0, b"short\n"), (6, None), (107, b"next\n"), (112, None)]
@@ -192,14 +192,14 @@ def post(image) -> Post:
     return Post("p", image, "", "u", "public", "")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path):
+def test_a_pipe_does_not_block(tmp_path: pathlib.Path):
     os.mkfifo(tmp_path / "pipe")
     assert reason_of(posts.read_photo, post("pipe"), str(tmp_path)) == "missing_file"
 
 
 @pytest.fixture
 def images(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder with a photo in it, and links of all kinds; beside it lies what no post may read."""
+    """A folder with a photo and links of all kinds, next to files that no post may read."""
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     (folder / "in.jpg").write_bytes(b"in")
@@ -231,7 +231,7 @@ def test_files_below_the_folder_are_read(images: pathlib.Path):
     assert posts.read_photo(post(str(images / "in.jpg")[1:]), "/") == b"in"
 
 
-def test_no_path_leads_outside(images: pathlib.Path):
+def test_paths_that_lead_outside_are_refused(images: pathlib.Path):
     bad = ["../out.jpg", "deep/../in.jpg", "..\\out.jpg", "deep\\..\\in.jpg", "..", "deep/.."]
     bad += [str(images / "in.jpg"), "//host/in.jpg", "\\\\host\\in.jpg", "C:\\in.jpg", "c:in.jpg"]
     bad += ["file:///etc/passwd", "gs://bucket/x", "http://host/x.jpg"]
@@ -240,7 +240,7 @@ def test_no_path_leads_outside(images: pathlib.Path):
         assert reason_of(posts.read_photo, post(path), str(images)) == "path_outside", path
 
 
-def test_what_is_no_file_is_missing(images: pathlib.Path):
+def test_paths_to_no_regular_file_are_missing(images: pathlib.Path):
     bad = ["", "absent.jpg", ".", "deep", "a\0b", "in.jpg/x", "x" * 5000, "a/" * 600, None]
     for path in [*bad, "loop", "loop/x", "dangling", "pipe", "%2e%2e/out.jpg", "file:in.jpg"]:
         assert reason_of(posts.read_photo, post(path), str(images)) == "missing_file", path
@@ -248,5 +248,5 @@ def test_what_is_no_file_is_missing(images: pathlib.Path):
 
 def test_large_files_are_not_read_to_their_end(images: pathlib.Path, monkeypatch):
     with open(images / "large.jpg", "wb") as file:
-        file.truncate(2**40)  # of nothing
+        file.truncate(2**40)  # a sparse file
     assert reason_of(posts.read_photo, post("large.jpg"), str(images)) == "too_large"

@@ -1,4 +1,4 @@
-"""Small dataset folders for tests: real shards, index and vocabulary, made without Beam."""
+"""Writes small dataset folders for tests, with real shards and indexes, without Beam."""
 
 import collections
 import hashlib
@@ -16,7 +16,7 @@ KEY = keys.Key(bytes(range(32)))
 
 
 def jpeg(seed: int, height: int = 40, width: int = 56) -> bytes:
-    """A smooth coloured picture."""
+    """Encodes a smooth coloured picture as a JPEG."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
     file = io.BytesIO()
@@ -25,7 +25,7 @@ def jpeg(seed: int, height: int = 40, width: int = 56) -> bytes:
 
 
 def record(number: int, image: bytes, labels: tuple[int, ...]) -> records.Record:
-    """The photo as post p{number} of one of five owners."""
+    """Makes a record: post p{number} of owner u{number % 5}."""
     digest = hashlib.sha256(image).digest()
     return records.Record(f"p{number}", f"u{number % 5}", image, labels, digest)
 
@@ -33,10 +33,17 @@ def record(number: int, image: bytes, labels: tuple[int, ...]) -> records.Record
 def write(
     folder: pathlib.Path, size: int = 64, shards: int = 2, photo=jpeg, copies=(), version: int = 2
 ) -> pathlib.Path:
-    """Writes a dataset of `size` records, photo(number) each; class 0 on most, class 2 on few.
+    """Writes a dataset; class 0 is on most records and class 2 on few.
 
-    Its key lies beside it, the same for all. `copies` are (record, records.Copy); version 1 is as
-    datasets were before there were keys, copies and digests.
+    The key next to it is always KEY.
+
+    Args:
+      folder: to write.
+      size: number of records.
+      shards: number of shards.
+      photo: makes the bytes of a photo from the number of its record.
+      copies: (record, records.Copy) pairs.
+      version: of the format; 1 has no keys, copies or digests.
     """
     folder.mkdir(parents=True)
     key = keys.NO_KEY if version == 1 else KEY
@@ -78,7 +85,7 @@ def write(
 
 
 def seal(folder: pathlib.Path) -> None:
-    """Makes the manifest say what lies in a folder by now: counts, and digests where it has any."""
+    """Updates the counts and digests in the manifest to the current files of a folder."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
 

@@ -1,7 +1,7 @@
-"""A small Google Cloud Storage on this machine, for real clients in real processes.
+"""A small Google Cloud Storage server on this machine, for tests with the real client libraries.
 
-TensorFlow's client is led here as to a proxy, behind which "storage.googleapis.com" answers with a
-certificate of today; TensorStore's is told the address. Objects lie in memory.
+TensorFlow's client uses it as a proxy, which answers as "storage.googleapis.com" with a new
+certificate. TensorStore's client gets its address. Objects are kept in memory.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _MEDIA = "application/octet-stream"
 
 
 class Bucket:
-    """The objects of gs://bucket, and what was asked."""
+    """The objects of gs://bucket, and a log of requests."""
 
     name = "bucket"
 
@@ -33,26 +33,26 @@ class Bucket:
         return self.objects[name][0]
 
     def put(self, name, content):
-        """Writes an object; its generation."""
+        """Writes an object and returns its generation."""
         with self.lock:
             generation = next(self._generation)
             self.objects[name] = bytes(content), generation
             return generation
 
     def upload(self, folder, prefix):
-        """Copies what lies in a folder."""
+        """Copies the files of a folder."""
         for path in sorted(pathlib.Path(folder).rglob("*")):
             if path.is_file():
                 self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
     def below(self, prefix):
-        """{name without the prefix: bytes} of all objects below it, but for folders' markers."""
+        """Maps names, without the prefix, to bytes, for all objects below it but folder markers."""
         with self.lock:
-            every = {name: content for name, (content, _) in self.objects.items()}
+            objects = {name: content for name, (content, _) in self.objects.items()}
         prefix = prefix.rstrip("/") + "/"
         return {
             name.removeprefix(prefix): content
-            for name, content in sorted(every.items())
+            for name, content in sorted(objects.items())
             if name.startswith(prefix) and not name.endswith("/")
         }
 
@@ -124,7 +124,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         message = {"error": {"code": status, "message": http.HTTPStatus(status).phrase}}
         self._send(status, json.dumps(message).encode(), "application/json")
 
-    def _note(self, name, content=b""):
+    def _log_request(self, name, content=b""):
         asked = self.headers.get("Range", "")
         self.bucket.log.append((self.command, name, asked, len(content)))
 
@@ -141,8 +141,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "timeCreated": "2026-01-01T00:00:00.000Z",
         }
 
-    def _fits(self, name):
-        """Whether what is asked only of some generation holds."""
+    def _generation_matches(self, name):
+        """Whether the object has the generation that the request requires, if any."""
         _, generation = self.bucket.objects.get(name, (b"", 0))
         wanted = self.query.get("ifGenerationMatch")
         return wanted is None or int(wanted) == generation
@@ -159,7 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         first, end = query.get("startOffset", ""), query.get("endOffset", "")
         most, items, prefixes = int(query.get("maxResults", 1000)), [], []
         entry, answer = "", {"kind": "storage#objects", "items": items, "prefixes": prefixes}
-        self._note(prefix)
+        self._log_request(prefix)
         with self.bucket.lock:
             for name in sorted(self.bucket.objects):
                 if not name.startswith(prefix) or name < first or (end and name >= end):
@@ -185,14 +185,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             described = self._describe(name)
         if self.path.startswith("/storage/v1/") and self.query.get("alt") != "media":
             return self._json(described)
-        if not self._fits(name):
+        if not self._generation_matches(name):
             return self._fail(412)
         if str(generation) == self.query.get("ifGenerationNotMatch"):
-            return self._send(304)  # with a body, what follows on the connection would be lost
+            return self._send(304)  # a body would break the next response on the connection
         headers = {"X_Goog_Generation": generation, "ETag": f'"{generation}"'}
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not asked:
-            self._note(name, content)
+            self._log_request(name, content)
             return self._send(200, content, **headers)
         size = len(content)
         begin = int(asked[1]) if asked[1] else max(size - int(asked[2]), 0)
@@ -200,15 +200,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if begin >= size:
             return self._fail(416)
         part = content[begin:end]
-        self._note(name, part)
+        self._log_request(name, part)
         self._send(206, part, Content_Range=f"bytes {begin}-{end - 1}/{size}", **headers)
 
     def delete(self, _, name):
         with self.bucket.lock:
-            self._note(name)
+            self._log_request(name)
             if name not in self.bucket.objects:
                 return self._fail(404)
-            if not self._fits(name):
+            if not self._generation_matches(name):
                 return self._fail(412)
             del self.bucket.objects[name]
         self._send(204)
@@ -230,9 +230,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _store(self, name, content):
         with self.bucket.lock:
-            if not self._fits(name):
+            if not self._generation_matches(name):
                 return self._fail(412)
-            self._note(name, content)
+            self._log_request(name, content)
             self.bucket.put(name, content)
             self._json(self._describe(name))
 
@@ -240,7 +240,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if session not in self.sessions:
             return self._fail(410)
         name, self.query, received = self.sessions[session]
-        span = self.headers.get("Content-Range", "bytes */0")  # of an empty object there is none
+        span = self.headers.get("Content-Range", "bytes */0")  # absent for an empty object
         asked = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", span)
         if asked[1] is not None and int(asked[1]) == len(received):
             received += self.body
@@ -254,7 +254,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.bucket.lock:
             if name not in self.bucket.objects:
                 return self._fail(404)
-            self._note(target)
+            self._log_request(target)
             self.bucket.put(target, self.bucket[name])
             self._json(
                 {
@@ -275,7 +275,7 @@ _ROUTES = (
     ("POST", r"/upload/storage/v1/b/([^/]+)/o", _Handler.upload),
     ("PUT", r"/upload/session/([^/]+)", _Handler.session),
     ("POST", _OBJECTS + r"/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)", _Handler.rewrite),
-    ("GET", r"/([^/]+)/(.+)", _Handler.get),  # TensorFlow reads as the XML API does
+    ("GET", r"/([^/]+)/(.+)", _Handler.get),  # TensorFlow reads through the XML API
 )
 
 
@@ -284,7 +284,7 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_):
-        pass  # clients that are killed leave their requests
+        pass  # killed clients leave unfinished requests
 
 
 @contextlib.contextmanager
@@ -292,10 +292,10 @@ def serve(folder):
     """Serves an empty bucket.
 
     Args:
-      folder: for the certificate.
+      folder: where the certificate is written.
 
     Yields:
-      the Bucket, and the variables of the environment that lead clients to it.
+      The Bucket, and the environment variables that point clients to it.
     """
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(

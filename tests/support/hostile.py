@@ -1,4 +1,4 @@
-"""A dump of posts of every kind that a reader must survive, for tests/sources/test_fuzz.py."""
+"""Writes a dump with malicious and broken posts of every kind, for tests/sources/test_fuzz.py."""
 
 import base64
 import io
@@ -17,17 +17,17 @@ CANARY = photos.encode(photos.quarters("CMYK").resize((31, 17)), "JPEG")
 
 
 class Case(typing.NamedTuple):
-    """One post."""
+    """One post of the dump."""
 
     kind: str
     id: str
     line: bytes
-    outcomes: tuple[str, ...]  # "kept" and the reasons that are right for it
+    outcomes: tuple[str, ...]  # correct outcomes: "kept" or reasons to drop it
     quarters: bool  # whether the photo, if kept, shows QUARTERS
 
 
 class Dump:
-    """The folder of a dump as it is made: posts, photos, tars, links, and a canary outside."""
+    """A dump under construction: posts, photos, tars and links, and a canary outside its folder."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder / "dump"
@@ -47,7 +47,7 @@ class Dump:
         quarters: bool = False,
         **fields: typing.Any,
     ) -> None:
-        """Adds a post of those fields, or that line as it stands."""
+        """Adds a post with these fields, or with this exact line."""
         post_id = f"p{len(self.cases)}"
         if line is None:
             whole = {"id": post_id, "text": "#dog", "owner": "u", "visibility": "public", **fields}
@@ -59,11 +59,11 @@ class Dump:
         self.cases.append(Case(kind, post_id, line, outcomes, quarters))
 
     def photo(self, kind: str, outcomes: str | tuple[str, ...], encoded: bytes, **more) -> None:
-        """Adds a post of that photo: as a file, in a tar, or in the line itself."""
+        """Adds a post with this photo as a file, in a tar, or in the line itself."""
         self.add(kind, outcomes, **{**self.placed(encoded), **more})
 
     def placed(self, encoded: bytes) -> dict[str, str]:
-        """The fields that lead to those bytes."""
+        """Stores the bytes and returns the fields that refer to them."""
         name = f"{len(self.cases)}.jpg"
         match self.generator.randrange(6):
             case 0:
@@ -77,7 +77,7 @@ class Dump:
 
 
 def write(folder: pathlib.Path) -> Dump:
-    """Writes the dump; the same for the same versions of the encoders."""
+    """Writes the dump, which is the same for the same versions of the encoders."""
     dump = Dump(folder)
     valid = photos.valid(dump.generator)
     add_photos(dump, valid)
@@ -144,7 +144,7 @@ def add_broken_photos(dump: Dump, valid: dict[str, bytes]) -> None:
         name = names[number % len(names)]
         wrong = photos.mutated(generator, valid[name])
         dump.photo(f"{name.split()[0]} with a fault", ("kept", *UNREADABLE), wrong)
-    # Of these files every part is needed, and the last part is pixels.
+    # These formats need every part of the file, and the last part is pixels.
     for name in ("jpeg", "jpeg CMYK", "png", "gif", "webp", "webp lossless", "bmp"):
         for _ in range(25):
             length = generator.randrange(20, int(0.9 * len(valid[name])))
@@ -200,7 +200,7 @@ def add_lines(dump: Dump, good: bytes) -> None:
     for number, name in enumerate([*names, b"1.5", b"NaN", b"1e999", b"1e300"]):
         fields = b'{"id": "nobody\'s %d", "visibility": "public", "owner": %s}' % (number, name)
         dump.add("broken owner", "broken_owner", fields)
-    for number in range(20):  # odd, and yet JSON
+    for number in range(20):  # unusual but valid JSON
         fields = {
             "id": f"odd {number}",
             "visibility": "public",

@@ -1,4 +1,4 @@
-"""Photos of every kind that a platform's dump may hold, for tests/sources/test_fuzz.py."""
+"""Makes photos of every kind that a dump may contain, for tests/sources/test_fuzz.py."""
 
 import io
 import random
@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-# Red and green over blue and yellow: no turn and no mixing of channels escapes.
+# Red and green over blue and yellow, which shows any rotation or channel swap.
 QUARTERS = np.array([[[255, 0, 0], [0, 160, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
 
 
@@ -36,7 +36,7 @@ def exif(**tags: int) -> Image.Exif:
     return made
 
 
-# What undoes each orientation of EXIF.
+# The transposition that undoes each EXIF orientation.
 UNDONE = (None, 0, 3, 1, 5, 2, 6, 4)
 
 
@@ -48,11 +48,11 @@ def turned(orientation: int, kind: str) -> bytes:
 
 
 def valid(generator: random.Random) -> dict[str, bytes]:
-    """Real encoders' output of QUARTERS, in every way that differs."""
+    """Encodes QUARTERS with real encoders in every format and variant."""
     palette = quarters().quantize(4)
     more = [noise(generator, 48).resize((64, 48)) for _ in range(2)]
 
-    def later() -> dict[str, typing.Any]:  # MPO's encoder leaves its marks on images
+    def later() -> dict[str, typing.Any]:  # copies, because the MPO encoder changes images
         return {"save_all": True, "append_images": [image.copy() for image in more]}
 
     text = {"comment": b"secret comment", "icc_profile": b"secret profile" * 20}
@@ -79,7 +79,7 @@ def valid(generator: random.Random) -> dict[str, bytes]:
         "tiff CMYK": encode(quarters("CMYK"), "TIFF"),
         "tiff pages": encode(quarters(), "TIFF", **later()),
     }
-    bmp = made["bmp"]  # its rows from above, which a negative height says
+    bmp = made["bmp"]  # a negative height means rows from top to bottom
     rows = [bmp[54 + 192 * row : 54 + 192 * (row + 1)] for row in reversed(range(48))]
     made["bmp from above"] = bmp[:22] + struct.pack("<i", -48) + bmp[26:54] + b"".join(rows)
     for orientation in range(1, 9):
@@ -95,7 +95,7 @@ def valid(generator: random.Random) -> dict[str, bytes]:
 
 
 def odd(generator: random.Random) -> dict[str, bytes]:
-    """Real encoders' output in which the colours are others."""
+    """Encodes pictures with other colours than QUARTERS."""
     ramp = np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64)
     return {
         "png 16 bit": encode(Image.fromarray(ramp), "PNG"),
@@ -112,7 +112,7 @@ def odd(generator: random.Random) -> dict[str, bytes]:
 
 
 def segments(jpeg: bytes, block: bytes) -> bytes:
-    """A JPEG with that EXIF block, in as many segments as it takes."""
+    """Adds an EXIF block to a JPEG, in as many segments as needed."""
     body, made = block[6:], [jpeg[:2]]
     for start in range(0, len(body), 65_000):
         piece = b"Exif\0\0" + body[start : start + 65_000]
@@ -121,7 +121,7 @@ def segments(jpeg: bytes, block: bytes) -> bytes:
 
 
 def directory(entries: list[tuple[int, int, int, int]], data: bytes = b"") -> bytes:
-    """A TIFF file of one directory, and data behind it at byte 14 + 12 * entries."""
+    """A TIFF file with one directory, followed by data at byte 14 + 12 * entries."""
     packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4) + data
 
@@ -134,7 +134,7 @@ def tiff(extra: list[tuple[int, int, int, int]], size: tuple[int, int] = (8, 8))
 
 
 def overlapping(entries: int, size: int) -> bytes:
-    """An EXIF block of which every entry is the same `size` bytes."""
+    """An EXIF block whose entries all refer to the same `size` bytes."""
     start = 14 + 12 * entries
     return b"Exif\0\0" + directory(
         [(1000 + n, 1, size, start) for n in range(entries)], bytes(size)
@@ -152,7 +152,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], mode: int = 0) ->
 
 
 def bombs() -> dict[str, bytes]:
-    """Small files that would take gigabytes or hours."""
+    """Small files that would take gigabytes or hours to decode."""
     rows = (b"IDAT", zlib.compress(bytes(8 * 9)))
     million = zlib.compress(bytes(50_000_000), 1)
     gif = encode(quarters().quantize(4), "GIF")
@@ -195,13 +195,13 @@ def bombs() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-# 5,000 by 5,000 pixels of one colour, the most that is decoded:
+# 5,000 by 5,000 pixels of one colour, the largest WebP that is decoded:
 # Image.new("RGBA", (5000, 5000), (9, 9, 9, 100)).save(..., lossless=True, method=0, quality=0)
 SOLID_WEBP = "524946461e000000574542505650384c110000002f87d3e11407d0842634a1648188e87f0000"
 
 
 def grown(jpeg: bytes, side: int) -> bytes:
-    """The JPEG with another size in its frame."""
+    """Changes the size in the frame of a JPEG."""
     frame = jpeg.index(b"\xff\xc0")
     return jpeg[: frame + 5] + struct.pack(">HH", side, side) + jpeg[frame + 9 :]
 
@@ -230,7 +230,7 @@ FOREIGN = {
 
 
 def mutated(generator: random.Random, encoded: bytes) -> bytes:
-    """The file with one thing wrong with it."""
+    """Returns a copy of the file with one fault."""
     made, length = bytearray(encoded), len(encoded)
     place = generator.randrange(length)
     match generator.randrange(7):

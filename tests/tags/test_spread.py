@@ -1,4 +1,4 @@
-"""Tests of the measure of how evenly a tag is spread."""
+"""Tests of the measure of how a tag's posts differ from all posts."""
 
 import math
 
@@ -8,7 +8,7 @@ from hashvision.tags.spread import DEPENDENCE_THRESHOLD, Spread, measure_spread,
 
 
 def plain(observed, totals, uses, posts, own=None):
-    """The same in scalars: the sum over terms of G / (1 - n/N) - 1, over 2n."""
+    """The sum over terms of G / (1 - n/N) - 1, divided by 2n, in scalars."""
     total, total_own, terms = 0.0, 0.0, 0
     for term, (seen, m) in enumerate(zip(observed, totals, strict=True)):
         expected = uses * m / posts
@@ -27,7 +27,7 @@ def plain(observed, totals, uses, posts, own=None):
 
 
 def draw(generator: np.random.Generator, lift: float, posts: int = 2000, uses: int = 200):
-    """Posts with 60 terms; under a tag, a third of the terms comes `lift` times as often."""
+    """Draws posts with 60 terms; with the tag, a third of the terms is `lift` times as frequent."""
     tagged = np.arange(posts) < uses
     probability = np.full((posts, 60), 0.1)
     probability[:uses, :20] *= lift
@@ -35,7 +35,7 @@ def draw(generator: np.random.Generator, lift: float, posts: int = 2000, uses: i
     return has[tagged].sum(0), has.sum(0), uses, posts
 
 
-def test_equals_the_plain_transcription():
+def test_equals_the_scalar_transcription():
     generator = np.random.default_rng(0)
     for uses in (7, 50, 400):
         case = draw(generator, 1.7, uses=uses)
@@ -44,7 +44,7 @@ def test_equals_the_plain_transcription():
             np.testing.assert_allclose(found[:4], plain(*case, own=own), rtol=1e-12)
 
 
-def test_is_unbiased_and_its_error_is_true_when_spread_evenly():
+def test_is_unbiased_with_a_correct_error_for_independent_tags():
     generator = np.random.default_rng(1)
     found = [measure_spread(*draw(generator, 1.0)) for _ in range(400)]
     effects = np.array([spread.effect for spread in found])
@@ -52,11 +52,14 @@ def test_is_unbiased_and_its_error_is_true_when_spread_evenly():
     np.testing.assert_allclose(effects.std(), found[0].error, rtol=0.15)
 
 
-def test_even_and_tied_need_evidence():
+def test_dependence_and_independence_need_evidence():
     generator = np.random.default_rng(2)
-    even, tied = measure_spread(*draw(generator, 1.0)), measure_spread(*draw(generator, 4.0))
-    assert even.content_independent and not even.content_dependent
-    assert tied.content_dependent and not tied.content_independent
+    independent, dependent = (
+        measure_spread(*draw(generator, 1.0)),
+        measure_spread(*draw(generator, 4.0)),
+    )
+    assert independent.content_independent and not independent.content_dependent
+    assert dependent.content_dependent and not dependent.content_independent
     few = measure_spread(*draw(generator, 1.0, uses=25))
     assert not few.content_independent and not few.content_dependent
     assert not measure_spread(np.zeros(0), np.zeros(0), 500, 2000).content_independent
@@ -66,7 +69,7 @@ def test_even_and_tied_need_evidence():
     assert not Spread(DEPENDENCE_THRESHOLD - 0.1, 0.06, 0.0, 99, 99).content_independent
 
 
-def test_what_its_caption_names_is_not_even_and_not_tied_for_that():
+def test_its_own_word_makes_a_tag_neither_independent_nor_dependent():
     named = Spread(0.1, 0.02, 0.9, 99, 99)
     assert not named.content_independent and not named.content_dependent
     generator = np.random.default_rng(3)

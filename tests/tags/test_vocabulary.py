@@ -1,4 +1,4 @@
-"""Tests of the way from tags to classes."""
+"""Tests of merging tags into classes."""
 
 import functools
 import pathlib
@@ -19,8 +19,8 @@ from hashvision.tags.spread import (
 from hashvision.tags.vocabulary import Assignment, assign, finish
 from hashvision.tags.wordnet import Lexicon, Synset, load_wordnet
 
-EVEN = Spread(0.1, 0.05, 0.0, 200, 200)
-TIED = Spread(1.5, 0.05, 0.0, 200, 200)
+INDEPENDENT = Spread(0.1, 0.05, 0.0, 200, 200)
+DEPENDENT = Spread(1.5, 0.05, 0.0, 200, 200)
 UNSURE = Spread(0.4, 0.2, 0.0, 40, 30)
 
 
@@ -55,7 +55,7 @@ def groups(made: Assignment) -> dict[str, set[str]]:
     return found
 
 
-def test_synonyms_and_plurals_meet_in_a_synset():
+def test_synonyms_and_plurals_merge_into_one_synset():
     counts = dict(brownbear=5, ursusarctos=3, bruins=1, dog=50, dogs=9, oxen=4, idea=1)
     made = assign(counts, {}, lexicon())
     assert groups(made) == {
@@ -69,12 +69,12 @@ def test_synonyms_and_plurals_meet_in_a_synset():
     assert not made.left_out
 
 
-def test_a_noun_of_its_own_is_a_plural_where_its_singular_is_commoner():
+def test_a_plural_that_is_also_a_noun_merges_if_its_singular_is_commoner():
     assert groups(assign(dict(shorts=44, short=10), {}, lexicon())).keys() == {"shorts", "short"}
     assert groups(assign(dict(shorts=4, short=10), {}, lexicon())) == {"short": {"shorts", "short"}}
 
 
-def test_rule_by_wordnet():
+def test_exclusion_by_wordnet():
     counts = dict(love=9, instagood=9, small=9, smalls=2, dog=9)
     made = assign(counts, {}, lexicon())
     assert made.classes == {"dog": "dog"}
@@ -84,17 +84,17 @@ def test_rule_by_wordnet():
     assert made.left_out["smalls"].startswith("is an adjective or adverb")
 
 
-def test_doubtful_kinds_have_to_be_tied_to_what_posts_show():
+def test_doubtful_kinds_must_depend_on_the_content():
     counts = dict(wave=60, waves=5, surf=60, fun=300)
-    made = assign(counts, {"wave": TIED, "surf": UNSURE}, lexicon())
+    made = assign(counts, {"wave": DEPENDENT, "surf": UNSURE}, lexicon())
     assert groups(made) == {"wave": {"wave", "waves"}}
     assert "differ by only 0.40" in made.left_out["surf"]
     assert "too few to tell" in made.left_out["fun"]
 
 
-def test_rule_by_posts():
+def test_exclusion_by_posts():
     counts = dict(friend=400, friends=9, pal=3, dog=900, dogs=100, rock=30)
-    spreads = {"friend": EVEN, "dog": TIED, "dogs": EVEN, "rock": UNSURE}
+    spreads = {"friend": INDEPENDENT, "dog": DEPENDENT, "dogs": INDEPENDENT, "rock": UNSURE}
     for wordnet in (lexicon(), None):
         made = assign(counts, spreads, wordnet)
         assert made.left_out["friend"].startswith("comes evenly, whatever its posts show")
@@ -103,13 +103,13 @@ def test_rule_by_posts():
         assert ("pal" in made.left_out) == (wordnet is not None)
 
 
-def test_spelling_only():
+def test_merging_by_spelling_only():
     counts = dict(dog=50, dogs=9, domesticdog=4, shorts=44, short=10, puppies=3, puppy=3, puppys=1)
     made = assign(counts, {}, None)
     assert sorted(groups(made).values(), key=sorted) == [
         {"dog", "dogs"},
         {"domesticdog"},
-        {"puppies"},  # no commoner than its singular
+        {"puppies"},  # not commoner than its singular
         {"puppy", "puppys"},
         {"short"},
         {"shorts"},
@@ -119,9 +119,9 @@ def test_spelling_only():
     assert groups(chain) == {"a1": {"a1", "a1s", "a1ses"}}
 
 
-def test_finish_cuts_orders_and_tells_why():
+def test_finish_drops_rare_classes_orders_the_rest_and_gives_reasons():
     counts = dict(dog=9, dogs=50, brownbear=17, bruin=4, ox=13, love=80)
-    made = assign(counts, {"dogs": TIED}, lexicon())
+    made = assign(counts, {"dogs": DEPENDENT}, lexicon())
     done = finish(made, counts, {"dog": 55, "bear": 20, "ox": 13}, 20, "test:1")
     assert [(c["name"], c["count"], c["tags"]) for c in done["classes"]] == [
         ("dog", 55, {"dogs": 50, "dog": 9}),
@@ -134,7 +134,7 @@ def test_finish_cuts_orders_and_tells_why():
 
 
 @pytest.mark.parametrize("wordnet", [lexicon(), None])
-def test_a_tag_of_few_posts_is_not_named_where_it_is_left_out(wordnet):
+def test_excluded_tags_of_few_posts_are_not_listed(wordnet):
     counts = dict(dog=50, love=80, annaschmidtbirthday1987=1, annaschmidt=9, annaschmidts=1, fun=10)
     done = finish(assign(counts, {}, wordnet), counts, {"dog": 50}, 10, None)
     assert "annaschmidt" not in str(done)
@@ -142,7 +142,7 @@ def test_a_tag_of_few_posts_is_not_named_where_it_is_left_out(wordnet):
     assert named == (["love", "fun"] if wordnet else named) and "fun" in named
 
 
-def test_left_out_is_bounded():
+def test_the_list_of_excluded_tags_is_bounded():
     counts = {f"x{n}y": n for n in range(3000)}
     done = finish(assign(counts, {}, lexicon()), counts, {}, 10, "test:1")
     assert len(done["left_out"]) == 1000
@@ -183,7 +183,7 @@ def measure_real(path: pathlib.Path) -> tuple[Counter[str], dict[str, Spread]]:
 
 
 @pytest.mark.realdata
-def test_real_spam_and_content_lie_apart(shared_data: pathlib.Path):
+def test_real_spam_and_content_are_separated(shared_data: pathlib.Path):
     counts, spreads = measure_real(shared_data / "posts" / "posts.jsonl")
     upper = {
         tag: s.effect + s.own + 2 * s.error
@@ -199,7 +199,7 @@ def test_real_spam_and_content_lie_apart(shared_data: pathlib.Path):
 
 @pytest.mark.realdata
 @pytest.mark.slow
-def test_real_vocabulary(shared_data: pathlib.Path):
+def test_real_vocabulary_merges_synonyms_and_excludes_spam(shared_data: pathlib.Path):
     counts, spreads = measure_real(shared_data / "posts" / "posts.jsonl")
     oewn = load_wordnet(str(shared_data / "wordnet" / "oewn-2025.xml.xz"))
     made = assign(counts, spreads, oewn)
@@ -212,6 +212,6 @@ def test_real_vocabulary(shared_data: pathlib.Path):
         assert len({made.classes[tag] for tag in tags}) == 1, tags
     apart = "man boy woman girl child baby guy cat dog bike motorcycle".split()
     assert len({made.classes[tag] for tag in apart}) == len(apart)
-    # The vocabulary does not need this dump's tags to be right: names merge by WordNet alone.
+    # Merging by WordNet does not depend on the tags of this dump.
     bears = assign(dict(brownbear=3, ursusarctos=2, bruin=1, polarbear=9), {}, oewn)
     assert len(set(bears.classes.values())) == 2

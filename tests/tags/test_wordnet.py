@@ -1,4 +1,4 @@
-"""Tests of the WordNet reader and of the choice of senses."""
+"""Tests of reading WordNets and choosing senses."""
 
 import errno
 import gzip
@@ -62,7 +62,9 @@ def test_reads_plain_and_packed_files(tmp_path: pathlib.Path, pack):
     assert lexicon.synsets[bear] == expected
     assert [lexicon.synsets[s].id for s in lexicon.nouns["friend"]] == ["pal", "quaker"]
     assert [lexicon.synsets[s].kind for s in lexicon.nouns["friend"]] == ["", "person"]
-    assert lexicon.synsets[lexicon.nouns["animal"][0]].kind == "animal"  # a root takes its files'
+    assert (
+        lexicon.synsets[lexicon.nouns["animal"][0]].kind == "animal"
+    )  # a root has the kind of its children
     assert lexicon.forms == {"oxen": "ox"}
     assert (lexicon.verbs, lexicon.modifiers) == ({"bear": 1}, {"small": 1})
 
@@ -81,7 +83,7 @@ def test_reads_plain_and_packed_files(tmp_path: pathlib.Path, pack):
         ((HEADER + "</Lexicon></LexicalResource>").encode(), "not a WN-LMF WordNet"),
     ],
 )
-def test_what_is_no_wordnet_is_told(tmp_path: pathlib.Path, content, message: str):
+def test_a_file_that_is_not_a_wordnet_is_named(tmp_path: pathlib.Path, content, message: str):
     path = tmp_path / "wordnet.xml"
     if content is not None:
         path.write_bytes(content)
@@ -91,7 +93,7 @@ def test_what_is_no_wordnet_is_told(tmp_path: pathlib.Path, content, message: st
 
 
 @pytest.mark.parametrize("pack", [bytes, lzma.compress, gzip.compress])
-def test_a_temporary_folder_that_is_full_is_not_a_damaged_file(tmp_path: pathlib.Path, pack):
+def test_a_full_temporary_folder_is_not_reported_as_a_damaged_file(tmp_path: pathlib.Path, pack):
     path = tmp_path / "wordnet.xml"
     path.write_bytes(pack(SMALL))
     with files_of_at_most(100), pytest.raises(OSError) as caught:
@@ -120,7 +122,7 @@ def lexicon_of(*synsets: tuple[str, str, str, int]) -> wordnet.Lexicon:
     return wordnet.Lexicon("test:1", made, nouns, {}, {}, {})
 
 
-def test_other_lemmas_in_use_speak_for_a_sense():
+def test_uses_of_other_lemmas_support_a_sense():
     lexicon = lexicon_of(
         ("motorcycle", "artifact", "motorcycle bike", 6),
         ("bicycle", "artifact", "bicycle bike", 18),
@@ -131,12 +133,12 @@ def test_other_lemmas_in_use_speak_for_a_sense():
     assert wordnet.choose_sense("bicycle", {"bike": 100}, lexicon) == 1
 
 
-def test_no_other_word_changes_the_kind():
+def test_other_lemmas_do_not_change_the_kind():
     lexicon = lexicon_of(("feline", "animal", "cat", 5), ("guy", "person", "guy cat", 1))
     assert wordnet.choose_sense("cat", {"cat": 15, "guy": 500}, lexicon) == 0
 
 
-def test_rare_senses_are_not_reached():
+def test_rare_senses_are_not_chosen():
     lexicon = lexicon_of(
         ("youth", "person", "boy malechild", 19),
         ("chap", "person", "boy", 3),
@@ -145,7 +147,7 @@ def test_rare_senses_are_not_reached():
     assert wordnet.choose_sense("boy", {"boy": 400, "son": 400}, lexicon) == 0
 
 
-def test_side_issues_of_other_parts_of_speech():
+def test_words_that_are_rarely_nouns():
     lexicon = lexicon_of(("back", "body", "small have uniform", 2))
     lexicon.modifiers.update(small=11, uniform=4)
     lexicon.verbs.update(have=19, uniform=1)
