@@ -1,11 +1,11 @@
-"""`hashvision audit`: which removed photos a dataset holds, and which checkpoints saw them."""
+"""`hashvision audit`: finds removed photos in a dataset, or in what a run's checkpoints saw."""
 
 import argparse
 
 from hashvision.commands import flags
 from hashvision.errors import UserError
 
-HELP = "what a dataset still holds of a removal list, or a run's checkpoints saw"
+HELP = "find removed photos in a dataset, or in what a run's checkpoints saw"
 DESCRIPTION = (
     "With --dataset, lists the removed photos that are still in it. With --workdir, lists which"
     " checkpoints saw which removed photo, and how often. The exit code is 1 if there are any, else"
@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", help="a dataset folder; with --workdir, where the run's dataset is now"
     )
-    parser.add_argument("--workdir", help="a run")
+    parser.add_argument("--workdir", help="the workdir of a run")
     parser.add_argument(
         "--verify",
         action="store_true",

@@ -1,10 +1,10 @@
-"""`hashvision config`: every key of a config, its value, and what set it."""
+"""`hashvision config`: prints every key of a config, its value, and what set it."""
 
 import argparse
 
 from hashvision.commands import flags
 
-HELP = "what each key of a config means, its value, and what set it"
+HELP = "print every key of a config, its value, what set it, and its meaning"
 DESCRIPTION = "Prints a config as `train` would use it; --config.KEY=VALUE sets any key."
 
 

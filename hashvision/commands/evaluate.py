@@ -1,4 +1,4 @@
-"""`hashvision evaluate`: how good a run's network is on labelled photos."""
+"""`hashvision evaluate`: measures a run's network on labelled photos."""
 
 import argparse
 import os
@@ -6,12 +6,12 @@ import os
 from hashvision.commands import flags
 from hashvision.commands.joining import join_hosts
 
-HELP = "workdir and labelled photos -> numbers with intervals"
+HELP = "measure a run's network on labelled photos"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
-    parser.add_argument("--workdir", required=True, help="of a run")
+    parser.add_argument("--workdir", required=True, help="the workdir of a run")
     parser.add_argument(
         "--dataset", required=True, help="folders by class, a labels.jsonl, or a dataset folder"
     )
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int | None:
     protocols.check(chosen)
     removed = flags.removal_list(arguments)
     config, _ = run.read(arguments.workdir)
-    # Not the workdir itself, where the hosts of a run in progress find one another.
+    # In the workdir itself the hosts of a run in progress find one another.
     code = join_hosts(os.path.join(arguments.workdir, "evaluations", "hosts"), config)
     if code is not None:
         return code

@@ -1,16 +1,16 @@
-"""How commands read their flags: each once, spelled out, and refused in one sentence."""
+"""The parser of all commands, and the flags and checks that several of them share."""
 
 import argparse
 import difflib
 from collections.abc import Callable
 from typing import Any
 
-from hashvision.config.ranges import NAME, Range, whole
+from hashvision.config.ranges import NAME, Range, integer
 from hashvision.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes each flag once and spelled out."""
+    """A parser that refuses abbreviated and repeated flags, and raises UserError."""
 
     def __init__(self, **options: Any) -> None:
         """Takes the options of argparse.ArgumentParser."""
@@ -59,7 +59,7 @@ def within(values: Range) -> Callable[[str], Any]:
     return read
 
 
-COUNT = within(whole(1, 10**9))
+COUNT = within(integer(1, 10**9))
 
 
 def folders(text: str) -> list[str]:
@@ -86,7 +86,7 @@ def add_takedown(
     removals: str,
     key: str = "the dataset's key; by default DATASET.key, beside the dataset",
 ) -> None:
-    """Adds --removals and --key, with the help given, and the flag that goes with them."""
+    """Adds --removals and --key, with the given help texts, and --keep_copies_of_removed."""
     parser.add_argument("--removals", help=removals)
     parser.add_argument("--key", help=key)
     parser.add_argument(
@@ -97,7 +97,7 @@ def add_takedown(
 
 
 def removal_list(arguments: argparse.Namespace) -> Any:
-    """The RemovalList that --removals and the flags beside it describe."""
+    """The RemovalList that the flags of add_takedown describe."""
     from hashvision.data import removals
 
     lines = removals.read(arguments.removals) if arguments.removals else ()
@@ -105,7 +105,7 @@ def removal_list(arguments: argparse.Namespace) -> Any:
 
 
 def refuse_unknown(arguments: argparse.Namespace, rest: list[str], settings: bool = False) -> None:
-    """Refuses words that no flag takes: one of them may be meant to name a removal list.
+    """Raises UserError for words that no flag takes, since one may be meant to name a removal list.
 
     Args:
       arguments: of the command.
@@ -113,7 +113,7 @@ def refuse_unknown(arguments: argparse.Namespace, rest: list[str], settings: boo
       settings: whether the command also takes --config.KEY=VALUE.
 
     Raises:
-      UserError: names the first such word, and the flag that is spelled most like it.
+      UserError: names the first such word, and the flag with the most similar name.
     """
     unknown = [word for word in rest if not (settings and word.startswith("--config."))]
     if not unknown:

@@ -1,4 +1,4 @@
-"""`hashvision plan`: memory, speed and price of a run on devices that are not here."""
+"""`hashvision plan`: estimates memory, speed and price of a run without its devices."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import os
 from hashvision.commands import flags
 from hashvision.config.ranges import number
 
-HELP = "memory, speed and price of a run on a TPU pod, without a TPU"
+HELP = "estimate memory, speed and price of a run on a TPU pod, without a TPU"
 DESCRIPTION = (
     "Compiles the step that `train` would run; needs requirements-tpu.txt. --config.KEY=VALUE sets"
     " any key; `hashvision config` lists them."

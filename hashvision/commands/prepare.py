@@ -1,4 +1,4 @@
-"""`hashvision prepare`: from a dump of posts to a dataset folder."""
+"""`hashvision prepare`: makes a dataset folder from a dump of posts."""
 
 import argparse
 
@@ -6,14 +6,14 @@ from hashvision.commands import flags
 from hashvision.commands.stopping import stoppable
 from hashvision.config.ranges import SIDE
 
-HELP = "posts -> dataset folder"
+HELP = "make a dataset folder from a dump of posts"
 DESCRIPTION = "Options not listed here go to Apache Beam (--runner, ...)."
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds this command's flags."""
     parser.add_argument("--posts", required=True, help="a JSONL dump, one post per line")
-    parser.add_argument("--output", required=True, help="the dataset folder to make")
+    parser.add_argument("--output", required=True, help="path of the new dataset folder")
     parser.add_argument(
         "--images", help="folder that image paths are relative to; by default that of the posts"
     )

@@ -1,4 +1,4 @@
-"""stdout and stderr that take every character, and outlive their reader."""
+"""Makes stdout and stderr accept every character and survive a closed pipe."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Unread(io.RawIOBase):
-    """A stream that lets a command go on when nobody reads it any more, as with `| head`."""
+    """A stream that discards output once its pipe is closed, as by `| head`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -1,11 +1,11 @@
-"""`hashvision train`: from a dataset folder to a run, or on with a run."""
+"""`hashvision train`: starts a run on a dataset folder, or resumes it."""
 
 import argparse
 
 from hashvision.commands import flags
 from hashvision.commands.joining import join_hosts
 
-HELP = "dataset folder -> workdir"
+HELP = "train a network on a dataset folder, or resume a run"
 DESCRIPTION = (
     "Starts a run, or resumes it. --config.KEY=VALUE sets any key; `hashvision config` lists them."
     " Configs are Python code: use only those you trust."
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int | None:
 
     workdir, place = arguments.workdir, hosts.place()
     if place and place.host == 0 and not hosts.watched():
-        with run.held(workdir):  # refuses a workdir in use before anything of it is touched
+        with run.held(workdir):  # refuses a workdir in use before changing anything in it
             pass
     code = join_hosts(workdir, config)
     if code is not None:

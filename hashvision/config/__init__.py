@@ -1,7 +1,7 @@
-"""The settings of a run: every key, the recipes that set them, and what follows from others.
+"""The settings of a run: every key, the recipes that set them, and what is derived from others.
 
-The classes give the keys of schema.KEYS their types, for type checkers. A key that a config leaves
-open and derive.fill sets has the type that it has afterwards. A test holds the two together.
+The classes below tell type checkers the types of schema.KEYS; a test checks that both agree. A key
+that is None until objectives.fill sets it has the type that it has afterwards.
 """
 
 import ml_collections
@@ -102,7 +102,7 @@ class Checkpoint(ml_collections.ConfigDict):
 
 
 class Config(ml_collections.ConfigDict):
-    """All settings of a run, as schema.KEYS lists them; locked once a recipe is read."""
+    """All settings of a run, as schema.KEYS lists them; recipes.load returns it locked."""
 
     seed: int
     dataset: str

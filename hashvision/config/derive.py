@@ -1,4 +1,4 @@
-"""Settings that follow from others: set where a config leaves them open, each with a reason."""
+"""Derives the settings that a config leaves at None from others, and gives a reason for each."""
 
 import math
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from hashvision.errors import UserError
 
 _IMAGENET = 1_281_167  # photos
 
-# Prototypes per photo that codes are computed over. The most published is SEER's 16,000 at batch
-# 4096, the least SwAV's 300 at batch 4096; most papers use 3000 at 4096.
+# Published ratios of prototypes to the photos that codes are computed over. The highest is SEER's
+# 16,000 at batch 4096, the lowest SwAV's 300 at batch 4096; most papers use 3000 at 4096.
 _MOST, _LEAST, _USUAL = 16_000 / 4096, 300 / 4096, 3000 / 4096
-_QUEUED = 16_000 / 7936  # above this many prototypes per photo a queue is added by default
+_QUEUED = 16_000 / 7936  # above this ratio a queue is added by default
 
 # A run stops after this many steps without learning: at least 500, so that shorter runs never stop,
 # and at most a quarter of the run.
 _LEAST_PATIENCE, _MOST_PATIENCE = 500, 1 / 4
 
-# Keys that objectives.fill sets where a config leaves them open (None).
+# Keys that objectives.fill sets if a config leaves them at None.
 OPEN = (
     "epoch_length",
     "optimizer.learning_rate",
@@ -31,22 +31,22 @@ OPEN = (
 
 
 def total_steps(config: Config, epoch_length: float) -> int:
-    """Steps of the whole run: config.steps, or as many as config.epochs take."""
+    """Returns config.steps, or the number of steps in config.epochs if that is None."""
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil(config.epochs * epoch_length / config.batch_size))
 
 
 def keep(config: Config, epoch_length: float, began: Mapping[str, Any]) -> list[str]:
-    """Keeps the settings that a run began with, and sets the length of an epoch, in place.
+    """Sets the keys of OPEN as the run began with them, and config.epoch_length, in place.
 
     Args:
-      config: of hashvision/config/schema.py.
-      epoch_length: photos of an epoch of the dataset, used where nothing else sets it.
+      config: of the run.
+      epoch_length: photos per epoch of the dataset, used if nothing else sets it.
       began: the config that the run began with, by dotted key; empty for a new run.
 
     Returns:
-      A line for each setting that differs from what this dataset would give.
+      The lines to print: what was kept, and whether this dataset has another epoch length.
     """
     kept = []
     for key in OPEN:
@@ -61,25 +61,25 @@ def keep(config: Config, epoch_length: float, began: Mapping[str, Any]) -> list[
         config.epoch_length = epoch_length
     if config.epoch_length != epoch_length:
         lines.append(
-            f"epoch_length={config.epoch_length:,.0f}: the run counts its epochs in this many"
-            f" photos; an epoch of this dataset has {epoch_length:,.0f}"
+            f"epoch_length={config.epoch_length:,.0f}: the run counts this many photos as an epoch;"
+            f" an epoch of this dataset has {epoch_length:,.0f}"
         )
     return lines
 
 
 def swav(config: Config, epoch_length: float) -> list[str]:
-    """Sets in place what a config leaves open for SwAV.
+    """Sets SwAV's keys that are None, in place.
 
     Args:
-      config: of hashvision/config/schema.py.
-      epoch_length: photos of an epoch.
+      config: of the run.
+      epoch_length: photos per epoch.
 
     Returns:
-      A line for each setting: its value and the reason.
+      A line for each derived setting with its value and the reason, and one on the prototypes.
 
     Raises:
-      UserError: the batch and the queue hold too few photos for the prototypes, or the queue is not
-        a multiple of the batch.
+      UserError: there are too many prototypes for the batch and the queue, or the queue is not a
+        multiple of the batch.
     """
     settings, batch = config.swav, config.batch_size
     why = []
@@ -94,16 +94,16 @@ def swav(config: Config, epoch_length: float) -> list[str]:
         say(
             "optimizer.learning_rate",
             f"{config.optimizer.learning_rate:.3g}",
-            f"a peak of {peak:.3g} at batch {batch:,}, on the curve through the authors' 0.6 at 256"
-            " and 4.8 at 4096",
+            f"a peak of {peak:.3g} at batch {batch:,}, interpolated between the authors' 0.6 at"
+            " batch 256 and 4.8 at batch 4096",
         )
     if settings.prototypes is None:
         settings.prototypes = max(60, min(3000, round(epoch_length * 3000 / _IMAGENET)))
         say(
             "swav.prototypes",
             settings.prototypes,
-            f"as many per photo as 3000 for ImageNet's 1.28M, with {epoch_length:,.0f} photos an"
-            " epoch; at least 60",
+            f"the ratio of 3000 to ImageNet's 1.28M photos, for {epoch_length:,.0f} photos per"
+            " epoch; at least 60 and at most 3000",
         )
     if settings.queue is None:
         missing = settings.prototypes / _USUAL - batch
@@ -112,7 +112,7 @@ def swav(config: Config, epoch_length: float) -> list[str]:
         say(
             "swav.queue",
             settings.queue,
-            f"with the batch of {batch:,}, as many photos per prototype as 4096 for 3000"
+            f"with it, a batch of {batch:,} has as many photos per prototype as 4096 for 3000"
             if small
             else f"a batch of {batch:,} is enough for {settings.prototypes:,} prototypes",
         )
@@ -138,7 +138,7 @@ def swav(config: Config, epoch_length: float) -> list[str]:
         say(
             "swav.patience",
             settings.patience,
-            f"the run stops after so many steps without learning: 4 epochs, or a quarter of its"
+            "the run stops after this many steps without learning: 4 epochs, or a quarter of its"
             f" {total:,} steps if that is less, but at least {_LEAST_PATIENCE}",
         )
 
@@ -157,7 +157,7 @@ def swav(config: Config, epoch_length: float) -> list[str]:
         )
     least, most = math.ceil(_LEAST * photos), int(_MOST * photos)
     why.append(
-        f"Published ratios would give {least:,} to {most:,} prototypes for codes over {photos:,}"
+        f"Published ratios range from {least:,} to {most:,} prototypes for codes over {photos:,}"
         f" photos; this run has {settings.prototypes:,}."
     )
     return why

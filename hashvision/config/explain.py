@@ -1,4 +1,4 @@
-"""A config explained key by key: its value, what set it, what it takes and what it means."""
+"""Explains a config key by key: its value, what set it, the values it takes and its meaning."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ class Setting(NamedTuple):
     meaning: str
 
     def row(self) -> str:
-        """The setting as a row of the table; after a long value it continues on the next line."""
+        """The setting as a row of the table; a long value takes a line of its own."""
         start = f"{self.key:<{_KEYS}} {typed(self.value)}"
         start = start.ljust(_VALUES) if len(start) < _VALUES else f"{start}\n{'':{_VALUES}}"
         return f"{start}{self.source:<10}{self.meaning} ({self.takes})"
@@ -30,13 +30,13 @@ class Explained(NamedTuple):
     """A complete config and where its values come from."""
 
     recipe: str  # FILE.py:VARIANT
-    schema: str  # the file with the defaults
+    schema: str  # path of the file with the defaults
     overrides: list[str]
-    groups: dict[str, str]  # what all keys of a group have in common
+    groups: dict[str, str]  # a note for each group of keys
     settings: list[Setting]
 
     def table(self) -> str:
-        """The table that is printed: a row per key, by group, with values quoted for a shell."""
+        """The table to print: a row per key, by group, with values quoted for a shell."""
         given = shlex.join(self.overrides) or "none"
         lines = [f"base      {self.schema}", f"recipe    {self.recipe}", f"override  {given}"]
         groups: dict[str, list[str]] = {"": []}
@@ -48,7 +48,7 @@ class Explained(NamedTuple):
         return "\n".join(lines)
 
     def as_json(self) -> str:
-        """The same for programs; tuples become lists."""
+        """The same as JSON; tuples become lists."""
         settings = {
             setting.key: {name: x for name, x in setting._asdict().items() if name != "key"}
             for setting in self.settings
@@ -57,12 +57,12 @@ class Explained(NamedTuple):
 
 
 def explain(file: str, overrides: Sequence[str]) -> Explained:
-    """The config that `load` returns, with the source and meaning of each key, in schema order.
+    """Explains the config that recipes.load returns for the same arguments, in schema order.
 
-    A recipe's value that equals the schema's default counts as the schema's.
+    The source of a value is "base" if the recipe sets it to the schema's default.
 
     Raises:
-      UserError: as `load`.
+      UserError: as recipes.load.
     """
     recipe = recipes.read(file)
     changed = {recipes.apply(recipe, override) for override in overrides}
@@ -76,5 +76,5 @@ def explain(file: str, overrides: Sequence[str]) -> Explained:
 
 
 def typed(value: Any) -> str:
-    """A value as one would type it after --config.KEY= in a shell."""
+    """Formats a value as a user types it after --config.KEY= in a shell."""
     return shlex.quote(str(value))

@@ -1,14 +1,14 @@
-"""The objectives by name: the table that a new objective adds a line to."""
+"""The objectives by name; a new objective adds a line here."""
 
 from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """What is known of an objective without JAX.
+    """The facts about an objective that code without JAX needs.
 
     Attributes:
-      module: the file that implements it; see hashvision/objectives.
-      needs_tags: whether it learns from tags; photos without a tag are left out then, and the
+      module: the module that implements it; see hashvision/objectives.
+      needs_tags: whether it learns from tags. If so, photos without a tag are left out, and the
         dataset's classes must match the run's.
     """
 

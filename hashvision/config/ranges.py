@@ -1,4 +1,4 @@
-"""What a setting takes, in words and as a test: for keys of a config and for the command line."""
+"""Ranges of values, in words and as a test, for keys of a config and flags of the command line."""
 
 import ast
 from collections.abc import Callable
@@ -10,11 +10,11 @@ class Range(NamedTuple):
 
     kind: type  # bool, int, float, str or tuple
     words: str  # as in "epochs takes a number above 0"
-    holds: Callable[[Any], bool]  # asked of values of that kind only
-    optional: bool = False  # whether None is one of them
+    holds: Callable[[Any], bool]  # only called with values of that kind
+    optional: bool = False  # whether None is in the range
 
     def fits(self, value: Any) -> bool:
-        """Whether the value is inside; a list stands for a tuple, as JSON has it."""
+        """Whether the value is in the range; a list counts as a tuple, since JSON has no tuples."""
         if value is None:
             return self.optional
         if isinstance(value, bool) != (self.kind is bool):  # Python's bool is an int
@@ -23,10 +23,10 @@ class Range(NamedTuple):
         return isinstance(value, kinds) and self.holds(value)
 
     def read(self, text: str) -> Any:
-        """The value that is typed as `text`.
+        """Parses a value typed by a user.
 
         Raises:
-          ValueError: it is not one of this range.
+          ValueError: the text is not a value of this range.
         """
         if self.optional and text == "None":
             return None
@@ -39,7 +39,7 @@ class Range(NamedTuple):
         return self.cast(value)
 
     def cast(self, value: Any) -> Any:
-        """A value that fits, in the range's own type: a list as a tuple, 1 as 1.0."""
+        """Converts a value that fits to the range's type: a list to a tuple, 1 to 1.0."""
         if self.kind is float and value is not None:
             return float(value)
         return _tuples(value)
@@ -58,22 +58,22 @@ _READERS: dict[type, Callable[[str], Any]] = {
 }
 
 FLAG = Range(bool, "true or false", lambda _: True)
-TEXT = Range(str, "a text", lambda value: "\0" not in value)
-NAME = Range(str, "a text that is not empty", lambda value: value != "" and "\0" not in value)
+TEXT = Range(str, "a string", lambda value: "\0" not in value)
+NAME = Range(str, "a non-empty string", lambda value: value != "" and "\0" not in value)
 
 
-def whole(least: int, most: int) -> Range:
+def integer(least: int, most: int) -> Range:
     """Integers from `least` to `most`."""
     words = f"an integer from {least:,} to {most:,}"
     return Range(int, words, lambda value: least <= value <= most)
 
 
 def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Range:
-    """Finite numbers from `low` to `high`, without `low` if `above`, without `high` if `below`."""
+    """Finite numbers from `low` to `high`; `above` excludes `low`, and `below` excludes `high`."""
     start = f"above {low:,}, up to" if above else f"from {low:,} to"
     words = f"a number {start}{' below' if below else ''} {high:,}"
 
-    def holds(value: float) -> bool:  # false of NaN
+    def holds(value: float) -> bool:  # False for NaN
         return (low < value if above else low <= value) and (
             value < high if below else value <= high
         )
@@ -81,18 +81,18 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
     return Range(float, words, holds)
 
 
-SEED = whole(0, 2**32 - 1)  # of more bits JAX keeps the lower 32
-SIDE = whole(1, 65_535)  # of a photo, in pixels: as many as a JPEG has at most
+SEED = integer(0, 2**32 - 1)  # JAX would drop all but the lower 32 bits
+SIDE = integer(1, 65_535)  # pixels per side of a photo; a JPEG cannot have more
 
 
 def one_of(*names: str) -> Range:
-    """Some words."""
+    """The given words."""
     *others, last = names
     return Range(str, f"{', '.join(others)} or {last}", lambda value: value in names)
 
 
-def row(words: str, *parts: Range) -> Range:
-    """Tuples that have a value for each part."""
+def fixed_tuple(words: str, *parts: Range) -> Range:
+    """Tuples with one value of each range, in this order; `words` describes them."""
 
     def holds(value: Any) -> bool:
         return len(value) == len(parts) and all(
@@ -103,5 +103,5 @@ def row(words: str, *parts: Range) -> Range:
 
 
 def optional(inside: Range) -> Range:
-    """The same, or None."""
+    """The values of a range, and None."""
     return inside._replace(words=f"{inside.words}, or None", optional=True)

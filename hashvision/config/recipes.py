@@ -1,8 +1,8 @@
-"""Recipes: files that set the keys of a config, found by name and completed by the schema.
+"""Recipes: Python files that set the keys of a config, found by name or path.
 
-A recipe is a Python file whose get_config returns a Config. It starts from that of base.py beside
-it, which has the schema's defaults, and may take a variant. Those of this project are in configs/,
-also in an installed wheel.
+A recipe's function get_config returns a Config. It usually starts from the one in base.py beside
+it, which has the schema's defaults, and may take a variant. This project's recipes are in configs/,
+in the repository and in an installed wheel.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ def load(file: str, overrides: Sequence[str]) -> Config:
     """The config that a command line asks for.
 
     Args:
-      file: NAME or NAME:VARIANT of configs/, or FILE.py or FILE.py:VARIANT. It is Python code and
-        is run.
-      overrides: --config.KEY=VALUE each; the last one of a key counts.
+      file: NAME or NAME:VARIANT of configs/, or FILE.py or FILE.py:VARIANT. The file is executed
+        as Python code.
+      overrides: strings --config.KEY=VALUE; the last one of a key counts.
 
     Returns:
       A locked Config.
@@ -123,9 +123,9 @@ def shown(path: str) -> str:
 
 @contextlib.contextmanager
 def _imports_beside(path: str) -> Iterator[None]:
-    """Lets a recipe import files beside it (`import base`), as a script would.
+    """Lets a recipe import files beside it (`import base`), as a script can.
 
-    They are forgotten afterwards, so that a recipe in another folder imports its own.
+    Afterwards these modules are removed again, so that a recipe in another folder imports its own.
     """
     folder, before = os.path.dirname(os.path.abspath(path)), set(sys.modules)
     sys.path.insert(0, folder)
@@ -140,7 +140,7 @@ def _imports_beside(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures_named(path: str) -> Iterator[None]:
-    """Turns an error of a recipe, or of a file beside it, into a sentence with its line."""
+    """Turns an error in a recipe, or in a file beside it, into a UserError that names the line."""
     try:
         yield
     except UserError:

@@ -1,6 +1,6 @@
-"""The whole schema: every key of a config, with its default, what it takes and what it means.
+"""The schema of a config: every key, with its default, the values it takes and its meaning.
 
-`python -m hashvision config` prints it. Recipes start from `get_config`, by `import base`.
+`hashvision config` prints it. Recipes start from `get_config`, through `import base`.
 """
 
 import reprlib
@@ -19,11 +19,11 @@ from hashvision.config.ranges import (
     SIDE,
     TEXT,
     Range,
+    fixed_tuple,
+    integer,
     number,
     one_of,
     optional,
-    row,
-    whole,
 )
 from hashvision.errors import UserError
 
@@ -33,51 +33,59 @@ class Key(NamedTuple):
 
     default: Any
     takes: Range
-    meaning: str
+    meaning: str  # completes "KEY: ..."; printed by `config` and in messages
 
 
-_STEPS = whole(1, 2**31 - 1)  # as many as int32 counts
-_STEPS_OR_0 = whole(0, 2**31 - 1)
-_COUNT = whole(1, 2**20)
+_STEPS = integer(1, 2**31 - 1)  # int32 counts steps
+_STEPS_OR_0 = integer(0, 2**31 - 1)
+_COUNT = integer(1, 2**20)
 _SHARE = number(0, 1)
 _SHARE_ABOVE_0 = number(0, 1, above=True)
 _DECAY = number(0, 1, below=True)
 _EPOCHS = number(0, 1_000_000, above=True)
-_RATE = number(0, 1e30)  # float32 holds that times any batch
+_RATE = number(0, 1e30)  # float32 holds its product with any batch size
 _SECONDS = number(0, 1_000_000, above=True)
-_CROP = row("a size of crops", whole(1, 64), whole(1, 4096), _SHARE_ABOVE_0, _SHARE_ABOVE_0)
+_CROP = fixed_tuple("a crop size", integer(1, 64), integer(1, 4096), _SHARE_ABOVE_0, _SHARE_ABOVE_0)
 _CROPS = Range(
     tuple,
-    "a row for each size: (how many of a photo, pixels a side, least share of its area, largest)",
+    "a tuple per size: (crops per photo, pixels per side, smallest share of the area, largest)",
     lambda sizes: 0 < len(sizes) <= 16 and all(_CROP.fits(x) and x[2] <= x[3] for x in sizes),
 )
 _WIDTHS = Range(tuple, "a tuple of widths", lambda x: 0 < len(x) <= 16 and all(map(_COUNT.fits, x)))
-_BY_STAGE = row("true or false for each of four stages", FLAG, FLAG, FLAG, FLAG)
-_SPAN = row("a span of steps", _STEPS, _STEPS)
+_BY_STAGE = fixed_tuple("a tuple of true or false for each of the four stages", *(FLAG,) * 4)
+_SPAN = fixed_tuple("a span of steps", _STEPS, _STEPS)
 _SPAN_OR_NONE = Range(
-    tuple, "(first step, how many), or ()", lambda span: not span or _SPAN.holds(span)
+    tuple, "(first step, number of steps), or ()", lambda span: not span or _SPAN.holds(span)
 )
 
 GROUPS = {
-    "data": "The photos; evaluation sees them at the first size of crops.",
-    "augment": "Done on the device to each crop by itself; 0 leaves it out. Flips are always on.",
-    "swav": "What is unset follows from the batch and the dataset; `train` prints how.",
+    "data": "The photos. Evaluation uses the first crop size.",
+    "augment": "Applied on the device to each crop separately; 0 switches an augmentation off."
+    " Crops are always flipped at random.",
+    "swav": "`train` derives keys that are None from the batch and the dataset, and prints how.",
 }
 
 KEYS: dict[str, Key] = {
-    "seed": Key(0, SEED, "of the first parameters, the order of photos, their crops and colours"),
-    "dataset": Key("", TEXT, "a folder made by `python -m hashvision prepare`"),
-    "batch_size": Key(256, _COUNT, "photos a step, over all devices"),
-    "accumulate": Key(1, _COUNT, "parts of a batch that gradients are summed over in turn"),
-    "epochs": Key(30.0, _EPOCHS, "of epoch_length photos each"),
+    "seed": Key(
+        0, SEED, "seed of the initial parameters and the order, crops and colours of photos"
+    ),
+    "dataset": Key("", TEXT, "dataset folder that `hashvision prepare` made"),
+    "batch_size": Key(256, _COUNT, "photos per step, over all devices"),
+    "accumulate": Key(
+        1, _COUNT, "parts that a batch is split into to save memory; their gradients are averaged"
+    ),
+    "epochs": Key(30.0, _EPOCHS, "epochs to train, each of epoch_length photos"),
     "epoch_length": Key(
         None,
         optional(number(0, 1e15, above=True)),
-        "photos, repeats counted; those of the dataset that the run begins with if unset",
+        "photos per epoch, repeats counted; if None, that of the dataset that the run starts with",
     ),
-    "steps": Key(None, optional(_STEPS), "of the run; as many as epochs take if unset"),
+    "steps": Key(None, optional(_STEPS), "steps to train; if None, as many as epochs take"),
     "data.lanes": Key(
-        8, _COUNT, "divides the batch, and hosts divide it. Changing it changes the order"
+        8,
+        _COUNT,
+        "parts of the dataset that are shuffled separately: a divisor of batch_size and a multiple"
+        " of the number of hosts; changing it changes the order of photos",
     ),
     "data.sampling": Key(
         "square_root",
@@ -85,111 +93,145 @@ KEYS: dict[str, Key] = {
         "how often photos of rare classes are repeated (WSL, section 2.2)",
     ),
     "data.sampling_threshold": Key(
-        None, optional(_SHARE_ABOVE_0), "t; the mean class frequency if unset"
+        None,
+        optional(_SHARE_ABOVE_0),
+        "class frequency below which photos are repeated; if None, the mean class frequency",
     ),
-    "data.max_labels": Key(16, whole(1, 1024), "tags kept of a photo"),
-    # At a short side of 384, as prepare keeps photos, one of 4:3 stays whole; one of 3:2 is shrunk
-    # by an eighth. More would cost the host's link and the devices' memory for all.
-    "data.photo_size": Key(512, SIDE, "pixels to which a photo's longer side is shrunk first"),
-    "data.crops": Key(((1, 224, 0.08, 1.0),), _CROPS, "what is cut out of each photo"),
+    "data.max_labels": Key(16, integer(1, 1024), "tags used per photo; of more, a random sample"),
+    # At prepare's short side of 384, a photo of aspect 4:3 keeps its size and one of 3:2 is shrunk
+    # by an eighth. Larger photos would cost the host's link and the devices' memory for all.
+    "data.photo_size": Key(
+        512, SIDE, "longer side in pixels to which larger photos are shrunk before cropping"
+    ),
+    "data.crops": Key(((1, 224, 0.08, 1.0),), _CROPS, "crops cut out of each photo"),
     "data.broken": Key(
         0.001, _SHARE, "share of a host's records that may be unreadable before the run stops"
     ),
     "data.threads": Key(
-        None, optional(whole(1, 4096)), "of the input pipeline; one a core if unset"
+        None, optional(integer(1, 4096)), "threads of the input pipeline; if None, one per core"
     ),
-    "augment.distortion": Key(0.0, number(0, 10), "strength of the colour distortion; SwAV's is 1"),
-    "augment.grey": Key(0.0, _SHARE, "probability"),
-    "augment.blur": Key(0.0, _SHARE, "probability"),
-    "init_from": Key("", TEXT, "a workdir whose trunk this run starts from"),
+    "augment.distortion": Key(0.0, number(0, 10), "strength of the colour distortion; SwAV uses 1"),
+    "augment.grey": Key(0.0, _SHARE, "probability of turning a crop grey"),
+    "augment.blur": Key(0.0, _SHARE, "probability of blurring a crop"),
+    "init_from": Key("", TEXT, "workdir of the run whose trunk this run starts from"),
     "model.name": Key(
-        "resnext101_32x16d", NAME, "the trunk: a ResNet, ResNeXt or RegNetY of hashvision/models"
+        "resnext101_32x16d", NAME, "trunk: a ResNet, ResNeXt or RegNetY of hashvision/models"
     ),
     "model.dtype": Key(
         "bfloat16",
         one_of("float32", "bfloat16"),
-        "of compute; parameters, statistics and logits are float32",
+        "dtype of the computation; parameters, statistics and logits stay float32",
     ),
     "model.norm_photos": Key(
-        0, whole(0, 2**20), "photos that share BatchNorm's statistics; 0: all of a step"
+        0, integer(0, 2**20), "photos that share BatchNorm statistics; 0: all photos of a step"
     ),
     "model.zero_scale": Key(
-        True, FLAG, "each block's last BatchNorm starts at 0 (WSL), or at 1 (RegNet)"
+        True, FLAG, "whether the scale of each block's last BatchNorm starts at 0 (WSL), not at 1"
     ),
-    "model.remat": Key((False,) * 4, _BY_STAGE, "whether to compute activations again, by stage"),
+    "model.remat": Key(
+        (False,) * 4, _BY_STAGE, "stages whose activations are computed again to save memory"
+    ),
     "model.unroll": Key(
-        1, whole(0, 1024), "equal blocks a loop iteration; 0: all (slow to compile, fast on CPU)"
+        1,
+        integer(0, 1024),
+        "blocks per iteration of a stage's loop; 0: all (slow to compile, fast on CPU)",
     ),
     "model.group_conv": Key(
         "auto",
         one_of("auto", "blocks", "packed", "native"),
-        "form of grouped convolutions; auto goes by the backend",
+        "implementation of grouped convolutions; auto chooses by the platform",
     ),
-    "objective.name": Key("hashtag", one_of(*OBJECTIVES), "what is learnt"),
-    "objective.loss": Key("softmax", one_of("softmax", "sigmoid"), "of hashtag"),
+    "objective.name": Key("hashtag", one_of(*OBJECTIVES), "training objective"),
+    "objective.loss": Key("softmax", one_of("softmax", "sigmoid"), "loss of the hashtag objective"),
     "objective.label_smoothing": Key(
-        0.0, _DECAY, "how much of a target is spread evenly (hashtag)"
+        0.0, _DECAY, "share of the target that is spread evenly over all classes (hashtag)"
     ),
-    "swav.prototypes": Key(None, optional(whole(2, 2**24)), "clusters that photos are assigned to"),
-    "swav.temperature": Key(0.1, number(0.001, 1000), "of the softmax over prototypes"),
+    "swav.prototypes": Key(
+        None, optional(integer(2, 2**24)), "number of prototypes: clusters of photos"
+    ),
+    "swav.temperature": Key(0.1, number(0.001, 1000), "temperature of the softmax over prototypes"),
     "swav.epsilon": Key(
-        0.05, number(0.001, 1000), "of Sinkhorn's entropy: the smaller, the sharper the codes"
+        0.05, number(0.001, 1000), "weight of Sinkhorn's entropy term; smaller gives sharper codes"
     ),
-    "swav.iterations": Key(3, whole(1, 1000), "of Sinkhorn"),
-    "swav.assigned": Key(2, whole(1, 64), "the first so many crops of the first size give codes"),
-    "swav.head": Key((2048, 128), _WIDTHS, "of the projection"),
-    "swav.head_norm": Key(True, FLAG, "whether the projection has BatchNorm"),
-    "swav.frozen_steps": Key(None, optional(_STEPS_OR_0), "in which prototypes stay as they began"),
+    "swav.iterations": Key(3, integer(1, 1000), "Sinkhorn iterations"),
+    "swav.assigned": Key(
+        2,
+        integer(1, 64),
+        "number of crops per photo, of the first size, that codes are computed for",
+    ),
+    "swav.head": Key((2048, 128), _WIDTHS, "widths of the projection head's layers"),
+    "swav.head_norm": Key(True, FLAG, "whether the projection head has BatchNorm"),
+    "swav.frozen_steps": Key(
+        None, optional(_STEPS_OR_0), "steps at the start in which prototypes stay unchanged"
+    ),
     "swav.queue": Key(
-        None, optional(_STEPS_OR_0), "photos remembered, a multiple of the batch; 0: none"
+        None,
+        optional(_STEPS_OR_0),
+        "earlier photos that codes are also computed over, a multiple of batch_size; 0: none",
     ),
     "swav.queue_start": Key(None, optional(_STEPS_OR_0), "step from which the queue is used"),
-    "swav.patience": Key(None, optional(_STEPS), "steps without learning that stop the run"),
-    "optimizer.name": Key("sgd", one_of("sgd", "larc", "adamw"), "how parameters are updated"),
+    "swav.patience": Key(
+        None, optional(_STEPS), "steps without learning after which the run stops"
+    ),
+    "optimizer.name": Key("sgd", one_of("sgd", "larc", "adamw"), "optimizer"),
     "optimizer.learning_rate": Key(
-        0.1, optional(_RATE), "per 256 photos; SwAV's follows from the batch if unset"
+        0.1,
+        optional(_RATE),
+        "peak learning rate per 256 photos of the batch; if None, SwAV derives it from the batch",
     ),
     "optimizer.schedule": Key(
         "cosine",
         one_of("cosine", "halving", "constant", "plateau"),
-        "of the learning rate after the warm-up",
+        "schedule of the learning rate after the warm-up",
     ),
     "optimizer.plateau_steps": Key(
-        1000, _STEPS, "the loss's mean over these; three without a fall halve the LR"
+        1000, _STEPS, "steps per mean loss; three means without a fall halve the rate (plateau)"
     ),
     "optimizer.warmup_epochs": Key(
-        1.0, number(0, 1_000_000), "in which the learning rate rises to its peak"
+        1.0, number(0, 1_000_000), "epochs in which the learning rate rises to its peak"
     ),
     "optimizer.warmup_start": Key(
-        0.0, _RATE, "the learning rate that it rises from, not scaled by the batch"
+        0.0, _RATE, "learning rate that the warm-up starts from, not scaled by the batch"
     ),
     "optimizer.final": Key(0.0, _SHARE, "last learning rate as a share of the peak (cosine)"),
     "optimizer.halvings": Key(
-        10, whole(1, 1000), "of the learning rate, at even distances (halving)"
+        10, integer(1, 1000), "number of halvings of the learning rate, evenly spaced (halving)"
     ),
-    "optimizer.momentum": Key(0.9, _DECAY, "of sgd (Nesterov's) and larc; adamw's beta 1"),
-    "optimizer.weight_decay": Key(1e-4, number(0, 1000), "of kernels; of all parameters (larc)"),
-    "optimizer.clip": Key(0.0, _RATE, "largest global norm of the gradients; 0: none"),
-    "optimizer.average": Key(0.0, _DECAY, "decay of the moving average of parameters; 0: none"),
-    "mesh.fsdp": Key(1, _COUNT, "devices the state is sharded over; the batch is sharded over all"),
-    "hosts.join": Key(300.0, _SECONDS, "seconds for all hosts to appear"),
+    "optimizer.momentum": Key(0.9, _DECAY, "momentum of sgd (Nesterov) and larc; beta 1 of adamw"),
+    "optimizer.weight_decay": Key(
+        1e-4, number(0, 1000), "weight decay of kernels; with larc, of all parameters"
+    ),
+    "optimizer.clip": Key(0.0, _RATE, "largest global norm of the gradients; 0: no clipping"),
+    "optimizer.average": Key(
+        0.0, _DECAY, "decay of the moving average of the parameters; 0: no average"
+    ),
+    "mesh.fsdp": Key(
+        1, _COUNT, "devices that the state is sharded over; the batch is sharded over all devices"
+    ),
+    "hosts.join": Key(300.0, _SECONDS, "seconds to wait for all hosts to appear"),
     "hosts.lost": Key(
-        30.0, _SECONDS, "seconds of silence after which a host is lost, and the others end"
+        30.0, _SECONDS, "seconds of silence after which a host counts as lost and the others stop"
     ),
-    "evaluate_on": Key("", TEXT, "labelled photos to evaluate on in training, as for `evaluate`"),
-    "evaluate_protocols": Key("knn", TEXT, "protocols, as for `evaluate`: knn,linear,multilabel"),
-    "evaluate_every": Key(1000, _STEPS, "steps between two evaluations in training"),
-    "log_every": Key(50, _STEPS, "steps from one line of metrics to the next"),
+    "evaluate_on": Key(
+        "",
+        TEXT,
+        "labelled photos to evaluate on during training, as `evaluate --dataset` takes them",
+    ),
+    "evaluate_protocols": Key(
+        "knn", TEXT, "protocols of these evaluations, as for `evaluate --protocol`"
+    ),
+    "evaluate_every": Key(1000, _STEPS, "steps between two evaluations during training"),
+    "log_every": Key(50, _STEPS, "steps between two lines of metrics"),
     "profile": Key((), _SPAN_OR_NONE, "steps to trace into WORKDIR/tensorboard"),
-    "checkpoint.every": Key(1000, _STEPS, "steps from one to the next"),
+    "checkpoint.every": Key(1000, _STEPS, "steps between two checkpoints"),
     "checkpoint.keep": Key(
-        3, _COUNT, "of the newest; the one with the lowest loss is kept besides"
+        3, _COUNT, "newest checkpoints to keep; the one with the lowest loss is kept as well"
     ),
 }
 
 
 def get_config(values: Mapping[str, Any] | None = None) -> Config:
-    """A Config of all keys, which takes no others once it is locked.
+    """A Config with all keys of the schema, not locked.
 
     Args:
       values: by dotted key; the other keys get their defaults.
@@ -203,7 +245,7 @@ def get_config(values: Mapping[str, Any] | None = None) -> Config:
                 holder[group] = classes[group]()
             holder = holder[group]
         value = (values or {}).get(key, default)
-        if takes.optional:  # None may become a value of that type, and a value None
+        if takes.optional:  # a placeholder lets a recipe replace None by a value, and vice versa
             holder[name] = config_dict.placeholder(takes.kind)
         holder[name] = takes.cast(value)
     return config
@@ -231,14 +273,14 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(values: Mapping[str, Any], where: str) -> None:
-    """Refuses a value that its key does not take.
+    """Raises UserError if a key does not take its value.
 
     Args:
       values: by dotted key, all of them in KEYS.
-      where: what sets them.
+      where: the file that sets them, for the message.
 
     Raises:
-      UserError: names the first such key, its value and what the key takes.
+      UserError: names the first such key, its value and the values that the key takes.
     """
     for key, value in values.items():
         if not KEYS[key].takes.fits(value):
@@ -246,7 +288,7 @@ def check(values: Mapping[str, Any], where: str) -> None:
 
 
 def wanted(key: str) -> str:
-    """What a key takes and means, as a part of a sentence."""
+    """The values that a key takes and its meaning, as part of a sentence."""
     return f"{key} takes {KEYS[key].takes.words} ({KEYS[key].meaning})"
 
 
@@ -254,4 +296,4 @@ def _shown(value: Any) -> str:
     try:
         return reprlib.repr(value)
     except ValueError:  # Python prints no integer of more than 4,300 digits
-        return "a number of thousands of digits"
+        return "an integer of more than 4,300 digits"

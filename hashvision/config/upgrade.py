@@ -1,4 +1,4 @@
-"""Configs of earlier versions, brought up to today's schema."""
+"""Upgrades configs of earlier versions to the present schema."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ RENAMED = (
     Renamed("knn.dataset", "evaluate_on", lambda old: old["knn.dataset"]),
     Renamed("knn.every", "evaluate_every", lambda old: old["knn.every"]),
 )
-# Every version's config.json has these keys: a file without them is incomplete.
+# config.json has these keys in every version; a file without them is incomplete.
 _ALWAYS = ("seed", "batch_size", "data.lanes", "data.sampling", "model.name", "objective.name")
 
 
 def upgrade(values: Any, where: str = "config.json") -> dict[str, Any]:
-    """Brings the config of an earlier version up to today's schema.
+    """Upgrades a config of any version to the present schema.
 
-    A new key gets its default, which leaves a run as it was before the key existed. A renamed key
-    gets its new name and value.
+    A missing key gets its default, which leaves a run as it was before the key existed. A renamed
+    key gets its new name and value.
 
     Args:
       values: nested dicts, as in config.json.
@@ -55,7 +55,7 @@ def upgrade(values: Any, where: str = "config.json") -> dict[str, Any]:
 
 
 def upgraded(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """All keys of the schema in its order, from those of any version, by dotted key."""
+    """As `upgrade`, from and to values by dotted key; in the order of the schema."""
     old = {**_DEFAULTS, **values}
     for name, new, value in RENAMED:
         if name in values:
@@ -63,8 +63,8 @@ def upgraded(values: dict[str, Any], where: str) -> dict[str, Any]:
                 old[new] = value(old)
             except (ArithmeticError, TypeError, ValueError):
                 raise UserError(
-                    f"{where} sets {name}={values[name]!r}, which cannot be turned into {new}, the"
-                    " key's new form; set that instead."
+                    f"{where} sets {name}={values[name]!r}, which cannot be converted to {new}, the"
+                    f" key's new name; set {new} instead."
                 ) from None
             del old[name]
     for key in old:
@@ -78,7 +78,7 @@ def upgraded(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def nearest(key: str) -> str:
-    """Names the key that an unknown one may stand for."""
+    """Names the key that the user may mean by an unknown one, as part of a sentence."""
     renamed = [each.new for each in RENAMED if each.old == key]
     if renamed:
         return f"it is called {renamed[0]} now"

@@ -1,4 +1,4 @@
-"""A fuzz of the doors, the same each time: all inputs work or are refused in one sentence."""
+"""A reproducible fuzz of all user inputs: each works or is refused in one sentence."""
 
 import pathlib
 
@@ -23,11 +23,11 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("door", CASES)
-def test_a_door(tmp_path: pathlib.Path, door: str):
+def test_inputs_work_or_are_refused_in_one_sentence(tmp_path: pathlib.Path, door: str):
     (tried,) = doors.attack(tmp_path, {door: CASES[door]}, seed=0)
     print("\n" + doors.table([tried]))
     assert not tried.faults, tried.faults[:5]
-    assert tried.counts["refused"], "the door lets in all"
-    # Nearly every command line and output has something wrong, and of two at once one is refused.
+    assert tried.counts["refused"], "no input was refused"
+    # Nearly all command lines and outputs are faulty; of two concurrent commands one is refused.
     if door not in ("command lines", "outputs", "two at once"):
-        assert tried.counts["works"], "the door lets in nothing"
+        assert tried.counts["works"], "all inputs were refused"

@@ -1,3 +1,5 @@
+"""Tests of the program: help, exit codes, and messages for errors of files and storage."""
+
 import errno
 import json
 import os
@@ -46,7 +48,9 @@ def test_version(capsys):
         (["evaluate", "--workdir=w", "--dataset=d", "--protocol=knn", "--fast"], "--fast"),
     ],
 )
-def test_mistakes_are_one_sentence_and_exit_code_2(arguments, words, capsys, tmp_path, monkeypatch):
+def test_user_errors_print_one_sentence_and_exit_with_2(
+    arguments, words, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
@@ -59,7 +63,7 @@ def test_an_unknown_protocol_among_several_is_named_before_anything_is_read(tmp_
     assert "no protocol 'svm'; choose from knn, linear, multilabel" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
+def test_a_full_disk_is_reported_in_one_sentence(monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "posts.jsonl")
 
@@ -69,8 +73,8 @@ def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
     assert err.count("\n") == 1 and "posts.jsonl" in err and "run the same command again" in err
 
 
-def said(monkeypatch, capsys, error, cause=None):
-    """The exit code and the lines of a verb that raises this."""
+def raised_by_draw(monkeypatch, capsys, error, cause=None):
+    """The exit code and the lines on stderr of a command that raises this error."""
 
     def fail(*_):
         raise error from cause
@@ -82,33 +86,35 @@ def said(monkeypatch, capsys, error, cause=None):
 @pytest.mark.parametrize(
     "number", ["EACCES", "EROFS", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EBUSY", "EEXIST"]
 )
-def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, number):
+def test_os_errors_about_a_path_print_one_sentence(monkeypatch, capsys, number):
     refusal = OSError(getattr(errno, number), os.strerror(getattr(errno, number)), "/data/set")
     for error, cause in ((refusal, None), (RuntimeError("a page"), refusal)):
-        code, lines = said(monkeypatch, capsys, error, cause)
+        code, lines = raised_by_draw(monkeypatch, capsys, error, cause)
         assert code == 2 and len(lines) == 1
         assert lines[0].startswith(f"hashvision: /data/set cannot be used ({refusal.strerror});")
 
 
-def test_no_place_for_temporary_files_is_one_sentence(monkeypatch, capsys):
-    code, lines = said(monkeypatch, capsys, FileNotFoundError(errno.ENOENT, "No usable one in /x"))
+def test_a_missing_temporary_folder_is_reported_in_one_sentence(monkeypatch, capsys):
+    code, lines = raised_by_draw(
+        monkeypatch, capsys, FileNotFoundError(errno.ENOENT, "No usable one in /x")
+    )
     assert code == 2 and len(lines) == 1
     assert "folder, or one for temporary files, cannot be used (No usable one in /x)" in lines[0]
 
 
-def test_a_bucket_that_does_not_answer_is_to_be_asked_again(monkeypatch, capsys):
+def test_an_unreachable_bucket_exits_with_75(monkeypatch, capsys):
     error = OSError(errno.EIO, "no answer", "gs://bucket/set")
-    code, lines = said(monkeypatch, capsys, error)
+    code, lines = raised_by_draw(monkeypatch, capsys, error)
     assert code == hosts.AGAIN and "gs://bucket/set cannot be reached (no answer)" in lines[0]
 
 
-def test_exit_code_1_is_that_of_audit_alone(monkeypatch, capsys):
+def test_unexpected_errors_exit_with_70_and_a_traceback(monkeypatch, capsys):
     for error in (KeyError("x"), OSError("of no file"), ConnectionResetError(errno.ECONNRESET, "")):
-        code, lines = said(monkeypatch, capsys, error)
+        code, lines = raised_by_draw(monkeypatch, capsys, error)
         assert code == 70 and lines[0].startswith("Traceback") and type(error).__name__ in lines[-1]
 
 
-def test_files_in_place_of_folders_and_folders_in_place_of_files(tmp_path, capsys):
+def test_files_given_as_folders_and_folders_given_as_files_are_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "set" / "manifest.json").mkdir(parents=True)
     (tmp_path / "set" / "vocabulary.json").write_text("{}")
@@ -131,7 +137,7 @@ def test_files_in_place_of_folders_and_folders_in_place_of_files(tmp_path, capsy
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory):
-    """A command that finds something, in words that are not ASCII."""
+    """An audit that finds removed photos, with a reason that is not ASCII."""
     place = tmp_path_factory.mktemp("audit")
     datasets.write(place / "set", size=8, shards=1)
     lines = [f"owner,u{n},Zoë {n},2020\n" for n in range(5)]
@@ -141,14 +147,14 @@ def audit(tmp_path_factory):
     return command, place / "json"
 
 
-def test_what_is_not_ascii_is_spelt_out_on_a_terminal_that_takes_no_other(audit):
+def test_non_ascii_output_is_escaped_on_an_ascii_terminal(audit):
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(audit[0], env=environment, capture_output=True)
     assert (done.returncode, done.stderr) == (1, b"")
     assert b"Zo\\xeb 3" in done.stdout
 
 
-def test_a_reader_that_goes_away_changes_nothing_but_that(audit):
+def test_a_closed_pipe_does_not_change_the_result(audit):
     command, json_file = audit
     json_file.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
@@ -164,19 +170,19 @@ def test_a_reader_that_goes_away_changes_nothing_but_that(audit):
     assert json.loads(json_file.read_text())["still_inside"] == 8
 
 
-# As in a container whose user no file knows.
+# As in a container whose user is not in /etc/passwd.
 NOBODY = """
 import os, pwd, sys
 def unknown(*_):
     raise KeyError("no such user")
 pwd.getpwuid = pwd.getpwnam = unknown
 os.environ.pop("HOME", None)
-from hashvision.commands import main as program
-sys.exit(program.main(sys.argv[1:]))
+from hashvision.commands.main import main
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_user_without_a_home_is_served(tmp_path):
+def test_commands_run_for_a_user_without_a_home(tmp_path):
     command = [sys.executable, "-c", NOBODY, "prepare", f"--output={tmp_path / 'set'}"]
     done = subprocess.run(
         [*command, f"--posts={tmp_path / 'none.jsonl'}"],

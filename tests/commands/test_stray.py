@@ -1,4 +1,4 @@
-"""Stray words of a command line: none is passed over, since one may have named a removal list."""
+"""Tests that no stray word of a command line is ignored: it may be meant to name a removal list."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from places import REPO
 
 DEMO = "--config=configs/demo.py"
 PREPARE = ("prepare", "--posts=posts.jsonl", "--output=made")
-VERBS = {
+COMMANDS = {
     "draw": ("draw", "--output=made"),
     "prepare": PREPARE,
     "prepare elsewhere": (*PREPARE, "--runner=FlinkRunner"),
@@ -21,7 +21,7 @@ VERBS = {
     "evaluate": ("evaluate", "--workdir=made", "--dataset=made", "--protocol=knn"),
     "audit": ("audit", "--removals=list.csv", "--dataset=made"),
 }
-TAKE_REMOVALS = [name for name in VERBS if name.startswith(("prepare", "train", "evaluate"))]
+TAKE_REMOVALS = [name for name in COMMANDS if name.startswith(("prepare", "train", "evaluate"))]
 
 
 @pytest.fixture(autouse=True)
@@ -38,53 +38,54 @@ def place(tmp_path, monkeypatch):
 
 
 def refused(capsys, *arguments):
-    """The sentence that the command line ends with, before anything is made."""
+    """The sentence with which the command line is refused."""
     assert main(list(arguments)) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("hashvision: ") and "\n" not in said, said
     return said
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("word", ["list.csv", "removals=list.csv", "-removals=list.csv"])
-def test_a_word_that_no_option_takes_is_refused(verb, word, capsys, place, tmp_path):
-    said = refused(capsys, *VERBS[verb], word)
+def test_a_word_that_no_option_takes_is_refused(command, word, capsys, place, tmp_path):
+    said = refused(capsys, *COMMANDS[command], word)
     assert word in said and not (tmp_path / "made").exists()
-    if "removals" in word and verb in TAKE_REMOVALS:
+    if "removals" in word and command in TAKE_REMOVALS:
         assert "--removals" in said
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("word", ["--removal=list.csv", "--remvoals=list.csv", "--rem=list.csv"])
-def test_a_flag_that_is_not_spelled_out_is_refused(verb, word, capsys):
-    said = refused(capsys, *VERBS[verb], word)
+def test_a_misspelt_or_abbreviated_flag_is_refused(command, word, capsys):
+    said = refused(capsys, *COMMANDS[command], word)
     assert word in said
-    if verb in TAKE_REMOVALS and not word.startswith("--rem="):
+    if command in TAKE_REMOVALS and not word.startswith("--rem="):
         assert "--removals" in said.replace(word, "")
 
 
-@pytest.mark.parametrize("verb", TAKE_REMOVALS)
-def test_a_removal_list_is_neither_empty_nor_given_twice(verb, capsys):
-    assert "--removals: '' is not" in refused(capsys, *VERBS[verb], "--removals=")
+@pytest.mark.parametrize("command", TAKE_REMOVALS)
+def test_an_empty_or_repeated_removals_flag_is_refused(command, capsys):
+    given = COMMANDS[command]
+    assert "--removals: '' is not" in refused(capsys, *given, "--removals=")
     two = ("--removals=list.csv", "--removals=other.csv")
-    assert "--removals is given twice, as list.csv and as" in refused(capsys, *VERBS[verb], *two)
-    assert "--removals" in refused(capsys, *VERBS[verb], "--removals")
+    assert "--removals is given twice, as list.csv and as" in refused(capsys, *given, *two)
+    assert "--removals" in refused(capsys, *given, "--removals")
 
 
-def test_options_behind_two_dashes_are_not_passed_over(capsys):
-    for verb in VERBS:
-        assert "--" in refused(capsys, *VERBS[verb], "--", "--removals=list.csv")
+def test_flags_after_a_double_dash_are_refused(capsys):
+    for arguments in COMMANDS.values():
+        assert "--" in refused(capsys, *arguments, "--", "--removals=list.csv")
 
 
-def test_no_evaluation_set_is_left_out(capsys):
+def test_an_empty_evaluation_set_is_refused(capsys):
     for given in ("", ",", "a,", "a,,b"):
         said = refused(capsys, *PREPARE, f"--evaluation_sets={given}")
         assert f"--evaluation_sets: {given!r} is not" in said
 
 
-def test_the_key_of_a_config_is_told_from_an_option(capsys):
-    assert "--config.batch_size" in refused(capsys, *VERBS["train"], "--batch_size=3")
-    assert "--config.batch_size" in refused(capsys, *VERBS["train"], "batch_size=3")
+def test_a_config_key_given_as_a_flag_is_refused_with_the_right_form(capsys):
+    assert "--config.batch_size" in refused(capsys, *COMMANDS["train"], "--batch_size=3")
+    assert "--config.batch_size" in refused(capsys, *COMMANDS["train"], "batch_size=3")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,6 @@ def test_the_key_of_a_config_is_told_from_an_option(capsys):
         ((*PREPARE, "--minimum_count=" + "9" * 5000), "--minimum_count: '999"),
     ],
 )
-def test_what_an_option_does_not_take_is_one_sentence(arguments, words, capsys, tmp_path):
+def test_a_refused_flag_value_is_reported_in_one_sentence(arguments, words, capsys, tmp_path):
     assert words in refused(capsys, *arguments)
     assert not (tmp_path / "made").exists()

@@ -1,3 +1,5 @@
+"""Tests of the settings that are derived for SwAV."""
+
 import ml_collections
 import pytest
 
@@ -25,7 +27,7 @@ def filled(batch_size, *overrides, photos=IMAGENET):
 @pytest.mark.parametrize(
     ("batch", "peak", "queue", "frozen"), [(4096, 4.8, 0, 313), (256, 0.6, 3840, 5005)]
 )
-def test_the_authors_two_recipes_come_out(batch, peak, queue, frozen):
+def test_derived_settings_match_the_authors_two_recipes(batch, peak, queue, frozen):
     config, why = filled(batch)
     assert config.optimizer.learning_rate * batch / 256 == pytest.approx(peak, rel=1e-3)
     assert config.swav.prototypes == 3000
@@ -36,21 +38,21 @@ def test_the_authors_two_recipes_come_out(batch, peak, queue, frozen):
     assert any("swav.queue=" in line for line in why)
 
 
-def test_a_small_pile_of_photos_gets_few_prototypes():
+def test_a_small_dataset_gets_few_prototypes():
     config, why = filled(64, photos=5000)
     assert config.swav.prototypes == 60 and config.swav.queue == 0
     assert "5 to 250 prototypes for codes over 64 photos; this run has 60" in why[-1]
 
 
-def test_what_is_set_stays_and_nothing_is_left_open():
+def test_explicit_settings_stay_and_no_key_stays_none():
     config, why = filled(256, "--config.swav.queue=512", "--config.swav.prototypes=500")
     assert config.swav.queue == 512 and config.swav.prototypes == 500
     assert not any("swav.queue=" in line for line in why)
     assert all(value is not None for value in config.swav.values())
-    assert objectives.fill(config, IMAGENET) == why[-1:]  # nothing more to fill
+    assert objectives.fill(config, IMAGENET) == why[-1:]  # all are set now
 
 
-def test_a_batch_too_small_for_its_prototypes_is_refused_with_the_remedy():
+def test_a_batch_too_small_for_its_prototypes_is_refused_with_a_remedy():
     with pytest.raises(UserError, match=r"queue=3840 or --config.swav.prototypes=1000"):
         filled(256, "--config.swav.queue=0", "--config.swav.prototypes=3000")
     with pytest.raises(
@@ -59,7 +61,7 @@ def test_a_batch_too_small_for_its_prototypes_is_refused_with_the_remedy():
         filled(256, "--config.swav.queue=600")
 
 
-def test_hashtags_leave_nothing_open_but_how_long_an_epoch_is():
+def test_the_hashtag_objective_derives_only_the_epoch_length():
     config = recipes.load(str(CONFIGS / "demo.py"), [])
     assert objectives.fill(config, 5000.0) == [] and config.epoch_length == 5000.0
     before = config.to_json()
@@ -76,13 +78,13 @@ def test_hashtags_leave_nothing_open_but_how_long_an_epoch_is():
         (["--config.epochs=1", "--config.swav.patience=9"], 1e9, 9),
     ],
 )
-def test_a_run_without_learning_is_stopped_before_its_end(overrides, photos, patience):
+def test_patience_is_shorter_than_the_run(overrides, photos, patience):
     config, why = filled(4096, *overrides, photos=photos)
     assert config.swav.patience == patience <= derive.total_steps(config, photos)
     assert any("swav.patience=" in line for line in why) == (patience != 9)
 
 
-def test_a_run_too_short_to_judge_is_not_stopped():
+def test_patience_exceeds_a_very_short_run():
     config, _ = filled(4096, "--config.steps=300", photos=IMAGENET)
     assert config.swav.patience == 500
 

@@ -1,3 +1,5 @@
+"""Tests of recipes: reading them, overriding keys, printing them, and configs of old versions."""
+
 import json
 import shlex
 import subprocess
@@ -91,16 +93,16 @@ def test_the_last_override_of_a_key_counts():
         ("--config.learning_rate=1", "the nearest is optimizer.learning_rate"),
         ("--config.model=resnet50", "the nearest is model.name"),
         ("--config.lr=1", "`hashvision config` lists all keys"),
-        ("--config.batch_size=many", "batch_size takes an integer from 1 to 1,048,576 (photos a"),
+        ("--config.batch_size=many", "batch_size takes an integer from 1 to 1,048,576 (photos per"),
         ("--config.batch_size=None", "batch_size takes an integer from"),
         ("--config.batch_size=true", "batch_size takes an integer from"),
         ("--config.steps=1.5", "steps takes an integer from 1 to 2,147,483,647, or None ("),
         ("--config.optimizer.learning_rate=true", "optimizer.learning_rate takes a number from"),
         ("--config.model.zero_scale=1", "model.zero_scale takes true or false ("),
-        ("--config.swav.head=512", "swav.head takes a tuple of widths (of the projection"),
+        ("--config.swav.head=512", "swav.head takes a tuple of widths (widths of the pro"),
         ("--config.swav.head=(a,b)", "swav.head takes a tuple of widths ("),
         ("--config.swav.head={[]: 1}", "swav.head takes a tuple of widths ("),
-        ("--config.profile=(1,", "profile takes (first step, how many), or () ("),
+        ("--config.profile=(1,", "profile takes (first step, number of steps), or () ("),
         ("--config.batch_size", "no option --config.batch_size"),
         ("--batch_size=3", "no option --batch_size=3; did you mean --config.batch_size"),
     ],
@@ -121,7 +123,7 @@ def test_a_wrong_override_is_one_sentence(override, words, capsys):
         ("nothing", "nothing.py does not exist"),
     ],
 )
-def test_a_recipe_or_variant_that_is_not_there_is_one_sentence(recipe, words):
+def test_a_missing_recipe_or_variant_is_named(recipe, words):
     with pytest.raises(UserError, match=words):
         load(recipe)
 
@@ -134,7 +136,7 @@ def get_config():
     {line}
     return config
 """
-# As configs/base.py was before the package had the schema: copies lie beside recipes.
+# configs/base.py of a version before config/schema.py existed; users have copies beside recipes.
 OLD_BASE = """import ml_collections
 
 
@@ -148,8 +150,8 @@ def get_config():
 """
 
 
-def written(folder, line, base=None):
-    """A recipe of somebody's own, with a copy of the base beside it."""
+def write_recipe(folder, line, base=None):
+    """Writes a user's own recipe, with a copy of base.py beside it; returns its path."""
     (folder / "base.py").write_text(base or (CONFIGS / "base.py").read_text())
     (folder / "mine.py").write_text(MINE.format(line=line))
     return str(folder / "mine.py")
@@ -170,20 +172,20 @@ def written(folder, line, base=None):
 )
 def test_a_recipe_that_fails_is_one_sentence(tmp_path, line, words):
     with pytest.raises(UserError, match=words) as caught:
-        recipes.load(written(tmp_path, line), [])
+        recipes.load(write_recipe(tmp_path, line), [])
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_imports_its_neighbours_and_leaves_no_trace(tmp_path):
+def test_a_recipe_can_import_files_beside_it_and_they_are_unloaded_afterwards(tmp_path):
     before = list(sys.path)
     assert load("demo").batch_size == 32
-    config = recipes.load(written(tmp_path, "config.log_every = 4"), [])
+    config = recipes.load(write_recipe(tmp_path, "config.log_every = 4"), [])
     assert config.log_every == 4 and config.batch_size == 256
     assert load("demo").batch_size == 32 and sys.path == before and "base" not in sys.modules
 
 
-def test_a_recipe_with_an_old_copy_of_the_base_gets_the_keys_of_today(tmp_path):
-    file = written(tmp_path, "config.model.remat = (True, True, True, True)", OLD_BASE)
+def test_a_recipe_with_an_old_copy_of_base_gets_all_present_keys(tmp_path):
+    file = write_recipe(tmp_path, "config.model.remat = (True, True, True, True)", OLD_BASE)
     config = recipes.load(file, ["--config.epochs=2"])
     assert config.batch_size == 64 and config.model.remat == (True,) * 4 and config.epochs == 2
     assert config.optimizer.learning_rate == 0.1 and set(config) == set(load("base"))
@@ -191,7 +193,7 @@ def test_a_recipe_with_an_old_copy_of_the_base_gets_the_keys_of_today(tmp_path):
 
 @pytest.fixture
 def renamed(monkeypatch):
-    """A schema whose accumulate and log_every were called otherwise in an earlier version."""
+    """Makes accumulate and log_every keys that had other names in an earlier version."""
     monkeypatch.setattr(
         upgrade,
         "RENAMED",
@@ -203,20 +205,20 @@ def renamed(monkeypatch):
 
 
 def old_workdir(**changes):
-    """What config.json of an earlier version may hold: fewer keys, and some of other names."""
+    """config.json of an earlier version: it lacks keys, and has some under old names."""
     values = json.loads(json.dumps(load("demo").to_dict()))
     del values["accumulate"], values["log_every"], values["hosts"], values["swav"]["queue"]
     return {**values, "part": 8, "rate": 5, **changes}
 
 
-def test_an_old_config_is_overlaid_on_the_defaults_and_keys_are_renamed(renamed):
+def test_upgrade_adds_defaults_and_renames_keys(renamed):
     found = upgrade.upgrade(old_workdir(batch_size=64))
     assert found["accumulate"] == 8 and found["log_every"] == 20 and "part" not in found
     assert found["hosts"] == {"join": 300.0, "lost": 30.0} and found["swav"]["queue"] is None
     assert found["data"]["crops"] == [[1, 96, 0.2, 1.0]]  # lists stay lists
     assert set(schema.flat(found)) == set(schema.KEYS)
     again = json.loads(json.dumps(load("demo").to_dict()))
-    assert schema.flat(upgrade.upgrade(again)) == schema.flat(again)  # today's stays as it is
+    assert schema.flat(upgrade.upgrade(again)) == schema.flat(again)  # a present config is kept
 
 
 @pytest.mark.parametrize(
@@ -226,30 +228,30 @@ def test_an_old_config_is_overlaid_on_the_defaults_and_keys_are_renamed(renamed)
         ([], "run/config.json lacks seed"),
         ({"seed": 0}, "run/config.json lacks batch_size"),
         (old_workdir(resolution=224), "sets resolution, which this version of hashvision does not"),
-        (old_workdir(rate=0), "sets rate=0, which cannot be turned into log_every, the key's new"),
-        (old_workdir(rate="x"), "sets rate='x', which cannot be turned into log_every"),
+        (old_workdir(rate=0), "sets rate=0, which cannot be converted to log_every, the key's new"),
+        (old_workdir(rate="x"), "sets rate='x', which cannot be converted to log_every"),
         (old_workdir(part=-1), "sets accumulate=-32, but accumulate takes an integer"),
         (old_workdir(seed=None), "sets seed=None, but seed takes an integer"),
         (old_workdir(augment="none"), "sets augment, which this version"),
     ],
 )
-def test_a_config_that_cannot_be_read_today_is_one_sentence(renamed, values, words):
+def test_a_config_that_cannot_be_upgraded_is_refused_in_one_sentence(renamed, values, words):
     with pytest.raises(UserError, match=words) as caught:
         upgrade.upgrade(values, "run/config.json")
     assert "run/config.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_key_that_was_renamed_is_named_by_its_new_name(renamed, tmp_path):
+def test_an_old_key_is_refused_in_an_override_and_upgraded_in_a_recipe(renamed, tmp_path):
     with pytest.raises(UserError, match="no key part of a config; it is called accumulate now"):
         load("demo", "--config.part=3")
-    file = written(tmp_path, "config.part = 16")  # a recipe of before still works
+    file = write_recipe(tmp_path, "config.part = 16")  # recipes of earlier versions still work
     assert recipes.load(file, []).accumulate == 16
 
 
 @pytest.mark.parametrize(
     ("groups", "accumulate", "photos"), [(1, 1, 0), (8, 1, 4), (1, 4, 8), (2, 4, 4)]
 )
-def test_groups_of_batchnorm_were_counted_within_a_part(groups, accumulate, photos):
+def test_norm_groups_of_old_configs_become_norm_photos(groups, accumulate, photos):
     values = load("demo").to_dict()
     del values["model"]["norm_photos"]
     values["model"]["norm_groups"], values["accumulate"] = groups, accumulate
@@ -257,7 +259,7 @@ def test_groups_of_batchnorm_were_counted_within_a_part(groups, accumulate, phot
 
 
 @pytest.mark.parametrize("reader", ["read", "claim", "audit"])
-def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
+def test_every_reader_of_a_workdir_reads_old_configs(reader, renamed, tmp_path):
     config = load("demo", f"--config.dataset={tmp_path}", "--config.accumulate=4")
     vocabulary = {"classes": []}
     run.claim(str(tmp_path / "run"), config, vocabulary, {})
@@ -279,12 +281,12 @@ def test_every_reader_of_a_workdir_reads_an_old_one(reader, renamed, tmp_path):
 
 
 def printed(capsys, recipe, *overrides):
-    """The values and sources that `config` prints, by key, values as a shell would hand them on."""
+    """The values and sources that `config` prints, by key; values as a shell unquotes them."""
     assert main(["config", f"--config={recipe_file(recipe)}", *overrides]) == 0
     words = capsys.readouterr().out.split("\n\n", 1)[1]
     keys = {setting.key for setting in explain.explain(recipe_file("base"), []).settings}
     found = {}
-    # A long value is followed by a line of its source.
+    # The source of a long value is on the next line.
     for line in words.replace("\n" + " " * 20, " ").splitlines():
         key, _, rest = line.partition(" ")
         if key in keys:
@@ -296,21 +298,21 @@ def printed(capsys, recipe, *overrides):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_printed_values_make_the_same_config_out_of_another_recipe(recipe, capsys):
+def test_printed_values_given_as_overrides_reproduce_the_config(recipe, capsys):
     values = {key: value for key, (value, _) in printed(capsys, recipe).items()}
     overrides = [f"--config.{key}={value}" for key, value in values.items()]
-    # In this one alone the learning rate may be None.
+    # Only swav_resnet50 lets the learning rate be None.
     assert load("swav_resnet50", *overrides).to_dict() == load(recipe).to_dict()
 
 
-def test_each_value_says_where_it_comes_from(capsys):
+def test_config_prints_the_source_of_each_value(capsys):
     found = printed(capsys, "demo:drawn", "--config.epochs=2", "--config.seed=0")
     assert found["epochs"] == ("2.0", "override") and found["seed"] == ("0", "override")
     assert found["batch_size"] == ("32", "recipe") and found["accumulate"] == ("1", "base")
     assert {source for _, source in printed(capsys, "base").values()} == {"base"}
 
 
-def test_config_writes_the_same_for_machines(tmp_path, capsys):
+def test_config_writes_json(tmp_path, capsys):
     path = tmp_path / "config.json"
     assert (
         main(["config", f"--config={recipe_file('demo')}", "--config.steps=3", f"--json={path}"])
@@ -324,7 +326,7 @@ def test_config_writes_the_same_for_machines(tmp_path, capsys):
     assert found["settings"]["data.crops"]["value"] == [[1, 96, 0.2, 1.0]]
 
 
-def test_config_may_be_read_in_part():
+def test_config_survives_a_closed_pipe():
     command = [sys.executable, "-m", "hashvision", "config", f"--config={recipe_file('demo')}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
@@ -333,11 +335,11 @@ def test_config_may_be_read_in_part():
     process.stderr.close()
 
 
-def test_config_answers_without_jax_or_tensorflow():
+def test_config_imports_neither_jax_nor_tensorflow():
     arguments = ["config", f"--config={recipe_file('seer_regnety:10b')}"]
     code = f"""
 import sys
-sys.modules['jax'] = sys.modules['tensorflow'] = None  # any import of them now fails
+sys.modules['jax'] = sys.modules['tensorflow'] = None  # importing them fails now
 from hashvision.commands.main import main
 sys.exit(main({arguments!r}))
 """
@@ -357,14 +359,14 @@ sys.exit(main({arguments!r}))
         ("--config.data.crops=((2, 96, 0.2, 1.0),)", "more than one crop"),
     ],
 )
-def test_a_value_that_cannot_be_built_is_one_sentence(override, words):
+def test_settings_that_do_not_fit_together_are_refused_in_one_sentence(override, words):
     assert len(jax.devices()) == 8
     with pytest.raises(UserError, match=words):
         program.build(load("demo", override), 10, 100.0)
 
 
 def peak(config, photos=1e9):
-    """The learning rate after the warm-up, and the steps of that."""
+    """The learning rate after the warm-up, and the number of steps of the warm-up."""
     objectives.fill(config, photos)
     rate = config.optimizer.learning_rate * config.batch_size / 256
     return rate, config.optimizer.warmup_epochs * photos / config.batch_size
@@ -381,7 +383,7 @@ def peak(config, photos=1e9):
         ("seer_regnety:10b", 7936, 9.3, None, 0.15, "cosine"),
     ],
 )
-def test_recipes_are_those_of_the_released_configs(recipe, batch, rate, warmup, start, schedule):
+def test_recipes_match_the_released_configs(recipe, batch, rate, warmup, start, schedule):
     config = load(recipe)
     assert config.batch_size == batch and config.optimizer.schedule == schedule
     found, steps = peak(config)
@@ -390,7 +392,7 @@ def test_recipes_are_those_of_the_released_configs(recipe, batch, rate, warmup, 
         assert steps == pytest.approx(warmup)
 
 
-def test_other_recipes_warm_up_from_nothing():
+def test_other_recipes_warm_up_from_zero():
     for recipe in RECIPES:
         if not recipe.startswith(("swav_", "seer_")):
             assert load(recipe).optimizer.warmup_start == 0.0
@@ -402,7 +404,7 @@ def test_steps_follow_from_epochs():
     assert derive.total_steps(load("demo", "--config.steps=5"), 1000.0) == 5
 
 
-def test_each_part_of_an_accumulated_batch_holds_whole_groups_of_batchnorm():
+def test_batchnorm_groups_must_divide_each_part_of_an_accumulated_batch():
     config = load("demo", "--config.accumulate=4", "--config.model.norm_photos=16")
     with pytest.raises(UserError, match="norm_photos=16 does not divide the 8 photos .*photos=8"):
         program.build(config, 10, 100.0)
@@ -418,7 +420,7 @@ def test_each_part_of_an_accumulated_batch_holds_whole_groups_of_batchnorm():
         ("seer_regnety:10b", 128),  # 8 of 16
     ],
 )
-def test_batchnorm_has_the_papers_groups(recipe, photos):
+def test_batchnorm_groups_match_the_papers(recipe, photos):
     config = load(recipe)
     assert config.model.norm_photos == photos
     objectives.fill(config, 1e6)
@@ -426,7 +428,7 @@ def test_batchnorm_has_the_papers_groups(recipe, photos):
     assert groups == ((photos, config.batch_size // photos) if photos else None)
 
 
-def test_a_learning_rate_left_open_is_named():
+def test_a_missing_learning_rate_is_refused():
     crops = "--config.data.crops=((1, 96, 0.2, 1.0),)"
     config = load("swav_resnet50", "--config.objective.name=hashtag", crops)
     with pytest.raises(UserError, match="optimizer.learning_rate is not set"):

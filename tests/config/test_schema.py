@@ -1,4 +1,4 @@
-"""What each key of a config takes: values inside are kept, all others refused in one sentence."""
+"""Tests of the schema: each key keeps the values in its range and refuses all others."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ NOT_NUMBERS = (math.nan, math.inf, -math.inf, 1e308, -1.0, "x", "", True, (), [1
 NOT_INTEGERS = (*NOT_NUMBERS, 1.5, 10**20, -1)
 MOST_STEPS, MOST = 2**31 - 1, 2**20
 
-# Of each key values that it takes, and some that it does not, besides None and those above.
+# For each key: values that it takes, and values that it refuses besides None and those above.
 TABLE = {
     "seed": ([0, 2**32 - 1], [2**32]),
     "dataset": (["", "gs://b/d"], [1, "a\0b"]),
@@ -91,7 +91,7 @@ TABLE = {
 }
 
 
-def outside(key):
+def refused_values(key):
     """Values that a key does not take."""
     default, takes, _ = schema.KEYS[key]
     any_kind = {int: NOT_INTEGERS, float: NOT_NUMBERS}.get(takes.kind, (math.nan, 10**20))
@@ -103,7 +103,7 @@ def test_the_table_has_every_key():
 
 
 @pytest.mark.parametrize("key", TABLE)
-def test_each_key_takes_what_is_inside_its_range_and_nothing_else(key):
+def test_each_key_takes_exactly_the_values_in_its_range(key):
     default, takes, meaning = schema.KEYS[key]
     assert meaning and takes.fits(default)
     for value in TABLE[key][0]:
@@ -111,7 +111,7 @@ def test_each_key_takes_what_is_inside_its_range_and_nothing_else(key):
         group, _, name = key.rpartition(".")
         config = schema.get_config({key: value})
         assert (config[group] if group else config)[name] == takes.cast(value)
-    for value in outside(key):
+    for value in refused_values(key):
         with pytest.raises(UserError) as caught:
             schema.check({key: value}, "a recipe")
         said = str(caught.value)
@@ -120,36 +120,36 @@ def test_each_key_takes_what_is_inside_its_range_and_nothing_else(key):
 
 
 @pytest.mark.parametrize("key", TABLE)
-def test_the_command_line_takes_the_same(key):
+def test_overrides_take_exactly_the_values_in_the_range(key):
     takes = schema.KEYS[key].takes
     for value in TABLE[key][0]:
         assert takes.read(str(value)) == takes.cast(value)
-    for value in outside(key):
+    for value in refused_values(key):
         if (takes.kind is str and takes.fits(str(value))) or value == "true":
-            continue  # typed, it is one that the key takes
+            continue  # the key takes the string that represents it
         with pytest.raises(ValueError):
             takes.read(str(value))
 
 
-def test_an_override_is_refused_as_it_was_typed():
+def test_a_refused_override_is_quoted_as_typed():
     with pytest.raises(UserError, match="^--config.epochs=nan does not fit: epochs takes a number"):
         recipes.load(str(CONFIGS / "demo.py"), ["--config.epochs=nan"])
 
 
 @pytest.mark.parametrize("key", TABLE)
-def test_a_workdir_takes_the_same(key):
+def test_config_json_takes_exactly_the_values_in_the_range(key):
     values = {key: each.default for key, each in schema.KEYS.items()}
-    for value in outside(key):
+    for value in refused_values(key):
         with pytest.raises(UserError, match=f"^run/config.json sets {key}="):
             upgrade.upgrade(schema.nested({**values, key: value}), "run/config.json")
 
 
-def test_a_value_that_python_does_not_print_is_refused():
-    with pytest.raises(UserError, match="sets seed=a number of thousands of digits, but seed"):
+def test_an_integer_too_long_for_python_to_print_is_refused():
+    with pytest.raises(UserError, match="sets seed=an integer of more than 4,300 digits, but seed"):
         schema.check({"seed": 10**5000}, "a recipe")
 
 
-def test_a_recipe_is_refused_by_its_file(tmp_path):
+def test_a_refused_value_of_a_recipe_is_blamed_on_its_file(tmp_path):
     (tmp_path / "base.py").write_bytes((CONFIGS / "base.py").read_bytes())
     (tmp_path / "mine.py").write_text(
         "import base\n\n\ndef get_config():\n    config = base.get_config()\n"
@@ -165,30 +165,29 @@ def test_a_recipe_is_refused_by_its_file(tmp_path):
     "text", ["(" * 100_000, "-" * 100_000 + "1", "[" * 1000 + "]" * 1000, "9" * 5000, "{[]: 1}"]
 )
 @pytest.mark.parametrize("key", ["data.crops", "seed", "epochs", "steps"])
-def test_what_python_cannot_even_read_is_refused(key, text):
+def test_text_that_crashes_pythons_parser_is_refused(key, text):
     with pytest.raises(ValueError):
         schema.KEYS[key].takes.read(text)
 
 
-def test_words_are_those_of_the_field():
+def test_ranges_describe_themselves():
     assert ranges.number(0, 1, above=True).words == "a number above 0, up to 1"
     assert ranges.number(0, 1, below=True).words == "a number from 0 to below 1"
-    assert ranges.optional(ranges.whole(1, 4096)).words == "an integer from 1 to 4,096, or None"
+    assert ranges.optional(ranges.integer(1, 4096)).words == "an integer from 1 to 4,096, or None"
     assert ranges.one_of("a", "b", "c").words == "a, b or c"
 
 
-def test_nested_and_flat_are_each_others_reverse():
+def test_nested_inverts_flat():
     values = {key: each.default for key, each in schema.KEYS.items()}
     assert schema.flat(schema.nested(values)) == values == schema.flat(schema.get_config())
 
 
-def test_names_of_networks_are_taken():
+def test_model_name_takes_every_network():
     for name in models.names():
         schema.check({"model.name": name}, "a recipe")
 
 
-def test_every_key_has_its_type():
-    """What a type checker is told of a config is what the schema says."""
+def test_the_types_of_config_agree_with_the_schema():
     kinds = {"bool": bool, "int": int, "float": float, "str": str, "tuple": tuple}
     typed = {}
     for name, hint in inspect.get_annotations(Config).items():
@@ -207,7 +206,7 @@ def test_every_key_has_its_type():
         assert optional == takes.optional or (takes.optional and key in derive.OPEN), key
 
 
-def test_configs_are_of_that_type():
+def test_get_config_returns_instances_of_the_typed_classes():
     config = schema.get_config()
     assert type(config) is Config and type(config.data).__name__ == "Data"
     assert type(config.copy_and_resolve_references()) is Config

@@ -91,7 +91,7 @@ def test_a_trace_holds_the_steps_that_were_asked_for(place, whole):
 
 
 def test_a_trace_of_steps_that_make_no_sense_is_refused(place):
-    assert "(first step, how many)" in refused(place, "unborn", "--config.profile=5,")
+    assert "(first step, number of steps)" in refused(place, "unborn", "--config.profile=5,")
 
 
 def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(place):
