@@ -262,7 +262,7 @@ def plan(config: Config, target: Target) -> Plan:
     state = program.abstract
     chip, text = CHIPS.get(topology.partition(":")[0]), compiled.as_text()
     memory, batch = compiled.memory_analysis(), program.abstract_batch
-    loss = forward_pass(config, program, classes, photos)
+    loss = forward_pass(config=config, program=program, classes=classes, photos=photos)
     held = {
         "parameters": bytes_per_device(state.params),
         "optimiser": bytes_per_device(state.opt_state),

@@ -131,8 +131,8 @@ def test_model_flops_match_the_paper(variant, gflops):
     """
     config = recipes.load(str(CONFIGS / f"wsl_resnext101.py:{variant}"), ["--config.batch_size=8"])
     objectives.fill(config, 1e9)
-    built = program.build(config, 1500, 1e9, jax.devices()[:8])
-    found = flops.forward(plan.forward_pass(config, built, 1500, 1e9))
+    built = program.build(config=config, classes=1500, epoch_length=1e9, devices=jax.devices()[:8])
+    found = flops.forward(plan.forward_pass(config=config, program=built, classes=1500, photos=1e9))
     assert 3 * found == pytest.approx(8 * 6e9 * gflops, rel=0.02)
 
 
