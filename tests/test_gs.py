@@ -318,7 +318,7 @@ def test_a_stopped_killed_and_damaged_run_in_a_bucket_equals_one_on_a_disk(
     process = training("gs://bucket", place)
     until_saved(cloud, process, 5)
     process.send_signal(signal.SIGTERM)
-    assert "saved; the same command goes on" in ended(process, 75)
+    assert "saved; the same command resumes the run" in ended(process, 75)
     stopped = max(curve(cloud["run/metrics.jsonl"]))
     process = training("gs://bucket", place)
     until_saved(cloud, process, 20)
