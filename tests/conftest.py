@@ -13,6 +13,8 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Arrays of two dtypes never meet by accident; also in the processes that tests start.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as hashvision/__main__.py
 

@@ -316,7 +316,7 @@ def _gated_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Without this XLA for TPU makes the sum below a part of the convolution that makes dy. A block
     # of RegNetY-128GF's third stage, 64 photos on v5p: 14.6M cycles so, 14.2M apart.
     dy = lax.optimization_barrier(dy)
-    dgates = jnp.sum(dy.astype(jnp.float32) * x, (1, 2))
+    dgates = jnp.sum(dy.astype(jnp.float32) * x.astype(jnp.float32), (1, 2))
     return gated(dy, gates), dgates.astype(gates.dtype)
 
 

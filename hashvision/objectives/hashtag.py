@@ -24,7 +24,7 @@ def tagged(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     classes = jnp.arange(logits.shape[1])
     times = jnp.sum(labels[:, :, None] == classes, axis=1)
-    return jnp.sum(logits * times, axis=1)
+    return jnp.sum(logits * times.astype(logits.dtype), axis=1)
 
 
 def softmax_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -41,7 +41,8 @@ def softmax_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -
     Returns:
       float32 (B,).
     """
-    mean = tagged(logits, labels) / jnp.sum(labels != NO_LABEL, axis=1)
+    tags = jnp.sum(labels != NO_LABEL, axis=1).astype(logits.dtype)
+    mean = tagged(logits, labels) / tags
     target = (1 - smoothing) * mean + smoothing * jnp.mean(logits, axis=1)
     return jax.nn.logsumexp(logits, axis=1) - target
 

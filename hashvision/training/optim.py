@@ -141,7 +141,13 @@ def build(
         steps.append(
             optax.contrib.reduce_on_plateau(0.5, patience=3, accumulation_size=plateau_steps)
         )
-    return optax.with_extra_args_support(optax.chain(*steps))
+    chain = optax.with_extra_args_support(optax.chain(*steps))
+
+    def update(*arguments: Any, **extra: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax counts in int32 and divides by it
+            return chain.update(*arguments, **extra)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
 def plateau_scale(opt_state: Any) -> jax.Array:

@@ -155,7 +155,8 @@ def train_step(
         params = objective.after_update(optax.apply_updates(state.params, updates))
         average = state.average
         if decay:
-            d = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            done = state.step.astype(jnp.float32)
+            d = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
             now = averaged(params, extra)
             average = jax.tree.map(lambda a, x: d * a + (1 - d) * x, average, now)
         metrics = {

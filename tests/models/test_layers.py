@@ -238,7 +238,7 @@ def test_partitioner_alone_would_not_share_it(gradients):
 def test_squeeze_excite_equals_plain_numpy(dtype):
     x = drawn("x", 3, 4, 5, 12)
     module = layers.SqueezeExcite(3, dtype)
-    shapes = jax.eval_shape(lambda key: module.init(key, x), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: module.init(key, jnp.asarray(x, dtype)), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
     variables = jax.tree.map_with_path(
         lambda path, leaf: weights_rule.draw(jax.tree_util.keystr(path), leaf.shape), shapes

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from hashvision.data import dataset, keys, reader, removals, stream
 from hashvision.errors import UserError
 from hashvision.prepare import pipeline
 from hashvision.takedowns import audit
-from hashvision.training import loop, optim
+from hashvision.training import loop, optim, program
 from runs import curve, make
 
 pytestmark = pytest.mark.slow
@@ -87,6 +88,18 @@ class Run:
                 yield items, batch
 
         monkeypatch.setattr(reader.BatchReader, "batches", batches)
+        build = program.build
+
+        def guarded(*arguments):
+            built = build(*arguments)
+
+            def step(*arguments):
+                with jax.transfer_guard("disallow"):  # implicit transfers would slow every step
+                    return built.step(*arguments)
+
+            return built._replace(step=step)
+
+        monkeypatch.setattr(program, "build", guarded)
 
     @property
     def workdir(self):
