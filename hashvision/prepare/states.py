@@ -1,6 +1,6 @@
 """Which line of a post counts if its id occurs several times: any private line, else the latest.
 
-`reading` makes a State of each line; `graph` groups them by id and drops the superseded lines.
+`reading` makes a PostState of each line; `graph` groups them by id and drops the superseded lines.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from hashvision.sources.posts import Post
 _PACKED = struct.Struct(">8sQQQ?")
 
 
-class State(typing.NamedTuple):
+class PostState(typing.NamedTuple):
     """What one line says about its post."""
 
     key: bytes  # 8, the hash of the id
@@ -29,7 +29,7 @@ class State(typing.NamedTuple):
         return _PACKED.pack(*self)
 
 
-def state_of(post: Post, offset: int, chunk: int) -> State:
+def state_of(post: Post, offset: int, chunk: int) -> PostState:
     """Returns the state of a post.
 
     Args:
@@ -37,7 +37,7 @@ def state_of(post: Post, offset: int, chunk: int) -> State:
       offset: of its line in the dump, in bytes.
       chunk: start of the Chunk with that line, in bytes.
     """
-    return State(
+    return PostState(
         key=records.id_hash(post.id).to_bytes(8, "big"),
         when=dates.sortable(post.created_at),
         offset=offset,
@@ -52,12 +52,12 @@ def superseded(packed: Iterable[bytes]) -> Iterator[tuple[int, tuple[int, str]]]
     The latest state is the one with the latest date. Among equal dates it is the last in the dump.
 
     Args:
-      packed: all states of some posts, as `State.pack` returns them.
+      packed: all states of some posts, as `PostState.pack` returns them.
 
     Yields:
       (chunk, (offset, "private" or "duplicate_id")).
     """
-    states = sorted(State(*_PACKED.unpack(each)) for each in packed)
+    states = sorted(PostState(*_PACKED.unpack(each)) for each in packed)
     for _, same in itertools.groupby(states, key=lambda state: state.key):
         *earlier, latest = same
         if all(state.public for state in (*earlier, latest)):

@@ -1,16 +1,17 @@
-"""A run that is harmed again and again must end as one that nothing happened to.
+"""Checks that a run with many random faults ends like an undisturbed one.
 
 python tests/support/chaos.py [--kills=20] [--seed=0] [--steps=200] [--folder=DIR]
 
-Two processes train a tiny network. At drawn moments a host, or all, are killed (SIGKILL), told to
-stop (SIGTERM), find the disk full, the newest checkpoint damaged or a shard damaged; in between the
-run goes on with 1, 2 or 4 hosts. At the end every step of every attempt must have been shown the
-same records with the same crops as in a run that was left alone, and the parameters must be the
-same (to rounding, as other numbers of hosts add up in another order).
+Processes, one per host, train a tiny network. At random moments one host or all of them are killed
+(SIGKILL) or stopped (SIGTERM), or find the disk full, the newest checkpoint damaged or a shard
+damaged. After each fault the run resumes on 2 or 4 hosts. At the end, every step of every attempt
+must have been shown the same records with the same crops as in an undisturbed run, and the
+parameters must be equal up to rounding (other numbers of hosts sum in another order).
 """
 
 import argparse
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -21,10 +22,11 @@ import sys
 import tempfile
 import threading
 import time
+import typing
 
 import runs
 
-HARMS = (
+FAULTS = (
     "sigkill one",
     "sigkill all",
     "sigterm",
@@ -32,17 +34,17 @@ HARMS = (
     "damaged checkpoint",
     "damaged shard",
 )
-PATIENCE = 240  # seconds for anything
+PATIENCE = 240  # seconds to wait for a step or an end
 AGAIN = 75
 
 
 class Attempt:
-    """One start of the run, on some hosts, to its end or to the harm done to it."""
+    """One start of the run on some hosts, up to its end or the next fault."""
 
     def __init__(self, place, run, hosts, *overrides, full=False):
         seen = place / f"{run}-seen"
         seen.mkdir(exist_ok=True)
-        witness = {"CHAOS_SEEN": str(seen)}
+        environment = {"CHAOS_SEEN": str(seen)}
         self.processes = runs.start_hosts(
             place,
             run,
@@ -51,10 +53,10 @@ class Attempt:
             "--config.hosts.lost=6",
             *overrides,
             program=[str(runs.REPO / "tests" / "support" / "chaos_train.py")],
-            environment=witness,
+            environment=environment,
             largest_file=20 if full else None,
         )
-        self.ended = [None] * hosts
+        self.ended: list[typing.Any] = [None] * hosts
         self._threads = [threading.Thread(target=self._wait, args=(n,)) for n in range(hosts)]
         for thread in self._threads:
             thread.start()
@@ -69,11 +71,13 @@ class Attempt:
         """(exit code, stdout, stderr) of each host."""
         for thread in self._threads:
             thread.join(PATIENCE)
-        return self.ended
+        ended = [host for host in self.ended if host is not None]
+        assert len(ended) == len(self.ended), "a host did not end"
+        return ended
 
 
 def step_of(place, run):
-    """The last step that the run has told of."""
+    """The last step in the run's metrics.jsonl."""
     path = place / run / "metrics.jsonl"
     if not path.exists():
         return 0
@@ -85,7 +89,7 @@ def step_of(place, run):
 
 
 def until(place, run, attempt, step):
-    """Waits for a step, or for the attempt to end before it; whether it goes on."""
+    """Waits until the run reaches a step; returns False if the attempt ends before."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if not attempt.running():
@@ -96,8 +100,8 @@ def until(place, run, attempt, step):
     raise AssertionError(f"step {step} was not reached")
 
 
-def harm_checkpoint(path, rng):
-    """Truncates, changes or takes away one of the files that hold arrays."""
+def damage_checkpoint(path, rng):
+    """Truncates, changes or deletes one of the files that hold arrays; returns which."""
     file = rng.choice(sorted(path.glob("default/d/*")))
     raw = bytearray(file.read_bytes())
     kind = rng.choice(("cut", "changed", "gone"))
@@ -112,23 +116,24 @@ def harm_checkpoint(path, rng):
     return kind
 
 
-def chaos(place, run, harms, steps, seed):
-    """Runs to the last step, harmed in between; returns what happened, a line each."""
+def chaos(place, run, *, faults, steps, seed):
+    """Runs to the last step with that many faults; returns a line for each of them."""
     rng, happened = random.Random(seed), []
-    rounds = [rng.sample(HARMS, len(HARMS)) for _ in range(-(-harms // len(HARMS)))]
-    kinds = sum(rounds, [])[:harms]
+    rounds = [rng.sample(FAULTS, len(FAULTS)) for _ in range(-(-faults // len(FAULTS)))]
+    kinds = sum(rounds, [])[:faults]
     if kinds[0] == "damaged checkpoint":
-        kinds.append(kinds.pop(0))  # there is none yet
+        kinds.append(kinds.pop(0))  # there is no checkpoint yet
     overrides = (f"--config.steps={steps}",)
     for number, kind in enumerate(kinds):
         hosts = rng.choice((2, 2, 2, 4))
         reached = step_of(place, run)
-        target = reached + rng.randint(1, max(1, 2 * (steps - reached) // (harms - number + 2)))
+        target = reached + rng.randint(1, max(1, 2 * (steps - reached) // (faults - number + 2)))
         newest = runs.newest_checkpoint(place, run)
         if kind == "damaged checkpoint" and newest:
-            kind += f" ({harm_checkpoint(newest, rng)})"
+            kind += f" ({damage_checkpoint(newest, rng)})"
+        repair = None
         attempt = Attempt(place, run, hosts, *overrides, full=kind == "disk full")
-        goes_on = until(place, run, attempt, target)
+        reached_target = until(place, run, attempt, target)
         wanted = {AGAIN}
         victim = rng.randrange(hosts)
         if kind == "sigkill one":
@@ -147,24 +152,27 @@ def chaos(place, run, harms, steps, seed):
             sound = shard.read_bytes()
             middle = len(sound) // 2
             shard.write_bytes(sound[:1000] + bytes(middle) + sound[1000 + middle :])
+            repair = functools.partial(shard.write_bytes, sound)
             wanted |= {2}
         ended = attempt.wait()
-        if kind == "damaged shard":
-            shard.write_bytes(sound)
+        if repair:
+            repair()
         codes = [code for code, _, _ in ended]
-        said = [line for _, out, err in ended for line in (out + err).splitlines()]
-        told = [
-            line for line in said if line.startswith(("hashvision: ", "The checkpoint", "Stopped"))
+        printed = [line for _, out, err in ended for line in (out + err).splitlines()]
+        messages = [
+            line
+            for line in printed
+            if line.startswith(("hashvision: ", "The checkpoint", "Stopped"))
         ]
         happened.append(
             f"{number + 1:3}. {kind}, {hosts} hosts, from step {reached} to {step_of(place, run)}:"
             f" exit codes {codes}"
         )
-        print(happened[-1], *[f"       {line[:150]}" for line in told], sep="\n", flush=True)
-        if goes_on and not set(codes) <= wanted:
+        print(happened[-1], *[f"       {line[:150]}" for line in messages], sep="\n", flush=True)
+        if reached_target and not set(codes) <= wanted:
             raise AssertionError(f"exit codes {codes} after {kind}: {ended}")
-        if kind.startswith("damaged checkpoint (") and "is damaged" not in " ".join(told):
-            raise AssertionError(f"nothing was said of a damaged checkpoint: {ended}")
+        if kind.startswith("damaged checkpoint (") and "is damaged" not in " ".join(messages):
+            raise AssertionError(f"no message names the damaged checkpoint: {ended}")
     attempt = Attempt(place, run, 2, *overrides)
     ended = attempt.wait()
     if [code for code, _, _ in ended] != [0, 0]:
@@ -173,7 +181,7 @@ def chaos(place, run, harms, steps, seed):
 
 
 def batches(place, run):
-    """What was shown: {(step, hosts): {host: its parts of the batch, of all attempts}}."""
+    """The batches shown: {(step, hosts): {host: its part of the batch in each attempt}}."""
     sessions = collections.defaultdict(dict)
     for path in sorted((place / f"{run}-seen").glob("*.jsonl")):
         host, hosts = (int(part) for part in path.name.split("-")[:3:2])
@@ -188,16 +196,15 @@ def batches(place, run):
 
 
 def compare(place, one, other, steps):
-    """Asserts that both runs were shown the same; returns how many parts were compared."""
+    """Asserts that both runs were shown the same batches; returns how many parts were compared."""
     whole = {}
     for (step, hosts), parts in batches(place, one).items():
         if len(parts) == hosts:
-            (rows,) = {sum(rows, ()) for rows in _products(parts, hosts)}
-            whole[step] = rows
+            whole[step] = _whole_batch(parts, hosts)
     compared, trained = 0, set()
     for (step, hosts), parts in batches(place, other).items():
         if step not in whole:
-            continue  # read ahead of the last step
+            continue  # a batch read ahead after the last step
         rows = whole[step]
         size = len(rows) // hosts
         for host, seen in parts.items():
@@ -205,14 +212,15 @@ def compare(place, one, other, steps):
             compared += 1
         if len(parts) == hosts:
             trained.add(step)
-    assert trained >= set(range(steps)), "some step was never shown whole"
+    assert trained >= set(range(steps)), "some step was never shown on all hosts"
     return compared
 
 
-def _products(parts, hosts):
+def _whole_batch(parts, hosts):
+    """The batch of a step, joined from the parts of its hosts."""
     for host in range(hosts):
         assert len(parts[host]) == 1, "one host was shown two batches for one step"
-    yield tuple(next(iter(parts[host])) for host in range(hosts))
+    return sum((next(iter(parts[host])) for host in range(hosts)), ())
 
 
 def main(argv=None):
@@ -226,15 +234,15 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     place = runs.make(folder)
     started = time.monotonic()
-    print("A run that nothing happens to, on 2 hosts:", flush=True)
+    print("An undisturbed run on 2 hosts:", flush=True)
     ended = Attempt(place, "whole", 2, f"--config.steps={arguments.steps}").wait()
     assert [code for code, _, _ in ended] == [0, 0], ended
-    print(f"The same, harmed {arguments.kills} times:", flush=True)
-    chaos(place, "harmed", arguments.kills, arguments.steps, arguments.seed)
+    print(f"The same run with {arguments.kills} faults:", flush=True)
+    chaos(place, "harmed", faults=arguments.kills, steps=arguments.steps, seed=arguments.seed)
     compared = compare(place, "whole", "harmed", arguments.steps)
     one = runs.arrays(place, "whole", arguments.steps)
     other = runs.arrays(place, "harmed", arguments.steps)
-    print(f"{compared:,} parts of batches were shown, the same records and crops in each.")
+    print(f"All {compared:,} parts of batches hold the same records and crops.")
     worst = runs.difference(one, other)
     print(f"Final state: largest difference {worst:.2g} of an array's largest entry.")
     assert worst < 1e-3

@@ -1,4 +1,4 @@
-"""`python -m hashvision` that also notes which records each step was shown: chaos.py's witness.
+"""`python -m hashvision`, which also records for chaos.py what each step was shown.
 
 Lines of SEEN/HOST-of-HOSTS-SESSION.jsonl: {"step", "host", "hosts", "keys"}.
 """
@@ -9,14 +9,14 @@ import pathlib
 import sys
 import uuid
 
-from hashvision.commands import main as program
+from hashvision.commands.main import main
 from hashvision.data import reader
 
 SEEN = "CHAOS_SEEN"
 
 
 def note(batches):
-    """Wraps BatchReader.batches: writes down what each batch holds before the loop has it."""
+    """Wraps BatchReader.batches to record each batch before the training loop gets it."""
 
     def noted(self, start=0):
         host = int(os.environ.get("JAX_PROCESS_ID", 0))
@@ -36,4 +36,4 @@ def note(batches):
 
 if __name__ == "__main__":
     reader.BatchReader.batches = note(reader.BatchReader.batches)
-    sys.exit(program.main())
+    sys.exit(main())

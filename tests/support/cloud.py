@@ -1,8 +1,9 @@
 """A simulated Google Cloud in a folder, for tests of launch/: a `gcloud` that records its calls.
 
-A worker is a home folder with its own metadata server. Commands sent by `ssh` really run there, in
-the login shell, unchanged. At the second `status` of a running pod it is preempted, once per line
-of `preemptions`. When none is left, training ends instead, with the next exit code of `codes`.
+A worker is a home folder with its own metadata server. Commands sent by `ssh` are executed there,
+unchanged, in the login shell. A running pod is preempted at its second `status`, once per line of
+the file `preemptions`. After the last line, training ends instead, with the next exit code in the
+file `codes`.
 """
 
 import contextlib
@@ -121,7 +122,7 @@ elif verb == "ssh":
             take("codes")
 """
 
-# Replaces training: records its arguments, saves, and ends on the file `finish` or on SIGTERM.
+# Stands in for training: records its arguments, saves, and ends at the file `finish` or on SIGTERM.
 TRAINING = r"""#!/usr/bin/env bash
 printf '%s\0' "$@" >"$HOME/arguments"
 env | grep ^JAX_ >"$HOME/environment"
@@ -143,7 +144,7 @@ exit "${code:-0}"
 
 
 class Cloud:
-    """A repository to launch from, the settings, and the cloud; all paths contain spaces."""
+    """The simulated cloud, a repository to launch from, and its settings; all paths have spaces."""
 
     def __init__(self, folder, workers=2, training=TRAINING, files=()):
         self.folder = folder / "the cloud"
@@ -180,7 +181,7 @@ class Cloud:
         (self.folder / "cloud.json").write_text(json.dumps(played))
 
     def then(self, name, *lines):
-        """Plans what happens next: failures of gcloud, preemptions or exit codes of training."""
+        """Writes a file of planned events: failures of gcloud, preemptions or exit codes."""
         (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
 
     def _executable(self, path, content):
@@ -217,12 +218,12 @@ class Cloud:
         }
 
     def start(self, *arguments, script="tpu_vm.sh", **environment):
-        """Starts a script of launch/, with its output in the files `out` and `err`."""
+        """Starts a script of launch/, whose output goes to the files `out` and `err`."""
         lines = (f"{name}={_quoted(value)}\n" for name, value in self.settings.items())
         (self.folder / "pod.env").write_text("".join(lines))
         with open(self.folder / "out", "w") as out, open(self.folder / "err", "w") as err:
             self._running = subprocess.Popen(
-                [BASH, self.repository / "launch" / script, *arguments],
+                [str(BASH), self.repository / "launch" / script, *arguments],
                 env={**self.environment(), **environment},
                 cwd=self.folder,
                 stdout=out,
@@ -236,7 +237,7 @@ class Cloud:
         return code, (self.folder / "out").read_text(), (self.folder / "err").read_text()
 
     def calls(self):
-        """The arguments of each call of gcloud since the last time."""
+        """The arguments of each call of gcloud since the last call of this method."""
         path = self.folder / "calls.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -266,7 +267,7 @@ def _quoted(value):
 
 
 class _Metadata:
-    """Google's metadata server of one worker, with the older form of the endpoints."""
+    """The metadata server of one worker, with the older format of the endpoints."""
 
     def __init__(self, number, workers):
         attributes = {
@@ -276,13 +277,13 @@ class _Metadata:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                said = attributes.get(self.path.rpartition("attributes/")[2])
-                asked_well = self.headers["Metadata-Flavor"] == "Google"
-                self.send_response(200 if said and asked_well else 404)
+                value = attributes.get(self.path.rpartition("attributes/")[2])
+                has_header = self.headers["Metadata-Flavor"] == "Google"
+                self.send_response(200 if value and has_header else 404)
                 self.end_headers()
-                self.wfile.write((said or "").encode())
+                self.wfile.write((value or "").encode())
 
-            def log_message(self, *_):
+            def log_message(self, format, *args):
                 pass
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

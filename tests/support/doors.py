@@ -1,10 +1,10 @@
-"""Every way in for a user's input, and a fuzz of each: tests/commands/test_doors.py in CI.
+"""Fuzzes every kind of user input; tests/commands/test_doors.py runs a few cases of each.
 
 bash launch/chaos.sh fuzz [--cases=100000] [--seed=0] [--doors="removal lists,labels"]
 
-A door yields cases; a case is a name and a call. What comes of a call is one of OUTCOMES: it works,
-it refuses in one sentence (UserError, exit code 2), or it has a fault: a traceback, more or less
-than one sentence, too long, or photos that come with another photo's labels.
+A door is a generator of cases for one kind of input; a case is a name and a call. A call has one of
+three OUTCOMES. It works, or it is refused in one sentence (UserError, exit code 2). All else is a
+fault: a traceback, several sentences or none, a timeout, or a photo with another photo's labels.
 """
 
 import argparse
@@ -32,21 +32,22 @@ import numpy as np
 import datasets
 import hostile_photos
 import process_doors
-from hashvision.commands import main as program
+from hashvision.commands.main import explain as explain_error
+from hashvision.commands.main import main as run_command
 from hashvision.config import explain, recipes
 from hashvision.errors import UserError
 from places import REPO
 
 DEMO = str(REPO / "configs" / "demo.py")
 OUTCOMES = ("works", "refused", "fault")
-SECONDS = 10.0  # of CPU that a case may take
-LONGEST_SENTENCE = 900  # characters; names of files and values stand in it
+SECONDS = 10.0  # CPU time that a case may take
+LONGEST_SENTENCE = 900  # characters, including names of files and values
 
 Case = tuple[str, Callable[[], typing.Any]]
 
 
 class World:
-    """Files that the doors are tried on: a dataset, a workdir that seems to have trained on it."""
+    """The files that cases work on: a dataset, and a workdir that looks like a run on it."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -57,7 +58,7 @@ class World:
         self.scratch = folder / "scratch"
 
     def _claim(self) -> None:
-        """A workdir as `train` leaves it, less the arrays of its checkpoints."""
+        """Makes a workdir as `train` does, but without the arrays of its checkpoints."""
         from hashvision.data import dataset
         from hashvision.training import run
 
@@ -67,14 +68,14 @@ class World:
         (self.workdir / "checkpoints" / "8").mkdir(parents=True)
 
     def copy(self, what: pathlib.Path) -> pathlib.Path:
-        """A copy to do harm to; the one before is gone."""
+        """Makes a copy to damage; replaces the previous one."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         target = self.scratch / what.name
         shutil.copytree(what, target)
         return target
 
     def write(self, name: str, content: bytes) -> pathlib.Path:
-        """A file of that content, alone."""
+        """Writes a file into an otherwise empty folder."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         path = self.scratch / name
@@ -83,15 +84,15 @@ class World:
 
 
 class Faulty(Exception):
-    """What a door must never do."""
+    """An outcome that no input may have."""
 
 
 def run(*argv: str) -> None:
-    """A command, in this process; a refusal is raised as UserError, all else as Faulty."""
+    """Runs a command in this process; raises UserError if it is refused, and Faulty for a fault."""
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = program.main(list(argv))
+            code = run_command(list(argv))
     except SystemExit as stopped:  # argparse's
         code = stopped.code
     said = err.getvalue()
@@ -103,12 +104,12 @@ def run(*argv: str) -> None:
 
 
 def outcome(call: Callable[[], typing.Any]) -> tuple[str, str]:
-    """What comes of a case: one of OUTCOMES, and what was said."""
+    """The outcome of a case, one of OUTCOMES, and its message."""
 
     def late(*_: object) -> None:
         raise Faulty(f"more than {SECONDS:.0f} s")
 
-    signal.signal(signal.SIGPROF, late)  # of CPU; a wait for nothing is a hang of the whole test
+    signal.signal(signal.SIGPROF, late)  # CPU time only; a case that waits hangs the whole test
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with warnings.catch_warnings():
@@ -119,7 +120,7 @@ def outcome(call: Callable[[], typing.Any]) -> tuple[str, str]:
         said = str(error)
         found = "refused" if _is_sentence(said) else "fault"
     except OSError as error:  # the command line makes a sentence of it
-        code, said = program.explain(error)
+        code, said = explain_error(error)
         found = "refused" if code == 2 and _is_sentence(said) else "fault"
     except Exception as error:
         found, said = "fault", f"{type(error).__name__}: {error}"
@@ -133,7 +134,7 @@ def _is_sentence(said: str) -> bool:
     return one and "Traceback" not in said
 
 
-# What stands where a number, a name or a list is wanted.
+# Values to put in place of a number, a name or a list.
 VALUES: tuple[typing.Any, ...] = (
     None, True, False, 0, -1, -5, 1, 3, 2**31, 2**63, 2**64, 10**18, 10**40, 0.5, -0.5, 1e308,
     5e-324, float("nan"), float("inf"), float("-inf"), "", " ", "0", "x", "../x", "/etc/passwd",
@@ -143,7 +144,7 @@ VALUES: tuple[typing.Any, ...] = (
 
 
 def mangled_json(generator: random.Random, text: str) -> bytes:
-    """A JSON text with one thing wrong in it, or in its bytes."""
+    """A JSON text with one fault in its content or its bytes."""
     match generator.randrange(8):
         case 0:
             return hostile_photos.mutated(generator, text.encode())
@@ -170,7 +171,7 @@ def mangled_json(generator: random.Random, text: str) -> bytes:
 
 
 def _nodes(tree: typing.Any) -> Iterator[tuple[typing.Any, typing.Any]]:
-    """(holder, key) of each value in a JSON tree that holds something."""
+    """(container, key) of each value in a JSON tree."""
     keys = [*tree] if isinstance(tree, dict) else []
     if isinstance(tree, list):
         keys = [*range(len(tree))]
@@ -179,11 +180,11 @@ def _nodes(tree: typing.Any) -> Iterator[tuple[typing.Any, typing.Any]]:
         yield from _nodes(tree[key])
 
 
-# The doors. Each yields cases without end.
+# The doors: endless generators of cases.
 
 
 def removal_lists(world: World, generator: random.Random) -> Iterator[Case]:
-    """Removal lists, by `audit`."""
+    """Removal lists, read by `audit`."""
     while True:
         rows = [["kind", "value", "reason", "received_at"]]
         for _ in range(generator.randrange(6)):
@@ -195,7 +196,7 @@ def removal_lists(world: World, generator: random.Random) -> Iterator[Case]:
         if generator.random() < 0.2:
             rows[0] = generator.choice([["kind", "kind", "value"], ["value"], [], ["kind", ""]])
         text = io.StringIO()
-        quoting = generator.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+        quoting: typing.Any = generator.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
         csv.writer(text, quoting=quoting).writerows(rows)
         content = text.getvalue().encode("utf-8", "surrogatepass")
         if generator.random() < 0.6:
@@ -211,8 +212,8 @@ def removal_lists(world: World, generator: random.Random) -> Iterator[Case]:
 
 
 def labels(world: World, generator: random.Random) -> Iterator[Case]:
-    """labels.jsonl of a labelled set, by what `evaluate` reads it with."""
-    from hashvision.evaluation import labelled as labelled
+    """labels.jsonl of a labelled set, read as `evaluate` reads it."""
+    from hashvision.evaluation import labelled
 
     photo = hostile_photos.encode(hostile_photos.quarters(), "JPEG")
     lines = "\n".join(json.dumps({"image": f"{n}.jpg", "labels": [f"c{n % 2}"]}) for n in range(8))
@@ -226,7 +227,7 @@ def labels(world: World, generator: random.Random) -> Iterator[Case]:
     while True:
         content = lines.encode()
         if generator.random() < 0.2:
-            pass  # as it should be
+            pass  # valid
         elif generator.random() < 0.5:
             content = hostile_photos.mutated(generator, content)
         else:
@@ -241,7 +242,7 @@ def labels(world: World, generator: random.Random) -> Iterator[Case]:
 
 
 def evaluation_photos(world: World, generator: random.Random) -> Iterator[Case]:
-    """Photos of labelled sets, as `evaluate` and `knn.dataset` decode them."""
+    """Photos of labelled sets, decoded as `evaluate` decodes them."""
     from hashvision.evaluation import features
 
     whole = {**hostile_photos.valid(generator), **hostile_photos.odd(generator)}
@@ -306,7 +307,7 @@ LAUGHS = (
 
 
 def dataset_folders(world: World, generator: random.Random) -> Iterator[Case]:
-    """Dataset folders that were tampered with: refused, or each photo comes with its own labels."""
+    """Damaged dataset folders: refused, or each photo comes with its own labels."""
 
     def read(folder: pathlib.Path) -> None:
         for photo, label in _shown(folder):
@@ -345,7 +346,7 @@ def dataset_folders(world: World, generator: random.Random) -> Iterator[Case]:
 
 
 def _shown(folder: pathlib.Path) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-    """(pixels, labels) of two batches, as training reads a dataset."""
+    """(pixels, labels) of the photos in four batches, as training reads a dataset."""
     from hashvision.data import dataset, reader, stream
 
     source = dataset.load(str(folder))
@@ -363,17 +364,17 @@ def _shown(folder: pathlib.Path) -> Iterator[tuple[bytes, tuple[int, ...]]]:
 
 
 def workdirs(world: World, generator: random.Random) -> Iterator[Case]:
-    """Workdirs that were tampered with, by `audit`, and a run that would go on there."""
+    """Damaged workdirs, read by `audit` and by a run that resumes there."""
     from hashvision.data import dataset
-    from hashvision.training import run
+    from hashvision.training.run import claim
 
     listed = world.folder / "list.csv"
     listed.write_text("kind,value,reason,received_at\nid,p3,r,2020\nowner,u1,r,2020\n")
     source = dataset.load(str(world.dataset))
 
-    def go_on(folder: pathlib.Path) -> None:
+    def resume(folder: pathlib.Path) -> None:
         config = recipes.load(DEMO, [f"--config.dataset={world.dataset}"])
-        run.claim(str(folder), config, source.vocabulary, source.manifest)
+        claim(str(folder), config, source.vocabulary, source.manifest)
 
     while True:
         folder = world.copy(world.workdir)
@@ -391,11 +392,11 @@ def workdirs(world: World, generator: random.Random) -> Iterator[Case]:
                 lambda folder=folder: run("audit", f"--removals={listed}", f"--workdir={folder}"),
             )
         else:
-            yield f"go on, {path.name}", lambda folder=folder: go_on(folder)
+            yield f"resume, {path.name}", lambda folder=folder: resume(folder)
 
 
 def overrides(world: World, generator: random.Random) -> Iterator[Case]:
-    """--config.KEY=VALUE of every recipe, by `config`, and by what `train` asks of a config."""
+    """--config.KEY=VALUE for each recipe, read by `config`."""
     recipes = sorted(
         str(path) for path in (REPO / "configs").glob("*.py") if path.name != "base.py"
     )
@@ -415,8 +416,8 @@ def overrides(world: World, generator: random.Random) -> Iterator[Case]:
 
 
 def command_lines(world: World, generator: random.Random) -> Iterator[Case]:
-    """Words in any order behind any command: nothing stray is passed over."""
-    sources = pathlib.Path(program.__file__).parent.glob("*.py")
+    """A stray word anywhere in a command line; it must be refused."""
+    sources = (REPO / "hashvision" / "commands").glob("*.py")
     flags = sorted({
         node.value
         for source in sources
@@ -448,13 +449,13 @@ def command_lines(world: World, generator: random.Random) -> Iterator[Case]:
         def call(argv: list[str] = [command, *words], stray: str = stray) -> None:  # noqa: B006
             run(*argv)
             if not stray.startswith("--") and stray != "-":
-                raise Faulty(f"{stray!r} was passed over")
+                raise Faulty(f"{stray!r} was ignored")
 
         yield command or "nothing", call
 
 
 def outputs(world: World, generator: random.Random) -> Iterator[Case]:
-    """--output of prepare where it must not go; what lies there stays."""
+    """Values of --output that `prepare` must refuse without changing what is there."""
     from hashvision.prepare import pipeline
 
     posts = world.folder / "posts" / "posts.jsonl"
@@ -477,7 +478,7 @@ def outputs(world: World, generator: random.Random) -> Iterator[Case]:
             after = _everything(world.scratch)
             strays = [path.name for path in world.scratch.iterdir() if ":" in path.name]
             if strays:
-                raise Faulty(f"{strays} came into the folder in which the command ran")
+                raise Faulty(f"{strays} appeared in the working folder")
             lost = {path for path, content in before.items() if after.get(path) != content}
             if lost:
                 raise Faulty(f"{sorted(lost)} was changed or deleted")
@@ -556,15 +557,15 @@ PROCESSES = {"environments", "two at once"}  # doors whose cases take seconds; a
 
 
 class Tried(typing.NamedTuple):
-    """What came of the cases of a door."""
+    """The outcomes of a door's cases."""
 
     door: str
     counts: collections.Counter[str]
-    faults: list[tuple[str, str]]  # (case, what was said)
+    faults: list[tuple[str, str]]  # (case, message)
 
 
 def attack(folder: pathlib.Path, cases: dict[str, int], seed: int) -> list[Tried]:
-    """Tries so many cases of each door; the same each time."""
+    """Tries the given number of cases of each door; reproducible from the seed."""
     world, found = World(folder), []
     for door, number in cases.items():
         generator = random.Random(f"{seed} {door}")
@@ -579,7 +580,7 @@ def attack(folder: pathlib.Path, cases: dict[str, int], seed: int) -> list[Tried
 
 
 def table(found: list[Tried]) -> str:
-    """A row a door."""
+    """A Markdown table with a row per door."""
     lines = ["| door | inputs | work | refused in a sentence | faults |", "|---|---|---|---|---|"]
     for door, counts, _ in found:
         row = (door, f"{counts.total():,}", *(f"{counts[what]:,}" for what in OUTCOMES))

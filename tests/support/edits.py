@@ -21,7 +21,8 @@ def encode(image: Image.Image, quality: int = 85) -> bytes:
 
 
 def scaled(image: Image.Image, factor: float) -> Image.Image:
-    return image.resize(tuple(max(16, round(side * factor)) for side in image.size), LANCZOS)
+    width, height = (max(16, round(side * factor)) for side in image.size)
+    return image.resize((width, height), LANCZOS)
 
 
 def squeezed(image: Image.Image, rng: Random) -> Image.Image:
@@ -32,7 +33,8 @@ def cropped(image: Image.Image, rng: Random, shares: np.ndarray | None = None) -
     left, top, right, bottom = rng.uniform(0, 0.1, 4) if shares is None else shares
     width, height = image.size
     box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-    return image.crop(tuple(round(edge) for edge in box))
+    left, top, right, bottom = (round(edge) for edge in box)
+    return image.crop((left, top, right, bottom))
 
 
 def framed(image: Image.Image, rng: Random) -> Image.Image:

@@ -64,7 +64,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     context: ssl.SSLContext
     sessions: dict[str, tuple[str, dict[str, str], bytearray]]
 
-    def log_message(self, *_):
+    def log_message(self, format, *args):
         pass
 
     def do_CONNECT(self):
@@ -222,7 +222,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             host = "https://www.googleapis.com"
             return self._send(200, Location=f"{host}/upload/session/{session}")
         if kind == "multipart":
-            boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
+            boundary = re.findall(r'boundary="?([^";]+)', self.headers["Content-Type"])[0].encode()
             described, media = self.body.split(b"--" + boundary)[1:3]
             name = name or json.loads(described.partition(b"\r\n\r\n")[2])["name"]
             content = media.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
@@ -242,11 +242,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         name, self.query, received = self.sessions[session]
         span = self.headers.get("Content-Range", "bytes */0")  # absent for an empty object
         asked = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", span)
+        assert asked, span
         if asked[1] is not None and int(asked[1]) == len(received):
             received += self.body
         if asked[3] == "*" or len(received) < int(asked[3]):
             return self._send(
-                308, **({"Range": f"bytes=0-{len(received) - 1}"} if received else {})
+                308, b"", **({"Range": f"bytes=0-{len(received) - 1}"} if received else {})
             )
         self._store(name, received)
 
@@ -283,7 +284,7 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def handle_error(self, *_):
+    def handle_error(self, request, client_address):
         pass  # killed clients leave unfinished requests
 
 

@@ -1,7 +1,7 @@
-"""A host of two with four CPUs each, in a mesh that takes them by turns; prints what lies where.
+"""One of two hosts with four CPU devices each, in a mesh that alternates between the hosts.
 
-Its batch is the numbers of its photos in the stream; the coordinator and number of the host come in
-the environment.
+It feeds a batch whose entries are the photos' numbers in the stream, and prints as JSON which of
+them are on its own devices. The environment names the coordinator and the host's number.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A metadata server such as Google's, for tests of what it tells."""
+"""A simulated Google metadata server that announces maintenance events."""
 
 import contextlib
 import http.server
@@ -7,21 +7,21 @@ import threading
 
 @contextlib.contextmanager
 def serving(events):
-    """Yields the address of a server that says one maintenance event after another, then the last.
+    """Yields the address of a server that answers with each of the events in turn, then the last.
 
-    `events` may be changed meanwhile.
+    `events` may change while the server runs.
     """
 
     class Metadata(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            said = "FALSE"
+            answer = "FALSE"
             if self.path.endswith("maintenance-event"):
-                said = events.pop(0) if len(events) > 1 else events[0]
+                answer = events.pop(0) if len(events) > 1 else events[0]
             self.send_response(200 if self.headers["Metadata-Flavor"] == "Google" else 403)
             self.end_headers()
-            self.wfile.write(said.encode())
+            self.wfile.write(answer.encode())
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     server = http.server.HTTPServer(("localhost", 0), Metadata)

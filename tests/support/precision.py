@@ -1,4 +1,4 @@
-"""What products of a jitted function ask of the device, and what TPUs would make of them."""
+"""The precision that a function's matrix products request, and an emulation of it as on TPUs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
-# By how many products of bfloat16 a TPU makes one of float32, at each precision.
+# Number of bfloat16 products that a TPU uses for one float32 product, by precision.
 _PASSES = {None: 1, "DEFAULT": 1, "HIGH": 3, "HIGHEST": 6}
 
 
 def products(jaxpr: Jaxpr) -> Iterator[Any]:
-    """The equations of matrix products and convolutions, those of inner functions included."""
+    """The equations of matrix products and convolutions, including those of inner functions."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in _PRODUCTS:
             yield equation
@@ -22,8 +22,8 @@ def products(jaxpr: Jaxpr) -> Iterator[Any]:
                 yield from products(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
 
 
-def asked(function: Any, *arguments: Any) -> list[str]:
-    """The precision that each product of a function asks for, DEFAULT where it leaves it open."""
+def requested(function: Any, *arguments: Any) -> list[str]:
+    """The precision that each product of a function requests; DEFAULT if it requests none."""
     names = []
     for equation in products(jax.make_jaxpr(function)(*arguments).jaxpr):
         precision = equation.params["precision"]
@@ -33,7 +33,7 @@ def asked(function: Any, *arguments: Any) -> list[str]:
 
 
 def on_tpu(function: Any, *arguments: Any) -> Any:
-    """The function's result, with products of float32 made as a TPU makes them."""
+    """The function's result, with float32 products computed as a TPU computes them."""
     closed = jax.make_jaxpr(function)(*arguments)
     leaves = jax.tree.leaves(arguments)
     found = _evaluated(closed.jaxpr, closed.consts, leaves)
@@ -51,7 +51,7 @@ def _evaluated(jaxpr: Jaxpr, consts: Any, arguments: Any) -> list[Any]:
         if inner is not None and equation.primitive.name in ("jit", "pjit"):
             outputs = _evaluated(inner.jaxpr, inner.consts, inputs)
         elif equation.primitive.name == "dot_general":
-            outputs = [_product(*inputs, equation.params)]
+            outputs = [_product(inputs[0], inputs[1], equation.params)]
         else:
             found = equation.primitive.bind(*inputs, **equation.params)
             outputs = found if equation.primitive.multiple_results else [found]
@@ -60,7 +60,7 @@ def _evaluated(jaxpr: Jaxpr, consts: Any, arguments: Any) -> list[Any]:
 
 
 def _product(left: jax.Array, right: jax.Array, options: dict[str, Any]) -> jax.Array:
-    """The sum of products of bfloat16 parts, largest first, as many as the precision takes."""
+    """The sum of products of bfloat16 parts, largest first, as many as the precision uses."""
     precision = options["precision"]
     name = _name(precision[0] if isinstance(precision, tuple) else precision)
     orders = {1: 1, 3: 2, 6: 3}[_PASSES[name]]  # of parts i and j, i + j < orders
@@ -74,10 +74,10 @@ def _product(left: jax.Array, right: jax.Array, options: dict[str, Any]) -> jax.
 
 
 def _parts(x: jax.Array, count: int) -> list[jax.Array]:
-    """Numbers of bfloat16, as float32, whose sum is nearly x."""
+    """Arrays of bfloat16 values, stored as float32, whose sum is nearly x."""
     found = []
     for _ in range(count):
-        # By its bits: XLA would leave a conversion there and back out.
+        # Rounds the bits, since XLA would remove a conversion to bfloat16 and back.
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & jnp.uint32(0xFFFF0000)
         found.append(jax.lax.bitcast_convert_type(rounded, jnp.float32))

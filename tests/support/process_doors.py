@@ -1,4 +1,4 @@
-"""Doors that only a process of its own comes in by: its environment, and two commands at once."""
+"""The doors of doors.py that need separate processes: environments, and two commands at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Case = tuple[str, Callable[[], typing.Any]]
 
 
 def environments(world: doors.World, generator: random.Random) -> Iterator[Case]:
-    """Commands under environments, folders and outputs that are not as they should be."""
+    """Commands with faulty environments, working folders and outputs."""
     nowhere, file = str(world.folder / "nowhere"), _posts(world)
     demo = f"--config={REPO / 'configs' / 'demo.py'}"
     variables: list[dict[str, str | None]] = [
@@ -48,7 +48,7 @@ def environments(world: doors.World, generator: random.Random) -> Iterator[Case]
         (", ".join(f"{name}={value}" for name, value in each.items()), {"env": _environment(each)})
         for each in variables
     ]
-    for name in ("x", "tpu,x", "cuda"):  # no command but `train` asks JAX for devices
+    for name in ("x", "tpu,x", "cuda"):  # for `train`, which asks JAX for devices
         cases.append((f"JAX_PLATFORMS={name}", {"env": _environment({"JAX_PLATFORMS": name})}))
     cases += [
         ("a full stdout", {"stdout": "/dev/full"}),
@@ -59,7 +59,7 @@ def environments(world: doors.World, generator: random.Random) -> Iterator[Case]
     def call(what: str, given: dict[str, typing.Any]) -> None:
         scratch = _scratch(world)
         commands = {
-            "drawn": ["drawn", f"--output={scratch / 'drawné'}", "--posts=20"],
+            "draw": ["draw", f"--output={scratch / 'drawné'}", "--posts=20"],
             "prepare": _prepare(file, scratch / "seté"),
             "audit": ["audit", f"--removals={_removals(world)}", f"--dataset={world.dataset}"],
             "config": ["config", demo],
@@ -76,13 +76,13 @@ def environments(world: doors.World, generator: random.Random) -> Iterator[Case]
     while True:
         generator.shuffle(cases)
         for described, given in cases:
-            what = generator.choice(("drawn", "prepare", "audit", "config"))
+            what = generator.choice(("draw", "prepare", "audit", "config"))
             what = "train" if described.startswith("JAX") else what
             yield f"{what}, {described}", lambda what=what, given=given: call(what, given)
 
 
 def two_at_once(world: doors.World, generator: random.Random) -> Iterator[Case]:
-    """Two commands on one folder, the first killed at times: what is left is whole, or nothing."""
+    """Two commands on one folder, the first sometimes killed; the output is complete or absent."""
     posts, removals = _posts(world), _removals(world)
 
     def call(first: str, second: str, wait: float, killed: bool) -> None:
@@ -90,7 +90,7 @@ def two_at_once(world: doors.World, generator: random.Random) -> Iterator[Case]:
         output = scratch / "set"
         commands = {
             "prepare": _prepare(posts, output),
-            "drawn": ["drawn", f"--output={output}", "--posts=20"],
+            "draw": ["draw", f"--output={output}", "--posts=20"],
             "audit": ["audit", f"--removals={removals}", f"--dataset={output}", "--verify"],
         }
         one = _start(commands[first])
@@ -105,8 +105,8 @@ def two_at_once(world: doors.World, generator: random.Random) -> Iterator[Case]:
                 _judge(process, what, killed=killed and process is one)
             except UserError as refusal:
                 refusals.append(refusal)
-        # Whoever comes now finds the folder as one of the two left it, and no lock that lasts.
-        done = output.is_dir() and not (first == second == "drawn" or "drawn" in (first, second))
+        # A later command finds the folder as one of the two left it, and no stale lock.
+        done = output.is_dir() and "draw" not in (first, second)
         if done:
             _judge(_start(commands["audit"]), "audit")
         elif first == second == "prepare":
@@ -117,7 +117,7 @@ def two_at_once(world: doors.World, generator: random.Random) -> Iterator[Case]:
         if refusals:
             raise refusals[0]
 
-    pairs = [pair for pair in itertools.product(("prepare", "drawn", "audit"), repeat=2)
+    pairs = [pair for pair in itertools.product(("prepare", "draw", "audit"), repeat=2)
              if pair != ("audit", "audit")]  # fmt: skip
     while True:
         first, second = generator.choice(pairs)
@@ -132,7 +132,7 @@ def _prepare(posts: pathlib.Path, output: pathlib.Path) -> list[str]:
 
 
 def _environment(changes: dict[str, str | None]) -> dict[str, str]:
-    """This process's variables with changes; None: not there."""
+    """This process's environment with changes; None removes a variable."""
     changed = {**os.environ, "PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu", **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
@@ -140,7 +140,7 @@ def _environment(changes: dict[str, str | None]) -> dict[str, str]:
 def _start(
     command: list[str], *, files: int | None = None, **options: typing.Any
 ) -> subprocess.Popen[str]:
-    """Starts a command of ours; at most `files` files may be open at once, where that is given."""
+    """Starts a hashvision command; `files` limits the number of open files."""
     limit = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "--"] if files else []
     options = {"env": _environment({}), "stdout": subprocess.PIPE, **options}
     return subprocess.Popen(
@@ -153,7 +153,7 @@ def _start(
 
 
 def _judge(process: subprocess.Popen[str], what: str, killed: bool = False) -> None:
-    """Waits for a command; raises UserError with what it refused, AssertionError for a fault."""
+    """Waits for a command; raises UserError with its refusal, and AssertionError for a fault."""
     try:
         _, err = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
@@ -170,7 +170,7 @@ def _judge(process: subprocess.Popen[str], what: str, killed: bool = False) -> N
 
 
 def _scratch(world: doors.World) -> pathlib.Path:
-    """An empty folder that anyone may write into."""
+    """An empty folder that everyone may write to."""
     shutil.rmtree(world.scratch, ignore_errors=True)
     world.scratch.mkdir()
     world.scratch.chmod(0o777)
@@ -178,7 +178,7 @@ def _scratch(world: doors.World) -> pathlib.Path:
 
 
 def _posts(world: doors.World) -> pathlib.Path:
-    """Posts of a few photos, one with a tag that is not ASCII."""
+    """A dump of four posts, each with a tag that is not ASCII."""
     posts = world.folder / "a few" / "posts.jsonl"
     if not posts.exists():
         posts.parent.mkdir()

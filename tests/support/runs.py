@@ -1,4 +1,4 @@
-"""Runs of the real loop as processes of their own: started, watched, and what they leave read."""
+"""Starts training runs as processes, waits for them, and reads what they write; for tests."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def get_config():
     config.swav.queue = 32
     config.swav.queue_start = 4
     config.swav.frozen_steps = 2
-    # Gentle, so that hosts that add up in another order stay within some 1e-6 of one another.
+    # Low, so that the rounding of other numbers of hosts changes losses by about 1e-6 only.
     config.optimizer.learning_rate = 0.02
     return config
 """
@@ -62,14 +62,14 @@ WITH_TINY = """
 import sys
 
 import tiny
-from hashvision.commands import main as program
+from hashvision.commands.main import main
 
-sys.exit(program.main())
+sys.exit(main())
 """
 
 
 def make(folder):
-    """Puts a dataset and tiny configs, beside a copy of the schema, into a folder; returns it."""
+    """Writes a dataset and recipes of tiny networks, with a copy of base.py, into a folder."""
     datasets.write(folder / "dataset")
     (folder / "base.py").write_text((REPO / "configs" / "base.py").read_text())
     (folder / "tiny.py").write_text(TINY)
@@ -85,7 +85,7 @@ def start(
     place,
     run,
     *overrides,
-    verb="train",
+    command="train",
     dataset="dataset",
     config="tiny",
     environment=(),
@@ -93,17 +93,17 @@ def start(
     largest_file=None,
     **options,
 ):
-    """Starts `train` as a user does, or another verb with its flags; further options are Popen's.
+    """Starts `train`, or another command with its flags; `options` go to Popen.
 
-    No file may grow beyond `largest_file` kB where that is given: what a full disk is like.
+    If `largest_file` is given, no file may grow beyond that many kB, as on a full disk.
     """
-    if verb != "train":  # which no config tells of the tiny network
+    if command != "train":  # reads no recipe, which would add the tiny network
         program = (place / "with_tiny.py",)
     limit = ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "--"] if largest_file else []
-    command = [*limit, sys.executable, *program, verb, f"--workdir={place / run}"]
-    if verb == "train":
-        command += [f"--config={place / config}.py", f"--config.dataset={place / dataset}"]
-    command += overrides
+    words = [*limit, sys.executable, *program, command, f"--workdir={place / run}"]
+    if command == "train":
+        words += [f"--config={place / config}.py", f"--config.dataset={place / dataset}"]
+    words += overrides
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
@@ -112,7 +112,7 @@ def start(
         **dict(environment),
     }
     return subprocess.Popen(
-        command,
+        words,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -123,7 +123,7 @@ def start(
 
 
 def start_hosts(place, run, hosts, *overrides, only=None, environment=(), **options):
-    """Starts a run of several hosts, each a process with a group of its own; returns them."""
+    """Starts a run of several hosts, each a process in its own process group."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -142,7 +142,7 @@ def start_hosts(place, run, hosts, *overrides, only=None, environment=(), **opti
 
 
 def kill_host(process):
-    """Ends a host as a power cut does: what trains and what watches, with no notice."""
+    """Kills a host's training and watching processes with SIGKILL, as a power cut does."""
     os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -167,7 +167,7 @@ def all_finish(processes):
 
 
 def until(process, path, step):
-    """Waits until the run has told of `step`, and no longer than it takes to fail."""
+    """Waits until metrics.jsonl has a line of `step` or later; fails if the process ends first."""
     end = time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:
         if path.exists() and any(
@@ -202,13 +202,13 @@ def same(place, one, other):
 
 
 def newest_checkpoint(place, run):
-    """The folder of the newest whole checkpoint, or None."""
+    """The folder of the newest complete checkpoint, or None."""
     found = [path for path in (place / run).glob("checkpoints/*") if path.name.isdigit()]
     return max(found, key=lambda path: int(path.name), default=None)
 
 
 def difference(one, other):
-    """The largest difference of two trees of arrays, each as a share of its largest entry."""
+    """The largest difference of two trees of arrays, relative to each array's largest entry."""
     shares = [
         float(np.max(np.abs(a.astype(float) - b)) / max(np.max(np.abs(a)), 1e-12))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -226,7 +226,7 @@ def refused(place, run, *overrides, **options):
 
 
 def killed_and_restarted(place, run, config):
-    """Kills a run at step 17 as the system would, with no notice, and runs it to its end."""
+    """Kills a run at step 17 with SIGKILL, then resumes it to its end."""
     process = start(place, run, config=config)
     until(process, place / run / "metrics.jsonl", 17)
     process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Drawn arrays, and the 8 simulated devices they lie on, for tests of the layers."""
+"""Random arrays, and their placement on the 8 simulated devices, for tests of the layers."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ from hashvision.models import layers
 
 
 def drawn(name: str, *shape: int) -> np.ndarray:
-    """Numbers in [-1, 1), float32."""
+    """Random numbers in [-1, 1), float32, keyed by `name`."""
     return weights_rule.uniform(name, int(np.prod(shape))).reshape(shape).astype(np.float32)
 
 
@@ -30,7 +30,7 @@ def replicated(mesh: jax.sharding.Mesh, tree: Any) -> Any:
 
 
 def flops(compiled: Any) -> float:
-    """Operations of one device."""
+    """FLOPs of a compiled program on one device."""
     return compiled.cost_analysis()["flops"]
 
 

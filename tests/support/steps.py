@@ -1,4 +1,4 @@
-"""Small train steps of both objectives on simulated devices, and what has to be equal."""
+"""Small training steps of both objectives on simulated devices, and checks of their results."""
 
 import functools
 import itertools
@@ -13,14 +13,14 @@ from hashvision.pixels.augment import Augmentation
 from hashvision.pixels.crops import Crops, cut
 from hashvision.training import optim, sharding, state
 
-# Two stages, the second scanned; small, since each sharding is a compilation of its own.
+# Two stages, the second scanned; small, since each sharding needs its own compilation.
 MODEL = RegNetY(RegNetParameters(4, 16, 8.0, 2.0, 8))
 SMALLEST = RegNetY(RegNetParameters(2, 8, 8.0, 2.0, 8))
 CLASSES, BATCH, SIDE, STEPS = 24, 32, 16, 10
 
 
-# Milder than SwAV's own, and learning more slowly: with those a perturbation of 1e-7 grows to a
-# percent in ten steps, on one device too.
+# Softer codes and a lower learning rate than SwAV's own: with those, a perturbation of 1e-7 grows
+# to a percent in ten steps, even on one device.
 SWAV = swav.Settings(
     batch_size=BATCH, prototypes=24, temperature=0.3, epsilon=0.2, iterations=3, assigned=2,
     frozen_steps=2, queue=2, queue_start=3, augmentation=Augmentation(1.0, 0.2, 0.5),
@@ -32,7 +32,7 @@ def build(data, fsdp, model=MODEL, average=0.0, side=SIDE, name="hashtag", parts
     mesh = sharding.make_mesh(fsdp, jax.devices()[: data * fsdp])
     groups = Groups(photos, BATCH // parts // photos) if photos else None
     if name == "swav":
-        model = SMALLEST if model is MODEL else model  # it goes through the network twice
+        model = SMALLEST if model is MODEL else model  # SwAV applies the network twice
     trunk = from_module(model.clone(norm_groups=groups))
     if name == "hashtag":
         objective = hashtag.objective(trunk, CLASSES)
@@ -56,12 +56,12 @@ def build(data, fsdp, model=MODEL, average=0.0, side=SIDE, name="hashtag", parts
 
 
 def batches():
-    """Photos of four coloured quarters each: noise alone looks the same to a network everywhere."""
+    """Photos of four coloured quarters; pure noise would look the same everywhere to a network."""
     rng = np.random.default_rng(0)
     for _ in range(STEPS):
         quarters = rng.integers(0, 216, (BATCH, 2, 2, 3)).repeat(SIDE // 2, 1).repeat(SIDE // 2, 2)
         noise = rng.integers(0, 40, quarters.shape)
-        batch = {"photos": (quarters + noise).astype(np.uint8)}
+        batch: dict[str, np.ndarray] = {"photos": (quarters + noise).astype(np.uint8)}
         batch["shape"] = rng.integers(SIDE // 2, SIDE + 1, (BATCH, 2), np.int32)
         labels = [rng.choice(CLASSES, 3, replace=False) for _ in range(BATCH)]
         batch["labels"] = np.stack(labels).astype(np.int32)
@@ -82,7 +82,7 @@ def losses(data, fsdp, steps=STEPS, **options):
 
 
 def same_as_alone(single, data, fsdp, name):
-    """Ten steps on a mesh of 8 give the losses and parameters that one device gave.
+    """Asserts that ten steps on a mesh of 8 give the losses and parameters of one device.
 
     Args:
       single: what `losses(1, 1, name=name)` returned.
@@ -91,14 +91,14 @@ def same_as_alone(single, data, fsdp, name):
       name: of the objective.
 
     Returns:
-      the final states of the mesh and of the one device.
+      The final states on the mesh and on one device.
     """
     wanted, alone = single
     values, final = losses(data, fsdp, name=name)
     np.testing.assert_allclose(values, wanted, rtol=1e-5)
-    assert np.ptp(values) > 0.01  # it does learn
+    assert np.ptp(values) > 0.01  # the network learns
     for a, b in zip(jax.tree.leaves(final.params), jax.tree.leaves(alone.params), strict=True):
-        features = b.shape[-1]  # a may be stored with zeros beyond them
+        features = b.shape[-1]  # `a` may be padded with zeros
         np.testing.assert_allclose(a[..., :features], b, rtol=1e-3, atol=1e-4)
         assert not a[..., features:].any()
     return final, alone
@@ -106,18 +106,18 @@ def same_as_alone(single, data, fsdp, name):
 
 @functools.cache
 def whole(name):
-    """Losses and state after four steps of whole batches on one device, BatchNorm by 8 photos."""
+    """Losses and state after four steps of whole batches on one device, 8 photos per BatchNorm."""
     return losses(1, 1, steps=4, model=SMALLEST, name=name, photos=8)
 
 
 def parts_change_nothing(name, data, fsdp, parts):
-    """A batch in parts, on so many devices, moves parameters and statistics as the whole does."""
+    """Asserts that accumulating over parts updates the state as a whole batch does."""
     values, final = losses(data, fsdp, steps=4, model=SMALLEST, name=name, photos=8, parts=parts)
     wanted, after = whole(name)
     np.testing.assert_allclose(values, wanted, rtol=2e-6)
     for name, found in {"params": final.params, **final.extra}.items():
         expected = {"params": after.params, **after.extra}[name]
-        # Embeddings, the last of all to be computed, have gathered the most rounding.
+        # Embeddings are computed last and accumulate the most rounding.
         tolerance = 2e-5 if name == "queue" else 2e-6
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)

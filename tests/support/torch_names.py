@@ -1,4 +1,4 @@
-"""Where each parameter of a PyTorch network lies in ours, under the three namings in use."""
+"""Maps the parameters of PyTorch networks, in three naming schemes, to those of our networks."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ class Naming(NamedTuple):
     """How one library names the modules of one family."""
 
     stem: dict[str, str]  # module -> ours
-    block: str  # expression before a block's modules; its groups are the stage (from 1) and block
+    block: str  # regex before a block's modules; its groups are the stage (from 1) and the block
     first: int  # the number of a stage's first block
     modules: dict[str, str]  # module within a block -> ours
 
@@ -71,16 +71,16 @@ class Place(NamedTuple):
     """A leaf of our variables, and the index of its block if the leaf stacks a scanned stage."""
 
     path: tuple[str, ...]
-    index: int | None
+    block: int | None
 
 
 def place(naming: Naming, name: str) -> Place:
-    """Where the tensor called `name` in PyTorch lies in our variables.
+    """The place in our variables of the tensor that PyTorch calls `name`.
 
     A stage's first block is `first`; the others are stacked on axis 0 of `rest`.
 
     Raises:
-      KeyError: the naming knows no such tensor.
+      KeyError: the naming has no such tensor.
     """
     module, leaf = name.rsplit(".", 1)
     block = re.match(naming.block, module + ".")
@@ -102,8 +102,8 @@ def place(naming: Naming, name: str) -> Place:
 def layout(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
     """A PyTorch tensor in the layout of our leaf at `path`.
 
-    Convolutions go from (D, C, h, w) to (h, w, C, D); the squeeze-and-excitation's 1x1 ones become
-    the (C, D) of a dense layer; vectors stay.
+    Convolutions go from (D, C, h, w) to (h, w, C, D). The 1x1 convolutions of
+    squeeze-and-excitation become the (C, D) kernels of dense layers. Vectors stay unchanged.
     """
     if tensor.ndim < 4:
         return tensor
@@ -115,7 +115,7 @@ def variables(naming: Naming, tensors: Mapping[str, np.ndarray]) -> dict[str, An
     """Our variables {"params": ..., "batch_stats": ...} from PyTorch's tensors by name.
 
     Raises:
-      KeyError: the naming does not know one of the tensors, or a scanned stage lacks a block.
+      KeyError: the naming lacks one of the tensors, or a scanned stage lacks a block.
     """
     leaves: dict[tuple[str, ...], Any] = {}
     stacks: dict[tuple[str, ...], dict[int, np.ndarray]] = {}

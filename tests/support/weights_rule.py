@@ -1,7 +1,7 @@
-"""Weights drawn from their PyTorch names, so that goldens need not hold them; for both sides.
+"""Weights drawn from their PyTorch names, for JAX and PyTorch, so that goldens need not store them.
 
-The bits are Philox's own (a published algorithm) and the rest is exact arithmetic, because NumPy
-promises the stream of no `Generator` method across versions.
+The random bits come from Philox (a published algorithm), and the rest is exact arithmetic, because
+NumPy does not promise that the streams of `Generator` methods stay the same across versions.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ import numpy as np
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The parameter or statistic called `name`, float32, in PyTorch's layout.
 
-    No value is one that an initializer would give, so that every parameter matters: convolutions
-    uniform with variance 2 / fan-in (the input's scale survives a ReLU), BatchNorm scales in
-    [0.8, 1.2), biases and running means in [-0.2, 0.2), running variances in [0.8, 2.8) (above 1,
-    or the activations' variance would double with each residual block).
+    The values differ from those of initializers, so that every parameter matters. Convolutions are
+    uniform with variance 2 / fan-in, which keeps the scale through a ReLU. BatchNorm scales are in
+    [0.8, 1.2), biases and running means in [-0.2, 0.2), and running variances in [0.8, 2.8): below
+    1 on average, the activations' variance would double with each residual block.
     """
     unit = uniform(name, math.prod(shape)).reshape(shape)
     if name.endswith("running_var"):
@@ -36,5 +36,5 @@ def uniform(name: str, count: int) -> np.ndarray:
 
 
 def images(name: str, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Images (B, H, W, 3), float32, with about the scale of normalised photos."""
+    """Images (B, H, W, 3), float32, with roughly the scale of normalised photos."""
     return (1.7 * uniform(name, math.prod(shape)).reshape(shape)).astype(np.float32)
