@@ -20,7 +20,9 @@ def join_hosts(folder: str, config: Config) -> int | None:
     place, settings = hosts.place(), config.hosts
     if place and not hosts.watched():
         command = [sys.executable, *sys.orig_argv[1:]]
-        return hosts.watch(place, folder, command, settings.join, settings.lost)
+        return hosts.watch(
+            place, folder, command, join_seconds=settings.join, lost_seconds=settings.lost
+        )
     if place:
-        hosts.join(place, settings.join, settings.lost)
+        hosts.join(place, join_seconds=settings.join, lost_seconds=settings.lost)
     return None

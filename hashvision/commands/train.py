@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int | None:
 
     workdir, place = arguments.workdir, hosts.place()
     if place and place.host == 0 and not hosts.watched():
-        with run.held(workdir):  # refuses a workdir in use before changing anything in it
+        with run.lock(workdir):  # refuses a workdir in use before changing anything in it
             pass
     code = join_hosts(workdir, config)
     if code is not None:

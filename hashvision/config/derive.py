@@ -37,13 +37,13 @@ def total_steps(config: Config, epoch_length: float) -> int:
     return max(1, math.ceil(config.epochs * epoch_length / config.batch_size))
 
 
-def keep(config: Config, epoch_length: float, began: Mapping[str, Any]) -> list[str]:
+def keep(config: Config, epoch_length: float, frozen: Mapping[str, Any]) -> list[str]:
     """Sets the keys of OPEN as the run began with them, and config.epoch_length, in place.
 
     Args:
       config: of the run.
       epoch_length: photos per epoch of the dataset, used if nothing else sets it.
-      began: the config that the run began with, by dotted key; empty for a new run.
+      frozen: the config that the run began with, by dotted key; empty for a new run.
 
     Returns:
       The lines to print: what was kept, and whether this dataset has another epoch length.
@@ -52,10 +52,10 @@ def keep(config: Config, epoch_length: float, began: Mapping[str, Any]) -> list[
     for key in OPEN:
         group, _, name = key.rpartition(".")
         holder: Any = config[group] if group else config
-        if holder[name] is None and began.get(key) is not None:
-            holder[name] = began[key]
+        if holder[name] is None and frozen.get(key) is not None:
+            holder[name] = frozen[key]
             if holder is not config:
-                kept.append(f"{key}={began[key]:.6g}")
+                kept.append(f"{key}={frozen[key]:.6g}")
     lines = [f"Kept from the start of the run: {', '.join(kept)}."] if kept else []
     if config.epoch_length is None:
         config.epoch_length = epoch_length

@@ -68,7 +68,7 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
     return _module(config).from_config(config, classes, platform)
 
 
-def fill(config: Config, epoch_length: float, began: Mapping[str, Any] | None = None) -> list[str]:
+def fill(config: Config, epoch_length: float, frozen: Mapping[str, Any] | None = None) -> list[str]:
     """Sets in place what a config leaves open: the epoch's length and the objective's settings.
 
     A run that resumes keeps what it began with. Otherwise a setting depends on the batch and the
@@ -77,7 +77,7 @@ def fill(config: Config, epoch_length: float, began: Mapping[str, Any] | None = 
     Args:
       config: of hashvision/config/schema.py.
       epoch_length: photos of an epoch of the dataset.
-      began: the config that the run began with, by dotted key, if it resumes.
+      frozen: the config that the run began with, by dotted key, if it resumes.
 
     Returns:
       A line for each setting: its value and the reason.
@@ -85,7 +85,7 @@ def fill(config: Config, epoch_length: float, began: Mapping[str, Any] | None = 
     Raises:
       UserError: settings do not go together.
     """
-    lines = derive.keep(config, epoch_length, began or {})
+    lines = derive.keep(config, epoch_length, frozen or {})
     return lines + _module(config).fill(config, config.epoch_length)
 
 

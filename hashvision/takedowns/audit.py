@@ -284,13 +284,13 @@ def audit_run(workdir: str, listed: removals.RemovalList, given: str | None = No
 
 def _intervals(workdir: str, end: int, given: str | None) -> list[replay.Interval]:
     """Returns the intervals of a run up to step `end`, in order."""
-    folder, manifest = run.seen(workdir)
+    folder, manifest = run.last_dataset(workdir)
     last = {
         "dataset": folder,
         "fingerprint": datasets.fingerprint(manifest),
         "keep_copies_of_removed": False,
     }
-    starts = [{**last, **start} for start in run.starts_of(workdir)]
+    starts = [{**last, **start} for start in run.starts(workdir)]
     if not starts or starts[0]["step"] > 0:  # by an earlier version, without lists
         nothing = {kind: [] for kind in removals.KINDS}
         starts = [{**last, "step": 0, "removed": nothing}, *starts]

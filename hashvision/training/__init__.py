@@ -1,1 +1,1 @@
-"""One loop for every objective: mesh, optimiser, state, checkpoints, metrics."""
+"""Training: one loop for all objectives, with mesh, optimiser, state, checkpoints and metrics."""

@@ -1,7 +1,7 @@
-"""Saving and restoring the training state; the only place that imports Orbax.
+"""Saves and restores the training state; the only file that imports Orbax.
 
-Beside each state lie fingerprints of its arrays, computed where the arrays are. What is restored
-must have them again, so that no damage on the way to disk and back passes for a state.
+Each checkpoint holds fingerprints of its arrays, computed on the devices before the save. Restored
+arrays must have the same fingerprints, so that damage on the way to disk and back is detected.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from hashvision.training import run
 from hashvision.training.state import State, averaged
 
 Tree = dict[str, Any]
-Place = tuple[str, ...]  # keys, from a tree's root on
+TreePath = tuple[str, ...]  # keys from the root of a tree
 
 
 # The folders of a checkpoint.
@@ -38,25 +38,25 @@ _FINGERPRINTS = "fingerprints"
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: saved asynchronously, the newest few and the best kept."""
+    """The checkpoints of a workdir; the newest few and the best one are kept."""
 
     def __init__(
-        self, workdir: str, keep: int = 3, best: str = "loss", read_only: bool = False
+        self, workdir: str, *, keep: int = 3, best: str = "loss", read_only: bool = False
     ) -> None:
-        """Opens or makes WORKDIR/checkpoints.
+        """Opens WORKDIR/checkpoints, or makes it.
 
         Args:
           workdir: of the run.
-          keep: how many of the newest to keep.
-          best: the metric whose lowest value marks the checkpoint that is kept besides.
-          read_only: only restore; leaves alone what a run beside this one is writing.
+          keep: number of newest checkpoints to keep.
+          best: the metric whose lowest value marks the best checkpoint, which is kept as well.
+          read_only: only restore, and leave files alone that a running run is writing.
         """
         self._workdir = storage.absolute(workdir)
         self.path = os.path.join(self._workdir, "checkpoints")
         self._damaged = os.path.join(self._workdir, "damaged")
         self._read_only = read_only
         if storage.is_remote(self.path):
-            _treat_buckets_as_flat()
+            _assume_flat_namespace()
         policies = [
             preservation_policy.LatestN(keep),
             preservation_policy.BestN(
@@ -67,7 +67,7 @@ class Checkpoints:
             ),
         ]
         verbosity = logging.get_verbosity()
-        if read_only:  # Orbax would warn that what is opened so cannot be written
+        if read_only:  # Orbax would warn that a read-only manager cannot save
             logging.set_verbosity(logging.ERROR)
         try:
             self._manager = ocp.CheckpointManager(
@@ -90,10 +90,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
-        """Copies the state off the devices and writes it in the background.
+        """Copies the state off the devices before it returns, and writes it in the background.
 
         Raises:
-          UserError: this one, or the one before, cannot be written.
+          UserError: this checkpoint or the one before cannot be written.
         """
         found = {name: int(value) for name, value in _fingerprints(_leaves(state)).items()}
         arguments = ocp.args.Composite(
@@ -107,38 +107,38 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-            if jax.process_count() > 1 and not _is_of_storage(error):
-                raise  # a host that is lost shows here too
-            # Not asked of Orbax, which would wait for hosts that are at their next step.
+            if jax.process_count() > 1 and not _is_storage_error(error):
+                raise  # a lost host raises here too
+            # Orbax's own list would wait for the other hosts, which are at their next step.
             steps = run.checkpoints(self._workdir)
-            last = f"that of step {steps[-1]:,} is the last whole one" if steps else "none is there"
+            last = f"the last complete one is of step {steps[-1]:,}" if steps else "there is none"
             raise UserError(
-                f"A checkpoint cannot be written to {self.path} ({_cause(error)}); {last}: see that"
-                " there is space and that the folder may be written, and the same command goes on."
+                f"A checkpoint cannot be written to {self.path} ({_cause(error)}; {last}); free"
+                " space there or allow writing to the folder, and run the same command again."
             ) from error
 
     def _steps(self) -> list[int]:
-        """The steps on disk, newest first."""
+        """The steps of the checkpoints on disk, newest first."""
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 
     def restore(self, abstract: State) -> State:
-        """Reads the newest state, onto the shardings of `abstract` whatever mesh wrote it.
+        """Reads the newest state onto the shardings of `abstract`, whatever mesh wrote it.
 
-        A checkpoint that is damaged is named, moved to WORKDIR/damaged (unless read only), and the
-        one before it read.
+        If a checkpoint is damaged, a line names it, it is moved to WORKDIR/damaged (unless read
+        only), and the one before it is read.
 
         Args:
-          abstract: shapes, dtypes and shardings.
+          abstract: shapes, dtypes and shardings of the state.
 
         Raises:
-          UserError: there is none, or its arrays have other names or shapes.
+          UserError: there is no checkpoint, or its arrays have other names or shapes.
         """
-        return self._newest(lambda step: self._restored(abstract, step))
+        return self._read_newest(lambda step: self._restore_state(abstract, step))
 
-    def _newest(self, read: Callable[[int], Any]) -> typing.Any:
-        """What `read` makes of the newest step that it finds whole."""
-        self.wait()  # a checkpoint has its name from the moment its save begins
+    def _read_newest(self, read: Callable[[int], Any]) -> typing.Any:
+        """Calls `read` with each step, newest first, until one can be read; returns its result."""
+        self.wait()  # a checkpoint has its final name as soon as its save starts
         steps = self._steps()
         for step in steps:
             error = None
@@ -146,49 +146,50 @@ class Checkpoints:
                 found = read(step)
             except UserError:
                 raise
-            except Exception as whatever:  # storage raises what it likes on broken bytes
+            except Exception as whatever:  # damaged files raise errors of many types
                 error, found = whatever, None
             if _all_hosts(error is None):
                 return found
-            self._pass_over(step, _cause(error) if error else "another host cannot read it")
+            self._set_aside(step, _cause(error) if error else "another host cannot read it")
         left = "only damaged checkpoints; train into a new --workdir."
         none = "no checkpoint; train first with `python -m hashvision train`."
         raise UserError(f"{self.path} holds {left if steps else none}")
 
-    def _restored(self, abstract: State, step: int) -> State:
+    def _restore_state(self, abstract: State, step: int) -> State:
         found = self._metadata(step)
-        old = _is_former(found)
+        old = _has_former_names(found)
         if old:
-            abstract = _renamed(abstract, _FORMER)
-        alone = abstract.average != () and _is_of_parameters_alone(found["average"])
-        if alone:  # its parameters were evaluated with the statistics of the last step
+            abstract = _rename(abstract, _FORMER)
+        without_statistics = abstract.average != () and _lacks_statistics(found["average"])
+        if without_statistics:
             abstract = abstract._replace(average=abstract.average["params"])
         _check(found, abstract, os.path.join(self.path, str(step)))
         arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)})
         restored = typing.cast(State, self._manager.restore(step, args=arguments)[_STATE])
         self._verify(step, restored)
         if old:
-            restored = _renamed(restored, {former: name for name, former in _FORMER.items()})
-        if alone:
+            restored = _rename(restored, {former: name for name, former in _FORMER.items()})
+        if without_statistics:  # such an average was evaluated with the last step's statistics
             extra = jax.tree.map(jnp.copy, restored.extra)
             restored = restored._replace(average=averaged(restored.average, extra))
         return restored
 
     def _metadata(self, step: int) -> Any:
-        """Shapes and dtypes of what was saved."""
+        """Shapes and dtypes of a saved state."""
         return self._manager.item_metadata(step)[_STATE].tree
 
     def _verify(self, step: int, restored: Any) -> None:
-        """Sees that arrays are those that were saved, by their names in the state."""
+        """Raises ValueError if a restored array is not the one that was saved under its name."""
         if not storage.is_folder(os.path.join(self.path, str(step), _FINGERPRINTS)):
-            return  # written before there were any
+            return  # an earlier version, without fingerprints, wrote it
         arguments = ocp.args.Composite(**{_FINGERPRINTS: ocp.args.JsonRestore()})
         saved = self._manager.restore(step, args=arguments)[_FINGERPRINTS]
         for name, value in _fingerprints(_leaves(restored)).items():
             if int(value) != saved[name]:
                 raise ValueError(f"{name} is not what was saved")
 
-    def _pass_over(self, step: int, cause: str) -> None:
+    def _set_aside(self, step: int, cause: str) -> None:
+        """Moves a damaged checkpoint away, unless read only, and prints a line."""
         where = "left where it is"
         if not self._read_only:
             where = f"moved to {self._damaged}"
@@ -198,42 +199,41 @@ class Checkpoints:
                 moved = os.path.join(self._damaged, name)
                 storage.move(os.path.join(self.path, str(step)), moved)
             _all_hosts(True)
-            self._manager.reload()  # or it would take the step for saved
+            self._manager.reload()  # else the manager would think that the step is saved
         if jax.process_index() == 0:
             print(f"The checkpoint of step {step:,} is damaged, {where} ({cause}).", flush=True)
 
     def restore_network(self, abstract: Tree, *part: str) -> tuple[int, Tree]:
-        """Reads what is to be evaluated of the newest whole state, and nothing else.
+        """Reads only the arrays of the newest state that evaluation needs.
 
         Args:
-          abstract: as state.averaged has it, {"params", "trunk"}: shapes, dtypes and shardings.
-          part: of the parameters: "trunk" for the network alone, whatever objective trained it.
+          abstract: shapes, dtypes and shardings of {"params", "trunk"}, as state.averaged has them.
+          part: keys of a part of the parameters: "trunk" for the trunk alone.
 
         Returns:
-          The step, and the arrays: the moving average's where there is one.
+          The step and the arrays: those of the moving average if there is one.
 
         Raises:
           UserError: there is no checkpoint, or it is of another network.
         """
-        return self._newest(lambda step: (step, self._restored_network(abstract, part, step)))
+        return self._read_newest(lambda step: (step, self._restore_part(abstract, part, step)))
 
-    def _restored_network(self, abstract: Tree, part: Place, step: int) -> Tree:
+    def _restore_part(self, abstract: Tree, part: TreePath, step: int) -> Tree:
         found = self._metadata(step)
-        params, statistics = _evaluated(found)
-        places = {"params": (*params, *part), "trunk": statistics}
+        params, statistics = _paths_to_evaluate(found)
+        paths = {"params": (*params, *part), "trunk": statistics}
 
         def taken(tree: Tree) -> Tree:
             return {
-                name: functools.reduce(operator.getitem, place, tree)
-                for name, place in places.items()
+                name: functools.reduce(operator.getitem, path, tree) for name, path in paths.items()
             }
 
         _check(taken(found), abstract, os.path.join(self.path, str(step)))
         wanted: Tree = {}
-        for name, (*groups, last) in places.items():
+        for name, (*groups, last) in paths.items():
             group = functools.reduce(lambda tree, key: tree.setdefault(key, {}), groups, wanted)
             group[last] = abstract[name]
-        # All else is left where it lies; the manager would want the whole state.
+        # The manager can only restore the whole state.
         arguments = ocp.args.PyTreeRestore(
             wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
@@ -244,30 +244,30 @@ class Checkpoints:
         return taken(restored)
 
     def wait(self) -> None:
-        """Returns when all saves are on disk.
+        """Waits until all saves are on disk.
 
         Raises:
-          UserError: one cannot be written.
+          UserError: a checkpoint cannot be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
+        """Waits for saves in progress and closes the manager."""
         self._manager.close()
 
 
-# Names that statistics had in earlier checkpoints.
+# Names of statistics in checkpoints of earlier versions.
 _FORMER = {"trunk": "batch_stats", "head": "head_stats"}
 
 
-def _is_former(found: Tree) -> bool:
-    """Whether a checkpoint has its statistics by their former names."""
+def _has_former_names(found: Tree) -> bool:
+    """Whether a checkpoint has its statistics under their former names."""
     return _FORMER["trunk"] in found["extra"]
 
 
-def _renamed(state: State, names: Mapping[str, str]) -> State:
-    """The state with members of `extra` and `average` called otherwise."""
+def _rename(state: State, names: Mapping[str, str]) -> State:
+    """Renames members of `extra` and `average`."""
 
     def renamed(tree: Any) -> Any:
         if not isinstance(tree, dict):
@@ -280,25 +280,25 @@ def _renamed(state: State, names: Mapping[str, str]) -> State:
     return state._replace(extra=renamed(state.extra), average=average)
 
 
-def _evaluated(found: Tree) -> tuple[Place, Place]:
-    """Where a checkpoint has the parameters and statistics that state.evaluated would return."""
-    statistics = _FORMER["trunk"] if _is_former(found) else "trunk"
+def _paths_to_evaluate(found: Tree) -> tuple[TreePath, TreePath]:
+    """The paths of the parameters and statistics that state.evaluated would return."""
+    statistics = _FORMER["trunk"] if _has_former_names(found) else "trunk"
     if not found["average"]:
         return ("params",), ("extra", statistics)
-    if _is_of_parameters_alone(found["average"]):
+    if _lacks_statistics(found["average"]):
         return ("average",), ("extra", statistics)
     return ("average", "params"), ("average", statistics)
 
 
-def _is_of_parameters_alone(average: Any) -> bool:
-    """Whether a moving average was saved before it held the trunk's statistics too."""
+def _lacks_statistics(average: Any) -> bool:
+    """Whether a moving average is of an earlier version, which averaged parameters only."""
     return bool(average) and not {"params"} < average.keys()
 
 
-def _treat_buckets_as_flat() -> None:
-    """Lets Orbax take all buckets for flat, which a hierarchical one can pass for.
+def _assume_flat_namespace() -> None:
+    """Makes Orbax treat every bucket as one without a hierarchical namespace, which always works.
 
-    It would ask by the package google-cloud-storage, which nothing else here needs.
+    To find out, it would need the package google-cloud-storage, which nothing else here needs.
     """
     try:
         importlib.import_module("google.cloud.storage")
@@ -307,7 +307,7 @@ def _treat_buckets_as_flat() -> None:
 
 
 def _all_hosts(true: bool) -> bool:
-    """Whether it is true on all hosts; they wait for each other."""
+    """Whether a condition holds on all hosts; waits for all of them."""
     if jax.process_count() == 1:
         return true
     return bool(np.all(multihost_utils.process_allgather(np.array(true))))
@@ -315,10 +315,10 @@ def _all_hosts(true: bool) -> bool:
 
 @jax.jit
 def _fingerprints(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """For each array the sum, modulo 2^32, of its bits times odd numbers that differ by place.
+    """The sum of each array's bits times 2 i + 1, modulo 2^32, i being the element's flat index.
 
-    Adding is exact whatever the order, so every mesh finds the same numbers, and no array is moved
-    between devices for it.
+    Integer addition is exact in any order, so the result does not depend on the mesh, and no array
+    moves between devices.
     """
 
     def fingerprint(x: jax.Array) -> jax.Array:
@@ -333,12 +333,12 @@ def _fingerprints(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: fingerprint(x) for name, x in leaves.items()}
 
 
-def _is_of_storage(error: Exception) -> bool:
+def _is_storage_error(error: Exception) -> bool:
     return isinstance(error, OSError) or "writing" in str(error)  # TensorStore's "Error writing"
 
 
 def _cause(error: Exception) -> str:
-    """The first line of an error, without the pages of settings that follow in the same."""
+    """The first line of an error, without the settings that TensorStore and Orbax append."""
     return str(error).split("\n")[0].split(" [tensorstore_spec")[0].split(" See full")[0][:300]
 
 
@@ -359,12 +359,12 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check(found: Any, abstract: Any, path: str) -> None:
-    """Says in one sentence what does not fit, where Orbax would raise a page."""
-    there, wanted = _shapes(found), _shapes(abstract)
-    for name in sorted(there.keys() | wanted.keys()):
-        if there.get(name) != wanted.get(name):
+    """Raises UserError for the first array whose shape differs; Orbax's message is a page long."""
+    saved, wanted = _shapes(found), _shapes(abstract)
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
             raise UserError(
                 f"The checkpoint {path} does not fit this config: {name} is"
-                f" {there.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; use the"
+                f" {saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; use the"
                 " config it was trained with, or another --workdir."
             )

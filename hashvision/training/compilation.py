@@ -10,14 +10,14 @@ import jax
 def use_cache() -> None:
     """Caches compiled programs for this user, so that the next run on this machine starts sooner.
 
-    A compiled program is code. So the cache is never in a folder that others may write to, or in
-    one that is copied between machines, such as a workdir. Without a safe folder nothing is cached,
-    and a line says why.
+    A compiled program is code. So the cache is never in a folder that others may write to, nor in
+    one that is copied between machines, such as a workdir. If there is no safe folder, nothing is
+    cached and a line says why.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user has chosen
         return
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # which the specification has ignored
+    if not os.path.isabs(base):  # the XDG specification says to ignore relative paths
         base = os.path.join(os.path.expanduser("~"), ".cache")
     folder = os.path.join(base, "hashvision", "compiled")
     try:
@@ -31,7 +31,7 @@ def use_cache() -> None:
 
 
 def _not_private(folder: str) -> str | None:
-    """Makes a folder and its parent; returns why they are not this user's alone, or None."""
+    """Makes a folder and its parent; returns why others could write to them, or None."""
     if not os.path.isabs(folder):
         return "this user has no home folder"
     parent = os.path.dirname(folder)

@@ -1,4 +1,4 @@
-"""The one training loop: from the last checkpoint to the last step, whatever is being learnt."""
+"""The training loop, for all objectives: from the newest checkpoint to the last step."""
 
 import contextlib
 import time
@@ -21,8 +21,8 @@ from hashvision.training.progress import Progress, say
 from hashvision.training.state import State, evaluated
 
 Predict = Callable[[np.ndarray], tuple[Any, Any]]
-# Measures the network in training: (predict, resolution, step) -> scalars in [0, 1]. `predict` maps
-# photos uint8 (B, R, R, 3), R the resolution, to features and scores.
+# Evaluates the network during training: (predict, resolution R, step) -> scalars in [0, 1].
+# `predict` maps photos uint8 (B, R, R, 3) to features and scores.
 Evaluate = Callable[[Predict, int, int], dict[str, float]]
 
 
@@ -35,29 +35,29 @@ def train(
     """Trains to the config's last step, from the newest whole checkpoint in `workdir`.
 
     A run may resume on another dataset with the same classes, or, if its objective needs no tags,
-    on any dataset. Its length and what followed from the first dataset stay the same: epochs are
-    counted in photos of the first. The records of a step follow from (seed, step) and the present
-    dataset, so the run enters that endless stream where it would be by now.
+    on any dataset. Its length and the settings derived from the first dataset stay the same, and an
+    epoch keeps the number of photos of the first. The records of a step depend on (seed, step) and
+    the present dataset, so the run continues in the new dataset's stream at its present step.
 
-    SIGTERM to any host, or an announced maintenance, makes all hosts save at the same step and
-    return. In a thread other than the main one only maintenance does. WORKDIR/metrics.jsonl has all
-    metrics of the run.
+    SIGTERM to any host, or announced maintenance, makes all hosts save at the same step and return.
+    If `train` runs outside the main thread, it reacts to maintenance only. WORKDIR/metrics.jsonl
+    has all metrics of the run.
 
     Args:
       config: of hashvision/config/schema.py.
       workdir: made if it does not exist.
-      evaluate: called every config.evaluate_every steps, before the first and after the last.
+      evaluate: called every config.evaluate_every steps, before the first step, and after the last.
       removed: photos to leave out.
 
     Returns:
       Whether the last step is done.
 
     Raises:
-      UserError: a setting does not fit, another run uses the workdir, the loss is no longer finite,
-        nothing is learnt, too much of the dataset is broken, or a checkpoint cannot be written.
+      UserError: a setting does not fit, another run uses the workdir, the loss is not finite, the
+        run learns nothing, too much of the dataset is broken, or a checkpoint cannot be written.
     """
     sharding.find_devices()
-    with contextlib.nullcontext() if jax.process_index() else run.held(workdir):
+    with contextlib.nullcontext() if jax.process_index() else run.lock(workdir):
         return _train(config, workdir, evaluate, removed)
 
 
@@ -67,12 +67,12 @@ def _train(
     photos, names = start.open_stream(config, removed)
     source = photos.dataset
     config = config.copy_and_resolve_references()
-    for line in objectives.fill(config, photos.epoch_length, run.began(workdir)):
+    for line in objectives.fill(config, photos.epoch_length, run.frozen_config(workdir)):
         say(line)
     built = program.build(config, len(source.class_counts), photos.epoch_length)
     classes = run.claim(workdir, config, source.vocabulary, source.manifest)
     compilation.use_cache()
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     try:
         state = start.first_state(config, built, checkpoints)
         run.note_start(workdir, int(state.step), names)
@@ -120,7 +120,7 @@ def _steps(
                 asked = time.perf_counter()
                 try:
                     batch = next(batches)
-                except UserError:  # too much is broken; what was learnt before is kept
+                except UserError:  # too many broken records; keep what was learnt so far
                     _save_before(step, first, state, checkpoints, progress, config)
                     raise
                 waited = time.perf_counter() - asked
@@ -150,7 +150,7 @@ def _save_before(
 ) -> None:
     """Saves the state that step `step` would have started from, unless it is saved already."""
     saved = (step - 1) % config.checkpoint.every == 0
-    # Several hosts go back to the last checkpoint instead: the others do not know of the error.
+    # Several hosts return to the last checkpoint, since the others do not know of the error.
     if jax.process_count() == 1 and step - 1 > first and not saved:
         checkpoints.save(step - 1, state, progress.mean_loss())
 

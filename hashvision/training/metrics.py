@@ -15,8 +15,9 @@ _EVERY = 60.0  # seconds between two uploads
 class MetricsWriter:
     """Writes scalars to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
-    A run that resumes at step s first deletes the lines of later steps, so that each step is there
-    once. In a bucket the file is uploaded every minute, before each checkpoint and at the end.
+    A run that resumes after step s first deletes the lines of later steps, so that no step is in
+    the file twice. A file in a bucket is uploaded every minute, before each checkpoint, and at the
+    end.
     """
 
     def __init__(self, workdir: str, step: int) -> None:
@@ -49,7 +50,7 @@ class MetricsWriter:
             self._stored, self._time = len(self._lines), time.monotonic()
 
     def close(self) -> None:
-        """Writes what is left and closes the files."""
+        """Writes the remaining lines and closes the files."""
         self.flush()
         if self._file:
             self._file.close()

@@ -1,4 +1,4 @@
-"""Optimisers and schedules as the papers' tables state them: SGD with Nesterov momentum, LARC."""
+"""The optimisers (SGD with Nesterov momentum, LARC, AdamW) and learning-rate schedules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,20 +20,20 @@ def schedule(
     halvings: int = 10,
     warmup_start: float = 0.0,
 ) -> Schedule:
-    """Learning rate of each step: linear warm-up to `peak`, then what `kind` says.
+    """The learning rate by step: linear warm-up to `peak`, then the given kind of schedule.
 
-    cosine falls to final * peak along half a cosine (SwAV, SWAG); halving halves `halvings` times
-    at even distances (WSL: 10 to 20 halvings); constant stays, and so does plateau, which the
-    optimiser halves by what the loss does (SEER, for data without end).
+    cosine falls to final * peak along half a cosine (SwAV, SWAG). halving halves the rate
+    `halvings` times, evenly spaced (WSL: 10 to 20 halvings). constant keeps the peak. plateau keeps
+    it too here; `build` makes the optimiser halve it when the loss stops falling (SEER, for endless
+    data).
 
     Args:
       kind: cosine, halving, constant or plateau.
       peak: the learning rate after warm-up, already scaled by the batch.
       total_steps: steps of the whole run.
-      warmup_steps: steps W of the warm-up, from a rate r that no step takes: step s of them takes
-        r + (peak - r) (s + 1) / W.
-      final: the last learning rate as a share of the peak.
-      halvings: for halving only.
+      warmup_steps: W; step s of the warm-up, from 0, has the rate r + (peak - r) (s + 1) / W.
+      final: the last learning rate as a share of the peak (cosine).
+      halvings: number of halvings (halving).
       warmup_start: r, or the peak if that is lower.
 
     Returns:
@@ -41,7 +41,7 @@ def schedule(
     """
 
     def rate(step: Any) -> jax.Array:
-        # Floats: a plan of a billion photos may have more steps than an int32 counts.
+        # float32, since a plan may have more steps than int32 can count.
         step = jnp.asarray(step, jnp.float32)
         done = jnp.clip(
             (step - float(warmup_steps)) / max(float(total_steps - warmup_steps), 1), 0.0, 1.0
@@ -60,29 +60,29 @@ def schedule(
 
 
 def is_kernel(path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at `path` is a kernel: neither a bias nor BatchNorm's scale."""
+    """Whether the parameter at `path` is a kernel, not a bias or a BatchNorm scale."""
     return path[-1].key == "kernel"
 
 
 def is_stacked(path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at `path` holds a layer a row, stacked for a scan (convnet.py)."""
+    """Whether the parameter at `path` stacks a stage's equal layers for a scan (convnet.py)."""
     return any(getattr(key, "key", None) == "rest" for key in path)
 
 
 def kernels_only(params: Any) -> Any:
-    """The weight-decay mask that leaves out biases and BatchNorm, by name rather than by rank."""
+    """The mask that limits weight decay to kernels; by name, since stacking changes ranks."""
     return jax.tree_util.tree_map_with_path(lambda path, _: is_kernel(path), params)
 
 
 def scale_by_larc(
     weight_decay: float, trust: float = 0.001, epsilon: float = 1e-8
 ) -> optax.GradientTransformation:
-    """LARC with clipping off, which SwAV and SEER call LARS, before momentum.
+    """LARC without clipping, which SwAV and SEER call LARS; applied before momentum.
 
-    g' = trust |p| / (|g| + wd |p| + eps) (g + wd p), of every parameter, BatchNorm and biases too;
-    where |p| or |g| is 0, g' = g (NVIDIA apex's LARC, which the authors used). The learning rate
-    stays outside the momentum trace, unlike in `optax.lars`. Layers stacked for a scan each have
-    their own norms.
+    g' = trust |p| / (|g| + wd |p| + eps) (g + wd p) for every parameter p with gradient g, biases
+    and BatchNorm included; g' = g if |p| or |g| is 0. This is LARC of NVIDIA apex, which the
+    authors used. The learning rate stays outside the momentum trace, unlike in `optax.lars`. Each
+    layer of a stacked parameter has its own norms.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -116,13 +116,13 @@ def build(
     Args:
       name: sgd, larc or adamw.
       rate: step -> learning rate.
-      weight_decay: of kernels (larc: of all), added to the gradient before momentum, as in
-        PyTorch's SGD; for adamw decoupled (Loshchilov and Hutter 2019).
+      weight_decay: of kernels (larc: of all parameters), added to the gradient before momentum, as
+        in PyTorch's SGD; decoupled for adamw (Loshchilov and Hutter 2019).
       momentum: in [0, 1); adamw's beta 1.
-      nesterov: for sgd.
-      clip: largest global norm of the gradients; 0 leaves them.
-      plateau_steps: above 0, the learning rate is halved whenever the loss, averaged over so many
-        steps, has not fallen three times running; updates are then given the loss as `value`.
+      nesterov: whether sgd uses Nesterov momentum.
+      clip: largest global norm of the gradients; 0 does not clip.
+      plateau_steps: if above 0, the learning rate is halved when the loss, averaged over this many
+        steps, has not fallen three times in a row; `update` then needs the loss as `value`.
     """
     steps = [optax.clip_by_global_norm(clip)] if clip else []
     if name == "sgd":
@@ -151,7 +151,7 @@ def build(
 
 
 def plateau_scale(opt_state: Any) -> jax.Array:
-    """What the plateaus so far have scaled the learning rate by: float32 scalar, 1 without any."""
+    """The factor of the learning rate after the plateaus so far: float32 scalar, 1 without any."""
 
     def is_plateau(node: Any) -> bool:
         return isinstance(node, optax.contrib.ReduceLROnPlateauState)

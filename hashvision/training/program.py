@@ -1,4 +1,4 @@
-"""A config turned into what runs: mesh, objective, shapes of the state, and the jitted step."""
+"""Builds a config's program: mesh, objective, shapes of the state, and the jitted functions."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from hashvision.training import optim, sharding, state
 
 
 class Program(NamedTuple):
-    """A training run before it has data or memory."""
+    """What a training run executes; holds no data and no memory on devices."""
 
     mesh: Mesh
     objective: Objective
@@ -31,7 +31,7 @@ class Program(NamedTuple):
 
 
 class EvaluationProgram(NamedTuple):
-    """What evaluation needs of a run: no optimiser and no queue."""
+    """The part of a program that evaluation needs, without optimiser and queue."""
 
     mesh: Mesh
     init: Callable[[jax.Array], dict[str, Any]]
@@ -127,7 +127,7 @@ def build_evaluation(
 def initial_state(program: Program | EvaluationProgram, seed: int) -> Any:
     """What program.init returns for a seed, on the program's devices."""
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
-    # It runs once, so time that XLA for CPU would spend on making it fast is lost.
+    # It runs only once, so optimising it would cost XLA for CPU more time than it saves.
     on_cpu = program.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     init = jax.jit(program.init, out_shardings=shardings, compiler_options=options)

@@ -1,15 +1,16 @@
-"""How the hosts of a run hear of each other: each tells the first host, which tells the others.
+"""Heartbeats between the hosts of a run: each reports to the first host, which tells the others.
 
-Every second a host sends the first one line over TCP, to the port after the coordinator's. The
-answer lists the hosts that are not simply alive. So 128 hosts send 128 messages a second, and none
-to storage. WORKDIR/hosts.json holds the port and a token that changes with each start: the first
-host listens only to those who can read the workdir. JAX's own port beside it asks for no token.
+Every second each host sends one line over TCP to the first host, at the port after the
+coordinator's. The answer lists the hosts that have ended, are silent or have not joined. So 128
+hosts send 128 messages per second, and none to storage. WORKDIR/hosts.json holds the port and a
+token that changes with each start, so the first host answers only those who can read the workdir.
+JAX's own port beside it requires no token.
 
-JAX's coordination service has heartbeats and a key-value store, but they do not do here (seen with
-JAX 0.10). It aborts its clients, which are all processes, when one of them dies, and tells the
-number of that one in a page of text; when the coordinator dies or one does not join, it aborts them
-and names nobody. The key-value store is not a public API, opens once all have joined, and ends with
-the coordinator.
+JAX's coordination service has heartbeats and a key-value store, but they do not suffice (as of JAX
+0.10). When a process dies, the service aborts all others, and names the dead one only within a page
+of text. When the coordinator dies or a process does not join, it aborts them without naming any.
+The key-value store is not a public API, opens only once all have joined, and ends with the
+coordinator.
 """
 
 import abc
@@ -28,19 +29,19 @@ from collections.abc import Callable, Mapping
 
 from hashvision import storage
 
-AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
-BEAT = 1.0  # seconds
-GOES_ON = "the same command on all hosts goes on"
+AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command resumes the run
+BEAT = 1.0  # seconds between two heartbeats
+RESUME = "run the same command on all hosts to resume"
 
-_ABORTED = -6  # SIGABRT: JAX ends so when it finds that another host is gone
-_LATE = 3 * BEAT  # seconds of silence from which on a host is told of, by the first
-_LAST_WORD = 5.0  # seconds to hand it over, at most, and of silence before nobody is there to hear
-_LOOK = 3 * BEAT  # seconds between two looks at WORKDIR/hosts.json, until the first host answers
-_WAIT = 5.0  # seconds for a connection and each of its messages
+_ABORTED = -6  # SIGABRT: JAX aborts with it when it finds that another host is gone
+_LATE = 3 * BEAT  # seconds of silence after which the first host tells the others
+_LAST_REPORT = 5.0  # seconds to deliver the last report; a host silent for longer is not waited for
+_LOOKUP = 3 * BEAT  # seconds between two reads of hosts.json, until the first host answers
+_WAIT = 5.0  # seconds to wait for a connection, and for each of its messages
 _BACKLOG = 1024  # connections that may wait to be accepted
-_LINE = 1024  # bytes of what a host says, at most
-_ANSWER = 1 << 20  # bytes of what it is told, at most
-# What a connection, a file or a message may raise that is broken or not of this run.
+_LINE = 1024  # largest report in bytes
+_ANSWER = 1 << 20  # largest answer in bytes
+# Raised for a connection, file or message that is broken or does not belong to this run.
 _BROKEN = (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
@@ -52,61 +53,66 @@ class Place(typing.NamedTuple):
     host: int
 
 
-class Said(typing.NamedTuple):
-    """What is known of a host."""
+class Status(typing.NamedTuple):
+    """What is known about a host."""
 
     machine: str
-    silent: float = 0.0  # seconds since it was heard
-    code: int | None = None  # how its training ended; None while it runs
-    ended: float = 0.0  # seconds since that was heard first
+    silent: float = 0.0  # seconds since its last report
+    code: int | None = None  # exit code of its training; None while it runs
+    ended: float = 0.0  # seconds since it first reported that code
 
 
-class Roll:
-    """The hosts that were heard, and when."""
+class Reports:
+    """The last report of each host, and when it arrived."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nobody has been heard yet; `clock` gives seconds."""
+        """Starts without any report; `clock` returns seconds."""
         self._clock, self._lock = clock, threading.Lock()
-        self._heard: dict[int, tuple[str, float, int | None, float]] = {}
+        self._last: dict[int, tuple[str, float, int | None, float]] = {}
 
-    def hear(self, host: int, machine: str, code: int | None) -> None:
-        """Notes that a host has spoken; of codes the first counts, until it trains again."""
+    def add(self, host: int, machine: str, code: int | None) -> None:
+        """Records a report; the first exit code counts until the host trains again."""
         with self._lock:
             now = self._clock()
-            _, _, before, since = self._heard.get(host, ("", now, None, now))
+            _, _, before, since = self._last.get(host, ("", now, None, now))
             if code is None or before is None:
                 before, since = code, now
-            self._heard[host] = machine, now, before, since
+            self._last[host] = machine, now, before, since
 
-    def known(self) -> dict[int, Said]:
-        """All that were heard."""
+    def known(self) -> dict[int, Status]:
+        """The status of each host that has reported."""
         with self._lock:
             now = self._clock()
             return {
-                host: Said(machine, now - heard, code, now - since)
-                for host, (machine, heard, code, since) in self._heard.items()
+                host: Status(machine, now - heard, code, now - since)
+                for host, (machine, heard, code, since) in self._last.items()
             }
 
 
-def lost(
+def find_lost(
     place: Place,
-    known: Mapping[int, Said],
+    known: Mapping[int, Status],
+    *,
     waited: float,
     join_seconds: float,
     lost_seconds: float,
     failed: bool = False,
     trouble: str = "",
 ) -> tuple[str, int] | None:
-    """Says which other host is not there, if one is not, and with which code to end for it.
+    """Finds another host that is lost, so that this host must end too.
 
     Args:
       place: which host this is.
-      known: of the hosts that were heard.
+      known: the hosts that have reported.
       waited: seconds since this host started.
-      join_seconds: how long another may take to appear.
-      lost_seconds: how long one that was there may be silent.
-      failed: whether training failed here. Those that stop to go on, or that JAX aborts, follow it.
-      trouble: why nobody was heard, if that is so.
+      join_seconds: how long another host may take to appear.
+      lost_seconds: how long a host may be silent after it appeared.
+      failed: whether training failed on this host. Then hosts that exit with AGAIN or are aborted
+        by JAX are its consequence.
+      trouble: why no host has been heard, if that is so.
+
+    Returns:
+      A sentence that names the host and the exit code for this host, or None if all are alive.
     """
     why = f" ({trouble})" if trouble else ""
     for host in range(place.hosts):
@@ -115,73 +121,84 @@ def lost(
         name = f"host {host} of {place.hosts}"
         if host not in known:
             if waited > join_seconds:
-                return f"{name} did not join within {join_seconds:g} s{why}; {GOES_ON}", AGAIN
+                return f"{name} did not join within {join_seconds:g} s{why}; {RESUME}", AGAIN
             continue
         machine, silent, code, ended = known[host]
         name += f" ({machine})"
         if code is None and silent > lost_seconds:
-            return f"{name} has been silent for {lost_seconds:g} s; {GOES_ON}", AGAIN
+            return f"{name} has been silent for {lost_seconds:g} s; {RESUME}", AGAIN
         if code == 2:
-            return f"{name} cannot go on, and its own words say why", 2
+            return f"{name} stopped with an error; see that host's log", 2
         if failed and code in (AGAIN, _ABORTED):
             continue
-        # One that stopped to go on has agreed on that with this one, which needs its time.
+        # A host that exits with AGAIN has agreed on it with this one, which may need more time.
         patience = lost_seconds if code == AGAIN else 2 * BEAT
         if code not in (None, 0) and ended > patience:
-            return f"{name} ended with code {code}; {GOES_ON}", AGAIN
+            return f"{name} ended with code {code}; {RESUME}", AGAIN
     return None
 
 
 class Pulse(abc.ABC):
-    """What this host says of itself and hears of the others; `First` and `Other` know how."""
+    """Sends this host's reports and receives those of the others."""
 
-    trouble = ""  # why nobody has been heard, if that is so
+    trouble = ""  # why no other host has been heard, if that is so
 
     def __init__(self, place: Place) -> None:
-        """Says nothing yet."""
+        """Sends nothing yet."""
         self.place, self._machine = place, socket.gethostname()
         self._start = time.monotonic()
 
     @abc.abstractmethod
     def beat(self, code: int | None) -> None:
-        """Says that this host is alive, or how its training ended."""
+        """Reports that this host is alive, or the exit code of its training."""
 
     @abc.abstractmethod
-    def known(self) -> Mapping[int, Said]:
-        """What is known of the hosts that were heard."""
+    def known(self) -> Mapping[int, Status]:
+        """The status of each host that has reported."""
 
     @abc.abstractmethod
     def end(self, code: int) -> None:
-        """Says the last word, and waits some seconds at most for it to be heard."""
+        """Sends the last report, and waits up to 5 s until it is delivered."""
 
     def lost(
         self, join_seconds: float, lost_seconds: float, failed: bool = False
     ) -> tuple[str, int] | None:
-        """See the function of the same name."""
-        waited = time.monotonic() - self._start
-        known, trouble = self.known(), self.trouble
-        return lost(self.place, known, waited, join_seconds, lost_seconds, failed, trouble)
+        """Finds a lost host; see `find_lost`."""
+        return find_lost(
+            self.place,
+            self.known(),
+            waited=time.monotonic() - self._start,
+            join_seconds=join_seconds,
+            lost_seconds=lost_seconds,
+            failed=failed,
+            trouble=self.trouble,
+        )
 
 
 def start(place: Place, workdir: str) -> Pulse:
-    """Begins to listen, on the first host, or to speak to it.
+    """Starts to listen on the first host, or to report to it on another.
 
     Raises:
-      OSError: the first host cannot write WORKDIR/hosts.json, or can open no port.
+      OSError: the first host cannot write WORKDIR/hosts.json or open a port.
     """
     path = os.path.join(workdir, "hosts.json")
-    return Other(place, path) if place.host else First(place, path)
+    return OtherHost(place, path) if place.host else FirstHost(place, path)
 
 
-class First(Pulse):
-    """The first host, which the others speak to."""
+class FirstHost(Pulse):
+    """The pulse of the first host, which receives the reports of the others."""
 
     def __init__(self, place: Place, path: str) -> None:
-        """Opens the port behind the coordinator's, or any where that is taken, and tells of it."""
+        """Opens the port after the coordinator's, or a free one if that is in use.
+
+        Args:
+          place: which host this is.
+          path: of WORKDIR/hosts.json, which tells the others the port.
+        """
         super().__init__(place)
-        self.messages = 0  # that were answered
-        self._roll, self._token = Roll(), secrets.token_hex(16)
-        self._told: dict[int, float] = {}  # when each host was answered last
+        self.messages = 0  # number of reports answered
+        self._reports, self._token = Reports(), secrets.token_hex(16)
+        self._answered: dict[int, float] = {}  # when each host was last answered
         self.beat(None)
         try:
             listening = _listen(int(place.coordinator.rpartition(":")[2]) + 1)
@@ -192,24 +209,24 @@ class First(Pulse):
         self._server = self._loop.run_until_complete(serving)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        told = {"port": listening.getsockname()[1], "token": self._token}
-        storage.write(path, json.dumps(told))
+        address = {"port": listening.getsockname()[1], "token": self._token}
+        storage.write(path, json.dumps(address))
 
     def beat(self, code: int | None) -> None:
-        """Notes it for the others to hear."""
-        self._roll.hear(self.place.host, self._machine, code)
+        """Records the report, for the answers to the others."""
+        self._reports.add(self.place.host, self._machine, code)
 
-    def known(self) -> Mapping[int, Said]:
-        """What is known of the hosts that were heard."""
-        return self._roll.known()
+    def known(self) -> Mapping[int, Status]:
+        """The status of each host that has reported."""
+        return self._reports.known()
 
     def end(self, code: int) -> None:
-        """Stays until those that are there have heard the last word."""
+        """Records the last report and stays until the other live hosts have received it."""
         self.beat(code)
         now = time.monotonic()
-        while time.monotonic() - now < _LAST_WORD and any(
-            said.code is None and said.silent < _LAST_WORD and self._told.get(host, 0) < now
-            for host, said in self.known().items()
+        while time.monotonic() - now < _LAST_REPORT and any(
+            each.code is None and each.silent < _LAST_REPORT and self._answered.get(host, 0) < now
+            for host, each in self.known().items()
         ):
             time.sleep(BEAT / 10)
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
@@ -223,37 +240,37 @@ class First(Pulse):
         for task in answering:
             task.cancel()
         await asyncio.gather(*answering, return_exceptions=True)
-        await asyncio.sleep(0)  # in which their connections are closed
+        await asyncio.sleep(0)  # lets their connections close
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers one line; whoever does not know the token is not answered."""
+        """Answers a report of one line, if it starts with the token."""
         with contextlib.suppress(*_BROKEN), contextlib.closing(writer):
             line = await asyncio.wait_for(reader.readline(), _WAIT)
-            token, _, said = line.partition(b" ")
+            token, _, report = line.partition(b" ")
             if hmac.compare_digest(token, self._token.encode()):
-                host, machine, code = json.loads(said)
+                host, machine, code = json.loads(report)
                 now = time.monotonic()
                 writer.write(self._answer(host, machine, code))
                 await asyncio.wait_for(writer.drain(), _WAIT)
-                self._told[host] = now
+                self._answered[host] = now
 
     def _answer(self, host: int, machine: str, code: int | None) -> bytes:
-        """What is said of the hosts that are not simply alive; null of those not yet heard."""
+        """The status of hosts that ended or are silent, and null for those not yet heard."""
         if not 0 < host < self.place.hosts:
             raise ValueError(host)
-        self._roll.hear(host, machine, code)
+        self._reports.add(host, machine, code)
         self.messages += 1
         known = self.known()
-        told = {
+        unusual = {
             other: known.get(other)
             for other in range(self.place.hosts)
             if other not in known or known[other].code is not None or known[other].silent > _LATE
         }
-        return json.dumps([self._machine, told]).encode()
+        return json.dumps([self._machine, unusual]).encode()
 
 
 def _listen(port: int) -> socket.socket:
-    """A socket on all addresses of the machine, as JAX's coordinator has one."""
+    """Opens a socket on all addresses of the machine, as JAX's coordinator does."""
     if socket.has_dualstack_ipv6():
         with contextlib.suppress(OSError):  # IPv6 may be switched off
             return socket.create_server(
@@ -262,11 +279,11 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server(("", port), backlog=_BACKLOG)
 
 
-class Other(Pulse):
-    """A host that speaks to the first."""
+class OtherHost(Pulse):
+    """The pulse of a host that reports to the first one."""
 
     def __init__(self, place: Place, path: str) -> None:
-        """Says nothing yet.
+        """Sends nothing yet.
 
         Args:
           place: which host this is.
@@ -276,58 +293,58 @@ class Other(Pulse):
         self._path, self._host = path, place.coordinator.rpartition(":")[0].strip("[]")
         self._port, self._token = 0, ""
         self._looked = self._answered = -math.inf
-        self._others: dict[int, Said] = {}
+        self._others: dict[int, Status] = {}
 
     def beat(self, code: int | None) -> None:
-        """Tells the first host, and hears from it of the others."""
-        if not self._others and time.monotonic() - self._looked > _LOOK:
-            self._look()
+        """Reports to the first host, and receives the status of the others."""
+        if not self._others and time.monotonic() - self._looked > _LOOKUP:
+            self._look_up_address()
         if not self._token:
             return
-        said = json.dumps([self.place.host, self._machine, code])
+        report = json.dumps([self.place.host, self._machine, code])
         try:
             with socket.create_connection((self._host, self._port), _WAIT) as connection:
-                connection.sendall(f"{self._token} {said}\n".encode())
+                connection.sendall(f"{self._token} {report}\n".encode())
                 with connection.makefile("rb") as file:
-                    machine, told = json.loads(file.read(_ANSWER))
-            others = {host: Said("") for host in range(self.place.hosts)}
-            for host, found in told.items():
+                    machine, unusual = json.loads(file.read(_ANSWER))
+            others = {host: Status("") for host in range(self.place.hosts)}
+            for host, found in unusual.items():
                 if found is None:
                     del others[int(host)]
                 else:
-                    others[int(host)] = Said(*found)
+                    others[int(host)] = Status(*found)
             self._others = {**others, 0: others[0]._replace(machine=machine)}
         except _BROKEN as error:
-            self._blame(f"{self._host}:{self._port} does not answer: {error}")
+            self._set_trouble(f"{self._host}:{self._port} does not answer: {error}")
             return
         self._answered, self.trouble = time.monotonic(), ""
 
-    def known(self) -> Mapping[int, Said]:
-        """What was told last; of the first host itself its silence since."""
+    def known(self) -> Mapping[int, Status]:
+        """The hosts as of the last answer; the first host counts as silent since then."""
         since = time.monotonic() - self._answered
         known = {
-            host: said._replace(ended=said.ended + since) for host, said in self._others.items()
+            host: each._replace(ended=each.ended + since) for host, each in self._others.items()
         }
         if known:
             known[0] = known[0]._replace(silent=known[0].silent + since)
         return known
 
     def end(self, code: int) -> None:
-        """Says the last word until the first host has heard it."""
+        """Repeats the last report until the first host has answered, for up to 5 s."""
         now = time.monotonic()
-        while self._answered < now and time.monotonic() - now < _LAST_WORD:
+        while self._answered < now and time.monotonic() - now < _LAST_REPORT:
             self.beat(code)
             time.sleep(BEAT / 10)
 
-    def _look(self) -> None:
-        """Reads where the first host listens, which an earlier start may have written."""
+    def _look_up_address(self) -> None:
+        """Reads where the first host listens; the file may be from an earlier start."""
         self._looked = time.monotonic()
         try:
-            said = json.loads(storage.read(self._path))
-            self._port, self._token = int(said["port"]), str(said["token"])
+            address = json.loads(storage.read(self._path))
+            self._port, self._token = int(address["port"]), str(address["token"])
         except _BROKEN as error:
-            self._blame(f"{self._path} cannot be read: {error}")
+            self._set_trouble(f"{self._path} cannot be read: {error}")
 
-    def _blame(self, trouble: str) -> None:
+    def _set_trouble(self, trouble: str) -> None:
         if not self._others:
             self.trouble = trouble

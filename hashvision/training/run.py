@@ -1,6 +1,6 @@
-"""What lies in a workdir beside checkpoints: the frozen config, vocabulary and dataset seen.
+"""The files of a workdir besides its checkpoints: config, vocabulary, dataset and removal notes.
 
-What only reads it, such as `audit`, needs no JAX.
+Only functions that write import JAX, so `audit`, which reads, works without it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _DATASET = "dataset.json"
 _REMOVED = "removed.jsonl"
 _AGAIN = "copy it again from where the run was, or train into a new --workdir"
 
-# Keys that may differ when a run goes on: they change neither the model, nor what it is shown.
+# Keys, and groups of keys, that a run may change when it resumes.
 _FREE = (
     "dataset",
     "epochs",
@@ -57,12 +57,12 @@ def _missing(workdir: str) -> str:
 
 
 def _config(workdir: str) -> dict[str, Any]:
-    """The frozen config as today's schema has it."""
+    """The config of the run, upgraded to the present schema."""
     return upgrade.upgrade(_load(workdir, "config.json"), os.path.join(workdir, "config.json"))
 
 
-def began(workdir: str) -> dict[str, Any] | None:
-    """The frozen config of the run in `workdir`, by dotted key; None where none has begun."""
+def frozen_config(workdir: str) -> dict[str, Any] | None:
+    """The config that the run in `workdir` began with, by dotted key; None before its start."""
     if not storage.exists(os.path.join(workdir, "config.json")):
         return None
     return schema.flat(_config(workdir))
@@ -74,27 +74,27 @@ def claim(
     vocabulary: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> np.ndarray | None:
-    """Makes `workdir` that of this run, or checks that it already is.
+    """Writes the config, vocabulary and dataset of a new run, or checks that they fit the old one.
 
-    The vocabulary stays the one that the run began with; the dataset may be another each time.
+    The vocabulary stays the one that the run began with; the dataset may be another at each start.
 
     Args:
       workdir: of the run.
-      config: with nothing left open (presets.fill).
+      config: complete: objectives.fill has set what the recipe leaves open.
       vocabulary: of the dataset.
       manifest: of the dataset.
 
     Returns:
-      int32 (K,), for each class of the dataset its number in the run; None where the objective
-      needs no classes.
+      int32 (K,), the run's class number of each class of the dataset; None if the objective needs
+      no classes.
 
     Raises:
-      UserError: the workdir holds a run of other classes or with other settings.
+      UserError: the workdir holds a run with other classes or other settings.
     """
     import jax
 
     frozen = json.loads(json.dumps(config.to_dict()))
-    text, before = json.dumps(vocabulary, ensure_ascii=False), began(workdir)
+    text, before = json.dumps(vocabulary, ensure_ascii=False), frozen_config(workdir)
     known = vocabulary if before is None else _vocabulary(workdir)
     numbers = None
     if OBJECTIVES[config.objective.name].needs_tags:
@@ -109,23 +109,23 @@ def claim(
                     f" set --config.{key} back, or train into a new --workdir."
                 )
     if jax.process_index():
-        return numbers  # the first host writes what is the same on all
-    seen = {
+        return numbers  # the first host writes for all
+    note = {
         "dataset": storage.absolute(config.dataset),
         "manifest": manifest,
-        "vocabulary": hashlib.sha256(text.encode()).hexdigest(),  # of that beside this
+        "vocabulary": hashlib.sha256(text.encode()).hexdigest(),  # of the workdir's vocabulary
     }
     for name, content in (
         (dataset.VOCABULARY, text),
-        (_DATASET, json.dumps(seen, ensure_ascii=False, indent=1)),
-        ("config.json", json.dumps(frozen, indent=1)),  # last: a workdir with a config is whole
+        (_DATASET, json.dumps(note, ensure_ascii=False, indent=1)),
+        ("config.json", json.dumps(frozen, indent=1)),  # last: its presence means that all is there
     ):
         storage.write(os.path.join(workdir, name), content)
     return numbers
 
 
 def _vocabulary(workdir: str) -> dict[str, Any]:
-    """The vocabulary that a run began with, whose order numbers the classes of its network."""
+    """The vocabulary that a run began with; its order gives the class numbers of the network."""
     path = os.path.join(workdir, dataset.VOCABULARY)
     text = documents.read(path, _missing(workdir))
     vocabulary = documents.parse(path, text, _AGAIN)
@@ -133,35 +133,35 @@ def _vocabulary(workdir: str) -> dict[str, Any]:
     noted = {}
     if storage.exists(os.path.join(workdir, _DATASET)):
         noted = _load(workdir, _DATASET)
-    # Runs of earlier versions hold no digest.
+    # Runs of earlier versions noted no digest.
     if noted.get("vocabulary") not in (None, hashlib.sha256(text).hexdigest()):
         raise UserError(
-            f"{path} is not as `train` wrote it, so nothing tells which class is which; copy it"
-            " again from where the run began."
+            f"{path} has changed since `train` wrote it, so the network's classes are unknown; copy"
+            " it again from where the run began."
         )
     return vocabulary
 
 
-def held(workdir: str) -> locks.Lock:
-    """WORKDIR/lock, to hold while a run writes there; of several hosts the first does, for all."""
+def lock(workdir: str) -> locks.Lock:
+    """WORKDIR/lock, which the first host holds while the run writes there."""
     path = os.path.join(storage.absolute(workdir), "lock")
     return locks.Lock(path, f"The workdir {workdir}", "give another --workdir")
 
 
 def note_start(workdir: str, step: int, removed: removals.Names) -> None:
-    """Adds to WORKDIR/removed.jsonl what is not shown from this step on, for `audit`.
+    """Adds a line to WORKDIR/removed.jsonl, for `audit`: what this start leaves out.
 
     Args:
       workdir: of the run.
-      step: from which the run goes on.
-      removed: by hashes, so that the workdir names nobody.
+      step: the step from which the run starts or resumes.
+      removed: the removal list as hashes, so that the workdir names nobody.
     """
     import jax
 
     if jax.process_index():
         return
     # A run may resume on another dataset than it began with.
-    folder, manifest = seen(workdir)
+    folder, manifest = last_dataset(workdir)
     start = {
         "step": step,
         "removed": {kind: removed.values[kind].tolist() for kind in removals.KINDS},
@@ -173,10 +173,10 @@ def note_start(workdir: str, step: int, removed: removals.Names) -> None:
     locks.append(os.path.join(workdir, _REMOVED), json.dumps(start) + "\n")
 
 
-def starts_of(workdir: str) -> list[dict[str, Any]]:
-    """What `note_start` has noted, in the order of steps.
+def starts(workdir: str) -> list[dict[str, Any]]:
+    """The notes of `note_start` that still hold, in the order of steps.
 
-    What a start said of the steps from a later start's on does not count: they were done again.
+    A start at an earlier or equal step replaces the ones before it, since their steps were redone.
 
     Raises:
       UserError: a line is damaged.
@@ -186,16 +186,16 @@ def starts_of(workdir: str) -> list[dict[str, Any]]:
         lines = storage.read(path).splitlines()
     except FileNotFoundError:
         return []
-    starts: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for n, line in enumerate(lines, 1):
-        start = _start(f"Line {n} of {path}", line)
-        while starts and starts[-1]["step"] >= start["step"]:
-            starts.pop()
-        starts.append(start)
-    return starts
+        start = _parse_start(f"Line {n} of {path}", line)
+        while found and found[-1]["step"] >= start["step"]:
+            found.pop()
+        found.append(start)
+    return found
 
 
-def _start(where: str, line: bytes) -> dict[str, Any]:
+def _parse_start(where: str, line: bytes) -> dict[str, Any]:
     start = documents.parse(where, line, _AGAIN)
     removed = start.get("removed")
     if not (
@@ -208,46 +208,46 @@ def _start(where: str, line: bytes) -> dict[str, Any]:
         and all(isinstance(start.get(name, ""), str) for name in ("dataset", "fingerprint"))
     ):
         raise UserError(
-            f"{where} is not as `train` leaves it ({documents.shorten(start)}); {_AGAIN}."
+            f"{where} is not a note that `train` writes ({documents.shorten(start)}); {_AGAIN}."
         )
     return start
 
 
 def checkpoints(workdir: str) -> list[int]:
-    """The steps of the whole checkpoints, ascending.
+    """The steps of the complete checkpoints, ascending.
 
-    On a disk one that is not whole has another name; elsewhere it lacks Orbax's last file.
+    On a disk an incomplete checkpoint has another name; in a bucket it lacks Orbax's last file.
     """
     folder = os.path.join(workdir, "checkpoints")
     steps = [name for name in storage.names(folder) if name.isdecimal()]
     if storage.is_remote(folder):
         last = [f"{folder}/{step}/commit_success.txt" for step in steps]
         there = storage.parallel_map(storage.exists, last, remote=True)
-        steps = [step for step, whole in zip(steps, there, strict=True) if whole]
+        steps = [step for step, complete in zip(steps, there, strict=True) if complete]
     return sorted(map(int, steps))
 
 
-def seen(workdir: str) -> tuple[str, dict[str, Any]]:
-    """The folder and the manifest of the dataset that a run was last started with.
+def last_dataset(workdir: str) -> tuple[str, dict[str, Any]]:
+    """The folder and the manifest of the dataset that the run last started with.
 
     Raises:
-      UserError: `workdir` is none, or its note of that is damaged.
+      UserError: `workdir` is not a workdir, or the file is damaged.
     """
     path, noted = os.path.join(workdir, _DATASET), _load(workdir, _DATASET)
     folder, manifest = noted.get("dataset"), noted.get("manifest")
     if not (isinstance(folder, str) and isinstance(manifest, dict)):
         raise UserError(
-            f"{path} is not as `train` leaves it ({documents.shorten(noted)}); {_AGAIN}."
+            f"{path} is not a file that `train` writes ({documents.shorten(noted)}); {_AGAIN}."
         )
     dataset.check_manifest(path, manifest, _AGAIN)
     return folder, manifest
 
 
 def read(workdir: str) -> tuple[Config, dict[str, Any]]:
-    """The frozen config and the vocabulary of a run.
+    """The config and the vocabulary of a run.
 
     Raises:
-      UserError: `workdir` is none, or one of its files is damaged.
+      UserError: `workdir` is not a workdir, or one of its files is damaged.
     """
     config = schema.get_config(schema.flat(_config(workdir)))
     return config, _vocabulary(workdir)

@@ -1,4 +1,4 @@
-"""The mesh and the one sharding rule that covers parameters, optimiser state and averages."""
+"""The mesh of devices, and the rules that shard the state and the batches over it."""
 
 import collections
 import os
@@ -13,19 +13,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from hashvision.errors import UserError
 from hashvision.models.layers import BATCH_AXES
 
-# Arrays below this many elements are replicated: gathering them costs more than they take.
+# Smaller arrays, in elements, are replicated: gathering them would cost more than it saves.
 SMALLEST_SHARDED = 2**14
 
 
 def find_devices() -> list[Any]:
-    """All devices of all hosts; called before anything else asks JAX for them.
+    """Returns all devices of all hosts; must be called before any other use of JAX's devices.
 
     Raises:
-      UserError: JAX_PLATFORMS names what JAX cannot use here.
+      UserError: JAX_PLATFORMS names a platform that JAX cannot use on this machine.
     """
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # an assertion where CUDA's part is missing
+    except (RuntimeError, AssertionError) as error:  # AssertionError without JAX's CUDA plugin
         asked = os.environ.get("JAX_PLATFORMS", "")
         why = str(error).partition("\n")[0] or "it is not installed, or there is no such device"
         raise UserError(
@@ -35,19 +35,20 @@ def find_devices() -> list[Any]:
 
 
 def make_mesh(fsdp: int = 1, devices: Any = None) -> Mesh:
-    """A mesh ('data', 'fsdp') over all devices, or those given, placed as `placed` says.
+    """A mesh ('data', 'fsdp') over the devices, in the order that `arrange` gives.
 
-    So the devices of a host need not be neighbours in it, and the batch's photos may stand in
-    another order than the hosts: each device still has photos of its own host, a step shows the
-    same photos, and all that is drawn for one goes by its key. BatchNorm's groups (models.Groups)
-    stay the same photos too, where their number divides the photos of a device.
+    The devices of a host need not be neighbours in the mesh, so the photos of the global batch may
+    be in another order than the hosts. Nothing else changes: each device gets photos of its own
+    host, a step sees the same photos, and every draw for a photo is keyed by its record.
+    BatchNorm's groups (models.Groups) also contain the same photos, if their number divides the
+    number of photos per device.
 
     Args:
-      fsdp: over how many devices the state is sharded; the batch is sharded over all.
-      devices: a sequence of devices; all of `jax.devices()` if absent.
+      fsdp: number of devices that the state is sharded over; the batch is sharded over all.
+      devices: a sequence of devices; if None, all of `jax.devices()`.
 
     Raises:
-      UserError: the number of devices is no multiple of fsdp.
+      UserError: the number of devices is not a multiple of fsdp.
     """
     devices = list(jax.devices() if devices is None else devices)
     if len(devices) % fsdp:
@@ -55,17 +56,17 @@ def make_mesh(fsdp: int = 1, devices: Any = None) -> Mesh:
             f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices of this run;"
             " set --config.mesh.fsdp to a divisor."
         )
-    # Auto: under the Explicit axes that jax.make_mesh defaults to, grouped convolutions fail.
-    return Mesh(placed(devices, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    # Grouped convolutions fail under Explicit axes, the default of jax.make_mesh.
+    return Mesh(arrange(devices, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def placed(devices: Sequence[Any], fsdp: int) -> np.ndarray:
-    """The devices as (data, fsdp), by the torus that links them: fsdp over neighbours.
+def arrange(devices: Sequence[Any], fsdp: int) -> np.ndarray:
+    """Arranges devices as an array (data, fsdp) whose rows are neighbours in the torus.
 
-    jax.make_mesh does the same for fewer shapes: it cuts no side of a torus but v5e's (8 of 4x4x4),
-    and takes one slice of a pod only. Of several slices each is placed by itself, and data goes
-    over all. Devices in no torus that JAX knows stay in their order: CPUs and GPUs, and the cores
-    that the compiler counts of a v4 chip.
+    jax.make_mesh does the same for fewer shapes: it splits a side of a torus only on v5e (it cannot
+    place fsdp=8 on 4x4x4), and takes only one slice of a pod. Here each slice is placed separately,
+    and the data axis spans all of them. Devices without a torus that JAX knows keep their order:
+    CPUs, GPUs, and the two cores per v4 chip that the compiler describes.
     """
     slices = collections.defaultdict(list)
     for device in devices:
@@ -83,15 +84,15 @@ def placed(devices: Sequence[Any], fsdp: int) -> np.ndarray:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Photos over all devices."""
+    """Shards the first axis, the photos, over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def state_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """Shards the last dimension that `fsdp` divides, if the array is large; replicates otherwise.
+    """Shards the last dimension that `fsdp` divides if the array is large, and replicates others.
 
-    The last dimension is that of a kernel's outputs, and the classes of a head: the largest in most
-    layers, and never the layer axis that a scan runs over unless nothing else divides.
+    The last dimension of a kernel is its outputs, and that of a head its classes. It is the largest
+    in most layers. The layer axis of a scanned stage is sharded only if `fsdp` divides no other.
     """
     if fsdp > 1 and np.prod(shape, dtype=np.int64) >= SMALLEST_SHARDED:
         for axis in reversed(range(len(shape))):
@@ -101,11 +102,11 @@ def state_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_shardings(shapes: Any, mesh: Mesh) -> Any:
-    """The tree of shardings for a tree of arrays or shapes: a queue's as the batch's."""
+    """The tree of shardings for a tree of arrays or shapes; a queue is sharded like the batch."""
     fsdp = mesh.shape["fsdp"]
 
     def leaf(path: tuple[Any, ...], x: Any) -> NamedSharding:
-        if getattr(path[-1], "key", None) == "queue":  # photos along its first axis
+        if getattr(path[-1], "key", None) == "queue":  # its first axis is the photos
             return batch_sharding(mesh)
         return NamedSharding(mesh, state_spec(x.shape, fsdp))
 
@@ -115,7 +116,7 @@ def state_shardings(shapes: Any, mesh: Mesh) -> Any:
 def on_devices(
     batches: Iterator[Mapping[str, np.ndarray]], abstract: dict[str, jax.ShapeDtypeStruct]
 ) -> Iterator[dict[str, jax.Array]]:
-    """Turns host batches into global arrays, one batch ahead of the step that takes them."""
+    """Turns host batches into global arrays, one batch ahead of the training step."""
 
     def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return {

@@ -1,4 +1,4 @@
-"""What a run starts from: its stream of photos and its first state."""
+"""The start of a run: its stream of photos, its first state, and the line that describes both."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def open_stream(
 
 
 def first_state(config: Config, built: program.Program, checkpoints: Checkpoints) -> State:
-    """The state of the newest checkpoint, or of step 0 with config.init_from's trunk, if set."""
+    """The state of the newest checkpoint, or of step 0 (with the trunk of config.init_from)."""
     if checkpoints.latest_step() is not None:
         return checkpoints.restore(built.abstract)
     state = program.initial_state(built, config.seed)
@@ -71,7 +71,7 @@ def _say_what_matches_nothing(
     """Prints the lines of the removal list that match nothing on any host.
 
     Raises:
-      UserError: the hosts have different lists, so that no record of what was left out could hold.
+      UserError: the hosts have different lists; the workdir can record only one.
     """
     matched = names.matched(photos.hits)
     if jax.process_count() > 1:

@@ -1,4 +1,4 @@
-"""The training state, its initial value, and the training step that every objective shares."""
+"""The training state, its initial value, and the training step, for all objectives."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,24 +12,23 @@ from hashvision.objectives import Batch, Objective
 from hashvision.training import sharding
 from hashvision.training.optim import Schedule, plateau_scale
 
-Cut = Callable[[Batch], Batch]  # turns a batch of photos into a batch of crops
+Cut = Callable[[Batch], Batch]  # a batch of photos -> a batch of crops
 
 
 class State(NamedTuple):
-    """Everything a checkpoint holds; the rest follows from it and the config."""
+    """Everything a checkpoint holds; together with the config it determines the rest of the run."""
 
-    step: jax.Array  # int32, steps done; with the seed it gives the position in the data
+    step: jax.Array  # int32, steps done; step and seed give the position in the data
     params: Any
-    extra: Any  # what changes without gradients: statistics and queues
+    extra: Any  # updated without gradients: statistics and queues
     opt_state: Any
-    # The moving average of what `averaged` returns, or () if the config asks for none.
-    average: Any
+    average: Any  # moving average of what `averaged` returns; () if the config has none
 
 
 def abstract_batch(
     batch_size: int, *, side: int, max_labels: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a global batch, as data.reader yields it."""
+    """Shapes and shardings of a global batch of data.reader, of photos of `side` pixels."""
     over_devices = sharding.batch_sharding(mesh)
     members = {
         "photos": ((side, side, 3), jnp.uint8),
@@ -46,8 +45,8 @@ def abstract_batch(
 def network_initializer(
     objective: Objective, batch: Any, cut: Cut
 ) -> Callable[[jax.Array], tuple[Any, Any]]:
-    """Returns rng -> (params, extra) of step 0; `batch` gives shapes only."""
-    # Parameters depend on the shape of an image, not on how many there are.
+    """Returns rng -> (params, extra) at step 0; only the shapes of `batch` matter."""
+    # One photo suffices: parameters do not depend on the number of photos.
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), jax.eval_shape(cut, batch))
 
     def init(rng: jax.Array) -> tuple[Any, Any]:
@@ -60,7 +59,7 @@ def network_initializer(
 def initializer(
     objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any, cut: Cut
 ) -> Callable[[jax.Array], State]:
-    """Returns rng -> state of step 0, for jax.jit or jax.eval_shape; `batch` gives shapes only."""
+    """Returns rng -> state at step 0, for jax.jit; only the shapes of `batch` matter."""
     network = network_initializer(objective, batch, cut)
 
     def init(rng: jax.Array) -> State:
@@ -77,7 +76,7 @@ def initializer(
 
 
 def abstract_state(init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a state, or of part of one; allocates nothing."""
+    """Shapes, dtypes and shardings of what `init` returns; allocates nothing."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(
         lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
@@ -101,29 +100,29 @@ def train_step(
     """The jitted step: (state, batch) -> (state, metrics). The state is donated.
 
     Args:
-      objective: what is learnt.
+      objective: the training objective.
       cut: turns a batch of photos into the batch of crops that the objective takes.
       tx: the optimiser.
-      rate: its learning rate, for the metrics.
+      rate: the learning rate by step, for the metrics.
       abstract: the state's shapes and shardings, from `abstract_state`.
-      mesh: over which state and batch are sharded.
+      mesh: the mesh that state and batch are sharded over.
       seed: of the run.
-      decay: of the moving average (`averaged`). Early steps use min(decay, (1 + step) / (10 +
-        step)), so that the average forgets the initial parameters.
-      parts: gradients accumulate over this many parts of the batch in turn. That takes less memory
-        and learns the same: BatchNorm's groups are those of the whole batch (models.Groups), and
-        its running statistics change once per step.
+      decay: of the moving average (`averaged`); 0: no average. Early steps use min(decay, (1 +
+        step) / (10 + step)), so that the average forgets the initial parameters.
+      parts: number of parts of the batch that gradients accumulate over in turn. More parts take
+        less memory and learn the same: BatchNorm's groups are those of the whole batch
+        (models.Groups), and its running statistics change once per step.
 
     Returns:
-      A jitted function. Its metrics are replicated float32 scalars of the step that the state came
-      with, among them `loss`, `learning_rate` and `gradient_norm`.
+      A jitted function. Its metrics are replicated float32 scalars of the step just taken, among
+      them `loss`, `learning_rate` and `gradient_norm`.
     """
 
     def accumulated(
         differentiate: Callable[..., Any], state: State, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, Any, dict[str, jax.Array], Any]:
         """Loss, new extra, metrics and gradients, averaged over the parts."""
-        # Photo i goes to part i % parts: every device has photos of its own in each part.
+        # Photo i goes to part i % parts, so each device has photos of its own in every part.
         split = {
             name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
         }
@@ -179,9 +178,9 @@ def train_step(
 
 
 def averaged(params: Any, extra: Any) -> dict[str, Any]:
-    """The part of a state that a moving average covers: parameters and the trunk's statistics.
+    """The part of a state that is averaged: parameters, and the trunk's statistics as "trunk".
 
-    Features of the averaged network have another mean and variance than those of the last step's
+    Activations of the averaged network have another mean and variance than those of the last step's
     network, so the last step's statistics would normalise them wrongly. Statistics averaged with
     the same decay (as torchvision's use_buffers does) come from the same steps as the parameters
     and cost nothing. Recomputing them over some batches (precise BN: Wu and Johnson 2021, arXiv
@@ -191,7 +190,7 @@ def averaged(params: Any, extra: Any) -> dict[str, Any]:
 
 
 def evaluated(state: State) -> tuple[Any, Any]:
-    """The parameters and extra to evaluate: those of the moving average, if there is one."""
+    """The (params, extra) to evaluate: those of the moving average, if there is one."""
     if state.average == ():
         return state.params, state.extra
     return state.average["params"], {**state.extra, "trunk": state.average["trunk"]}

@@ -18,7 +18,7 @@ from hashvision.training import pulse
 
 def listen(place: pulse.Place, folder: str, ready, over, results) -> None:
     """Runs the first host; `results` gets what it used from `ready` to `over`."""
-    first = pulse.First(place, f"{folder}/hosts.json")
+    first = pulse.FirstHost(place, f"{folder}/hosts.json")
     ready.set()
     start, used = time.monotonic(), time.process_time()
     while not over.wait(pulse.BEAT):

@@ -44,7 +44,7 @@ def scores(prototypes, embeddings):
     ],
 )
 def test_products_of_pixels_and_scores_ask_for_a_precision(function, arguments, wanted):
-    assert precision.asked(function, *arguments) == wanted
+    assert precision.requested(function, *arguments) == wanted
 
 
 def test_crops_on_a_tpu_differ_by_at_most_one_level():

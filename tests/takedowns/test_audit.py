@@ -451,7 +451,7 @@ def damaged(name, contents, words):
         *damaged("config.json", ["{}"], "lacks seed; copy it again"),
         *damaged("dataset.json", [None], "not the workdir of a run"),
         *damaged("dataset.json", ANYTHING, "dataset.json"),
-        *damaged("dataset.json", ["{}", '{"dataset": 5, "manifest": {}}'], "not as `train` leaves"),
+        *damaged("dataset.json", ["{}", '{"dataset": 5, "manifest": {}}'], "not a file that `train` writes"),
         *damaged(
             "dataset.json", ['{"dataset": "set", "manifest": {"rarest": {}}}'], "the invalid shards"
         ),
@@ -481,7 +481,7 @@ def damaged(name, contents, words):
                     )
                 ),
             ],
-            "Line 1 of .*not as `train` leaves",
+            "Line 1 of .*not a note that `train` writes",
         ),
         *damaged("removed.jsonl", [b"\xff\xfe".decode("latin-1")], "Line 1 of .*not valid JSON"),
     ],
@@ -502,7 +502,7 @@ def test_a_vocabulary_of_another_run_is_named(tmp_path, run, capsys):
     vocabulary["classes"].reverse()
     path.write_text(json.dumps(vocabulary))
     assert call(write_list(tmp_path / "list.csv", LISTED), f"--workdir={run.path}") == 2
-    assert "vocabulary.json is not as `train` wrote it" in capsys.readouterr().err
+    assert "vocabulary.json has changed since `train` wrote it" in capsys.readouterr().err
 
 
 # Copies: c0 and c1 show the photo of record 9, c2, of an owner of records here too, that of 40.

@@ -1,4 +1,4 @@
-"""Runs that resume on another dataset: prepared again with a longer removal list, or further."""
+"""Tests of runs that resume on another dataset, prepared again with another removal list."""
 
 import collections
 import json
@@ -37,15 +37,15 @@ def get_config():
 
 
 def tag(number):
-    """Dogs are the commonest by far with u3's posts, and the rarest without; boats are u4's."""
+    """The tag of a post: all of u3's are dogs, which are rarest without u3; only u4 has boats."""
     return {3: "dog", 4: "boat"}.get(number % 5, ("dog", "tree", "tree")[number % 3])
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A dump prepared three times: whole, without u3, and without u4, who alone has boats.
+    """A dump prepared three times: whole, without u3, and without u4, the only one with boats.
 
-    The datasets have one key, so that the audit knows a post in all of them.
+    The datasets share a key, so that the audit recognises a post in each of them.
     """
     place = make(tmp_path_factory.mktemp("runs"))
     (place / "open_swav.py").write_text(OPEN_SWAV)
@@ -75,7 +75,7 @@ def classes(place, name):
 
 
 class Run:
-    """A run in this process, and what its steps were shown."""
+    """A run in this process that records the posts and labels of each step."""
 
     def __init__(self, place, name, recipe, monkeypatch):
         self.place, self.name, self.recipe = place, name, recipe
@@ -106,7 +106,7 @@ class Run:
         return str(self.place / self.name)
 
     def train(self, data, *overrides, stop=False):
-        """Starts or resumes on a dataset; is told to stop at step 9, where `stop` says so."""
+        """Starts or resumes on a dataset; with `stop`, SIGTERM arrives before step 9."""
         self._ahead = {}
         given = [
             f"--config.dataset={self.place / data}",
@@ -145,7 +145,7 @@ def hashes(place):
 
 
 def audited(run, end):
-    """How often the audit says that each post was shown, up to the checkpoint of step `end`."""
+    """How often each post was shown according to the audit, up to the checkpoint of step `end`."""
     listed = [removals.Removal("id", f"p{number}", "", "") for number in range(POSTS)]
     seen = audit.audit_run(run.workdir, removals.RemovalList(listed, str(run.place / "key")))
     column = seen.checkpoints.index(end)
@@ -158,7 +158,7 @@ def test_hashtags_resume_on_a_dataset_with_fewer_posts(place, monkeypatch):
     assert not run.train("whole", stop=True)
     assert run.train("without-3")
 
-    # The run is as long as it was to be, and its learning rate knows of no seam.
+    # The length and the learning rates are those of an uninterrupted run on the first dataset.
     source = dataset.load(str(place / "whole"))
     options = {"batch_size": BATCH, "lanes": 8, "seed": 0, "method": "square_root"}
     length = stream.Stream(source, **options, tagged_only=True).epoch_length
@@ -170,7 +170,7 @@ def test_hashtags_resume_on_a_dataset_with_fewer_posts(place, monkeypatch):
     assert len(rates) == total
     np.testing.assert_allclose(rates, [wanted(step) for step in range(total)], rtol=1e-5)
 
-    # Classes keep the numbers that the network knows them by.
+    # Classes keep their numbers.
     numbers = {name: number for number, name in enumerate(classes(place, "whole"))}
     posts = {name: tag(number) for name, number in hashes(place).items()}
     for step, names in run.shown.items():

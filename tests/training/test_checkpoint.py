@@ -1,3 +1,5 @@
+"""Tests of saving and restoring states: meshes, damage, and checkpoints of earlier versions."""
+
 import pathlib
 import shutil
 
@@ -65,8 +67,8 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     ]
 
 
-def test_saving_does_not_see_later_donated_steps(tmp_path):
-    """The copy is taken before `save` returns, though the write goes on behind."""
+def test_steps_that_donate_the_state_do_not_change_a_save_in_progress(tmp_path):
+    """`save` copies the state before it returns, and writes it in the background."""
     add = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     state = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), make())
     wanted = jax.tree.map(np.array, state)
@@ -79,7 +81,7 @@ def test_saving_does_not_see_later_donated_steps(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, wanted)
 
 
-def test_what_is_still_being_written_is_waited_for(tmp_path):
+def test_restore_waits_for_a_save_in_progress(tmp_path):
     state = make()._replace(average={"params": jnp.zeros((4096, 1024)), "trunk": {}})
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, state, {"loss": 0.0})
@@ -88,7 +90,7 @@ def test_what_is_still_being_written_is_waited_for(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_a_missing_checkpoint_and_another_shape_are_refused(tmp_path):
     state = make()
     checkpoints = Checkpoints(str(tmp_path))
     with pytest.raises(UserError, match="holds no checkpoint"):
@@ -136,12 +138,12 @@ def flip(path):
     path.write_bytes(raw)
 
 
-# Orbax leaves coroutines behind where one of them fails.
+# When one of Orbax's coroutines fails, others are never awaited.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 @pytest.mark.parametrize("harm", [truncate, flip, pathlib.Path.unlink])
 @pytest.mark.parametrize("file", ["default/d/*", "default/_METADATA", "fingerprints/metadata"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_read(tmp_path, capsys, file, harm):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_read(tmp_path, capsys, file, harm):
     folder = saved(tmp_path)
     for path in (folder / "3").glob(file):
         harm(path)
@@ -150,13 +152,13 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_read(tmp_path, 
     jax.tree.map(np.testing.assert_array_equal, restored, in_float32(2))
     assert "step 3 is damaged, moved to" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["3.0"]
-    checkpoints.save(3, in_float32(3), {"loss": 1.0})  # its place is free again
+    checkpoints.save(3, in_float32(3), {"loss": 1.0})  # the step can be saved again
     restored = checkpoints.restore(abstract(in_float32(3), 2))
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, in_float32(3))
 
 
-def test_arrays_that_storage_finds_whole_but_were_not_saved_are_noticed(tmp_path, capsys):
+def test_valid_files_with_other_arrays_are_detected_by_fingerprints(tmp_path, capsys):
     folder = saved(tmp_path)
     shutil.rmtree(folder / "3" / "default")
     shutil.copytree(folder / "1" / "default", folder / "3" / "default")
@@ -168,7 +170,7 @@ def test_arrays_that_storage_finds_whole_but_were_not_saved_are_noticed(tmp_path
     assert (folder / "3").exists()
 
 
-def test_a_checkpoint_from_before_fingerprints_is_read(tmp_path):
+def test_a_checkpoint_without_fingerprints_is_read(tmp_path):
     folder = saved(tmp_path, steps=(1,))
     shutil.rmtree(folder / "1" / "fingerprints")
     checkpoints = Checkpoints(str(tmp_path))
@@ -178,7 +180,7 @@ def test_a_checkpoint_from_before_fingerprints_is_read(tmp_path):
 
 
 def with_average(seed):
-    """A state of a network with a head, its average and other statistics than the last step's."""
+    """A state with a head and a moving average that differs from the last step."""
     trunk = {"kernel": jnp.full((8, 16), float(seed))}
     params = {"trunk": trunk, "head": {"bias": jnp.ones(16)}}
     extra = {"trunk": {"mean": jnp.full(16, seed + 0.5)}, "queue": jnp.zeros((8, 2))}
@@ -202,8 +204,8 @@ def test_the_trunk_of_an_average_comes_with_its_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("average", [True, False])
-def test_of_a_state_the_network_alone_is_read(tmp_path, monkeypatch, average):
-    """And onto all devices, if only some of what is asked for is large enough."""
+def test_restore_network_reads_only_the_network(tmp_path, monkeypatch, average):
+    """It also shards the arrays that are large enough over all devices."""
     state = with_average(3)._replace(opt_state={"trace": jnp.ones((8, 16))})
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(5, state if average else state._replace(average=()), {"loss": 1.0})
@@ -232,8 +234,8 @@ def test_of_a_state_the_network_alone_is_read(tmp_path, monkeypatch, average):
         assert asked == [{"params": shardings["params"], "extra": statistics}]
 
 
-def test_an_average_from_before_it_held_statistics_is_read(tmp_path):
-    """It is evaluated as it was then, and goes on from there: with those of the last step."""
+def test_an_average_of_parameters_alone_is_read(tmp_path):
+    """An average of an earlier version: it gets the statistics of the last step, as it had then."""
     state = with_average(3)
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, state._replace(average=state.average["params"]), {"loss": 1.0})
@@ -243,7 +245,7 @@ def test_an_average_from_before_it_held_statistics_is_read(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, extra, state.extra)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     leaves = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(on_one_device(restored))]
-    assert len({*leaves}) == len(leaves)  # or the step, which takes all of them, would fail
+    assert len({*leaves}) == len(leaves)  # the step donates each buffer, so none may be shared
     _, trunk = checkpoints.restore_network(of_trunk(abstract(state, 1)), "trunk")
     checkpoints.close()
     np.testing.assert_array_equal(trunk["params"]["kernel"], 4)
@@ -254,7 +256,7 @@ def on_one_device(tree):
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def test_only_damaged_checkpoints_are_said(tmp_path):
+def test_a_workdir_with_only_damaged_checkpoints_is_refused(tmp_path):
     folder = saved(tmp_path, steps=(1,))
     shutil.rmtree(folder / "1" / "default")
     checkpoints = Checkpoints(str(tmp_path))
@@ -263,7 +265,7 @@ def test_only_damaged_checkpoints_are_said(tmp_path):
     checkpoints.close()
 
 
-def test_fingerprints_are_those_of_the_equation_on_every_mesh():
+def test_fingerprints_equal_the_equation_on_every_mesh():
     def plain(x):
         kind = {2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
         bits = [int(each) for each in np.ascontiguousarray(x).view(kind).ravel()]
@@ -285,8 +287,8 @@ def test_fingerprints_are_those_of_the_equation_on_every_mesh():
 
 
 @pytest.mark.parametrize("average", [True, False])
-def test_a_checkpoint_with_the_former_names_of_statistics_is_read(tmp_path, average):
-    """Earlier versions called the statistics of trunk and head otherwise."""
+def test_a_checkpoint_with_former_names_of_statistics_is_read(tmp_path, average):
+    """Earlier versions had other names for the statistics of trunk and head."""
     state = with_average(3)
     state = state._replace(extra={**state.extra, "head": {"mean": jnp.full(4, 9.0)}})
     if not average:

@@ -1,4 +1,4 @@
-"""Runs of several hosts, processes on one machine: the same batches, stopped, lost, resized."""
+"""Tests of runs of several hosts, here processes: resized, stopped, or with a host that is lost."""
 
 import os
 import queue
@@ -36,7 +36,7 @@ def same_losses(found, wanted):
         np.testing.assert_allclose(found[step][0], wanted[step][0], rtol=1e-5)
 
 
-def test_four_hosts_then_two_then_one_learn_what_one_does(place, alone):
+def test_a_run_on_four_hosts_then_two_then_one_learns_the_same_as_on_one(place, alone):
     metrics = place / "elastic" / "metrics.jsonl"
     for count in (4, 2):
         running = start_hosts(place, "elastic", count)
@@ -46,14 +46,16 @@ def test_four_hosts_then_two_then_one_learn_what_one_does(place, alone):
         ended = all_finish(running)
         assert [code for code, _, _ in ended] == [hosts.AGAIN] * count, ended
         assert "Stopped at step" in ended[0][1]
-        assert f"of {count} hosts" in ended[0][1] and "hosts" not in ended[1][1]  # one for all
+        assert (
+            f"of {count} hosts" in ended[0][1] and "hosts" not in ended[1][1]
+        )  # only host 0 prints
     code, _, err = finish(start(place, "elastic"))
     assert code == 0, err
     same_losses(curve(place, "elastic"), alone)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_host_that_dies_ends_the_other_which_names_it(place, victim):
+def test_when_a_host_dies_the_other_names_it_and_ends(place, victim):
     running = start_hosts(place, f"lost-{victim}", 2, *QUICK)
     until(running[0], place / f"lost-{victim}" / "metrics.jsonl", 6)
     kill_host(running[victim])
@@ -66,7 +68,7 @@ def test_a_host_that_dies_ends_the_other_which_names_it(place, victim):
     finish(running[victim])
 
 
-def test_training_that_dies_ends_the_other_host_at_once(place):
+def test_when_training_is_killed_on_a_host_the_other_ends_at_once(place):
     running = start_hosts(place, "crashed", 2, *QUICK)
     until(running[0], place / "crashed" / "metrics.jsonl", 6)
     (child,) = children(running[1].pid)
@@ -86,56 +88,56 @@ def test_a_host_that_never_joins_is_named(place):
     assert code == hosts.AGAIN and "host 1 of 2 did not join within 5 s" in err
 
 
-def test_what_one_host_cannot_mend_ends_all(place):
-    """The others are told by the one that says why."""
+def test_a_user_error_on_one_host_ends_all(place):
+    """All exit with 2, and at least one prints the reason."""
     running = start_hosts(place, "refused", 2, *QUICK, dataset="nowhere")
     ended = all_finish(running)
     assert [code for code, _, _ in ended] == [2, 2]
     assert any("nowhere" in err for _, _, err in ended)
 
 
-def test_what_the_machine_of_one_host_refuses_ends_all(place):
+def test_an_os_error_on_one_host_ends_all(place):
     (place / "occupied" / "metrics.jsonl").mkdir(parents=True)
     ended = all_finish(start_hosts(place, "occupied", 2, *QUICK))
     assert [code for code, _, _ in ended] == [2, 2], ended
     assert "metrics.jsonl cannot be used (Is a directory)" in ended[0][2]
 
 
-UNFORESEEN = """
+UNEXPECTED = """
 import os, sys
-from hashvision.commands import main as program
+from hashvision.commands.main import main
 from hashvision.training import metrics
 if os.environ["JAX_PROCESS_ID"] == "0":
     metrics._until = None
-sys.exit(program.main())
+sys.exit(main())
 """
 
 
-def test_an_error_of_one_host_that_nobody_foresaw_ends_all(place):
-    """JAX would have it wait for the others, which wait for it, for minutes."""
+def test_an_unexpected_error_on_one_host_ends_all(place):
+    """JAX's normal exit would wait minutes for the others, which wait for this host."""
     started = time.monotonic()
-    ended = all_finish(start_hosts(place, "unforeseen", 2, *QUICK, program=("-c", UNFORESEEN)))
+    ended = all_finish(start_hosts(place, "unforeseen", 2, *QUICK, program=("-c", UNEXPECTED)))
     assert time.monotonic() - started < 150
     assert [code for code, _, _ in ended] == [70, hosts.AGAIN]
     assert "TypeError" in ended[0][2] and "host 0 of 2" in ended[1][2]
 
 
 @pytest.mark.parametrize(
-    "told",
+    "variables",
     [
         {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
         {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
         {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
     ],
 )
-def test_variables_that_make_no_sense_are_named(monkeypatch, told):
-    for name, value in told.items():
+def test_invalid_environment_variables_are_refused(monkeypatch, variables):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="JAX_PROCESS_ID"):
         hosts.place()
 
 
-def test_notice_of_maintenance_saves_and_stops(place):
+def test_announced_maintenance_saves_and_stops_a_run(place):
     with metadata.serving(["NONE", "TERMINATE_ON_HOST_MAINTENANCE"]) as address:
         environment = {"GCE_METADATA_HOST": address}
         running = start(place, "notice", "--config.steps=100000", environment=environment)
@@ -144,15 +146,15 @@ def test_notice_of_maintenance_saves_and_stops(place):
     assert "TERMINATE_ON_HOST_MAINTENANCE" in out and "Stopped at step" in out
 
 
-def test_a_notice_that_stands_already_is_not_told_again(monkeypatch):
-    """Else a run would stop and start until the machine is gone."""
-    told = queue.Queue()
+def test_maintenance_announced_before_the_start_is_ignored(monkeypatch):
+    """Otherwise a restarted run would stop again at once, until the machine is gone."""
+    events = queue.Queue()
     with metadata.serving(["TERMINATE"] * 5 + ["NONE"] * 5 + ["MIGRATE"]) as address:
         monkeypatch.setenv("GCE_METADATA_HOST", address)
-        asking = preemption.Maintenance(told.put, every=0.01)
-        asking.start()
-        assert told.get(timeout=10) == "maintenance-event: MIGRATE"
-        asking.end()
+        polling = preemption.Maintenance(events.put, every=0.01)
+        polling.start()
+        assert events.get(timeout=10) == "maintenance-event: MIGRATE"
+        polling.end()
 
 
 def children(pid):

@@ -1,4 +1,4 @@
-"""The real loop of hashtags, in processes of their own: killed, stopped, broken and restarted."""
+"""Tests of training on hashtags in real processes: killed, stopped, damaged and restarted."""
 
 import json
 import os
@@ -40,12 +40,12 @@ def whole(place):
     return "whole"
 
 
-def test_killed_at_step_17_and_restarted_equals_uninterrupted_bit_for_bit(place, whole):
+def test_a_run_killed_at_step_17_and_restarted_equals_an_uninterrupted_one(place, whole):
     killed_and_restarted(place, "killed", "tiny")
     same(place, "killed", whole)
 
 
-def test_sigterm_saves_and_says_again(place, whole):
+def test_sigterm_saves_and_exits_with_75(place, whole):
     process = start(place, "stopped")
     until(process, place / "stopped" / "metrics.jsonl", 7)
     process.send_signal(signal.SIGTERM)
@@ -56,7 +56,7 @@ def test_sigterm_saves_and_says_again(place, whole):
     same(place, "stopped", whole)
 
 
-def test_a_second_run_on_one_workdir_is_refused_and_the_first_goes_on(place, whole):
+def test_a_second_run_on_a_workdir_is_refused_and_the_first_continues(place, whole):
     first = start(place, "shared", "--config.steps=100000")
     until(first, place / "shared" / "metrics.jsonl", 3)
     noted = [(place / "shared" / name).read_bytes() for name in ("removed.jsonl", "dataset.json")]
@@ -72,7 +72,7 @@ def test_a_second_run_on_one_workdir_is_refused_and_the_first_goes_on(place, who
     assert not (place / "shared" / "lock").exists()
 
 
-def test_metrics_lines_have_the_promised_keys(place, whole):
+def test_metrics_lines_have_the_documented_keys(place, whole):
     for line in (place / whole / "metrics.jsonl").read_text().splitlines():
         scalars = json.loads(line)
         assert {"step", "loss", "images_per_second", "learning_rate", "input_wait"} <= set(scalars)
@@ -81,7 +81,7 @@ def test_metrics_lines_have_the_promised_keys(place, whole):
     assert kept[-3:] == [15, 20, 24] and len(kept) <= 4  # the newest three and the best
 
 
-def test_a_trace_holds_the_steps_that_were_asked_for(place, whole):
+def test_a_trace_holds_the_requested_steps(place, whole):
     (trace,) = (place / whole / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
     planes = jax.profiler.ProfileData.from_file(str(trace)).planes
     events = [event for plane in planes for line in plane.lines for event in line.events]
@@ -90,11 +90,11 @@ def test_a_trace_holds_the_steps_that_were_asked_for(place, whole):
     assert any(event.name == "ThunkExecutor::Execute" for event in events)  # what XLA did too
 
 
-def test_a_trace_of_steps_that_make_no_sense_is_refused(place):
+def test_an_invalid_profile_is_refused(place):
     assert "(first step, number of steps)" in refused(place, "unborn", "--config.profile=5,")
 
 
-def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(place):
+def test_the_message_on_a_non_finite_loss_names_step_rate_and_checkpoint(place):
     sentence = refused(place, "diverged", "--config.optimizer.learning_rate=1e30")
     assert "at step" in sentence and "learning rate" in sentence and "last good" in sentence
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_network_is_refused(place, whole):
 
 
 def plain_objective():
-    """An objective with nothing to watch."""
+    """An objective without watched metrics, whose functions must not be called."""
     from hashvision.objectives import Objective
 
     def nothing(*_):
@@ -138,7 +138,7 @@ def plain_objective():
     return Objective(nothing, nothing, nothing)
 
 
-def test_a_check_between_checkpoints_leaves_the_mean_loss_whole(tmp_path):
+def test_evaluations_between_checkpoints_do_not_change_the_mean_loss(tmp_path):
     from hashvision.config import recipes
     from hashvision.training import progress
 
@@ -152,7 +152,7 @@ def test_a_check_between_checkpoints_leaves_the_mean_loss_whole(tmp_path):
     log.__exit__(None)
 
 
-def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatch):
+def test_the_time_of_evaluations_is_left_out_of_the_speed(tmp_path, monkeypatch):
     from hashvision.config import recipes
     from hashvision.training import progress
 
@@ -172,7 +172,7 @@ def test_a_check_between_two_lines_is_left_out_of_the_speed(tmp_path, monkeypatc
     assert {line["step"]: line["images_per_second"] for line in lines}[4] == config.batch_size
 
 
-def test_a_disk_that_is_full_is_said_and_the_same_command_goes_on(place, whole):
+def test_a_full_disk_is_reported_and_the_same_command_resumes(place, whole):
     code, _, err = finish(start(place, "full", largest_file=20))
     assert code == 2, err
     (sentence,) = [line for line in err.splitlines() if line.startswith("hashvision: ")]
@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_is_said_and_the_same_command_goes_on(place, whole):
     same(place, "full", whole)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_and_ends_the_same(place, whole):
+def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before(place, whole):
     process = start(place, "damaged")
     until(process, place / "damaged" / "metrics.jsonl", 17)
     process.send_signal(signal.SIGKILL)
@@ -195,7 +195,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_ends_the_same(place, whole):
     same(place, "damaged", whole)
 
 
-def test_a_broken_shard_stops_the_run_saved_and_mended_it_goes_on(place, whole):
+def test_a_broken_shard_stops_the_run_and_once_repaired_the_run_resumes(place, whole):
     folder = datasets.write(place / "fragile")
     shard = folder / records.shard_name(1, 2)
     sound = shard.read_bytes()
@@ -213,7 +213,7 @@ def test_a_broken_shard_stops_the_run_saved_and_mended_it_goes_on(place, whole):
     same(place, "fragile_run", whole)
 
 
-def test_removed_photos_are_left_out_from_the_restart_on(place, whole):
+def test_each_start_notes_its_removal_list(place, whole):
     (place / "removals.csv").write_text("kind,value,reason,received_at\nowner,u3,left,2018-06-01\n")
     removals = f"--removals={place / 'removals.csv'}"
     code, _, err = finish(start(place, "removed", "--config.steps=12"))

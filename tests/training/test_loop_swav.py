@@ -1,4 +1,4 @@
-"""The real loop of SwAV, in processes of their own: killed, collapsed, watched, started from."""
+"""Tests of training with SwAV in real processes: killed, collapsed, evaluated, and fine-tuned."""
 
 import json
 
@@ -28,12 +28,12 @@ def place(tmp_path_factory):
     return make(tmp_path_factory.mktemp("runs"))
 
 
-def watched(place):
+def evaluation_flags(place):
     return f"--config.evaluate_on={place / 'labelled'}", "--config.evaluate_every=10"
 
 
-def neighbours(place, run):
-    """The share that kNN names right, by step."""
+def knn_top1(place, run):
+    """The top-1 accuracy of kNN by step."""
     lines = map(json.loads, (place / run / "metrics.jsonl").read_text().splitlines())
     return {
         line["step"]: line["knn_top1_labelled"] for line in lines if "knn_top1_labelled" in line
@@ -42,7 +42,7 @@ def neighbours(place, run):
 
 @pytest.fixture(scope="module")
 def whole_swav(place):
-    """An uninterrupted run, watched by kNN on two classes."""
+    """An uninterrupted run, evaluated by kNN on two classes."""
     for split, first in (("train", 0), ("test", 50)):
         for number, name in enumerate(("dog", "boat")):
             folder = place / "labelled" / split / name
@@ -50,7 +50,9 @@ def whole_swav(place):
             for photo in range(6):
                 picture = datasets.jpeg(first + 2 * photo + number)
                 (folder / f"{photo}.jpg").write_bytes(picture)
-    code, out, err = finish(start(place, "whole-swav", *watched(place), config="tiny_swav"))
+    code, out, err = finish(
+        start(place, "whole-swav", *evaluation_flags(place), config="tiny_swav")
+    )
     assert code == 0, err
     assert (
         "loss_per_ln_k" in out and "there are 12" in out and "step 10/24  knn_top1_labelled" in out
@@ -58,14 +60,14 @@ def whole_swav(place):
     return "whole-swav"
 
 
-def test_killed_at_step_17_and_restarted_equals_uninterrupted_bit_for_bit(place, whole_swav):
+def test_a_run_killed_at_step_17_and_restarted_equals_an_uninterrupted_one(place, whole_swav):
     killed_and_restarted(place, "killed", "tiny_swav")
     same(place, "killed", whole_swav)
     assert np.abs(arrays(place, "killed")["extra"]["queue"]).max() > 0.1
 
 
 def test_a_run_that_learns_nothing_stops_with_cause_and_remedies(place):
-    """Collapsed on purpose: a weight decay that leaves nothing of the weights."""
+    """A huge weight decay makes the run collapse."""
     sentence = refused(
         place,
         "collapsed",
@@ -78,37 +80,37 @@ def test_a_run_that_learns_nothing_stops_with_cause_and_remedies(place):
     assert "Nothing was learnt in the last" in sentence and sentence.count("--config.") == 3
 
 
-def test_knn_is_watched_while_training(place, whole_swav):
-    found = neighbours(place, whole_swav)
+def test_knn_is_evaluated_during_training(place, whole_swav):
+    found = knn_top1(place, whole_swav)
     assert list(found) == [0, 10, 20, 24]
     assert all(0 <= share <= 1 for share in found.values())
 
 
-def test_two_hosts_have_the_codes_and_the_neighbours_of_one(place, whole_swav):
-    ended = all_finish(start_hosts(place, "two", 2, *watched(place), config="tiny_swav"))
+def test_two_hosts_have_the_losses_and_the_knn_accuracy_of_one(place, whole_swav):
+    ended = all_finish(start_hosts(place, "two", 2, *evaluation_flags(place), config="tiny_swav"))
     assert [code for code, _, _ in ended] == [0, 0], ended
     found, wanted = curve(place, "two"), curve(place, whole_swav)
     assert found.keys() == wanted.keys()
     np.testing.assert_allclose([*found.values()], [*wanted.values()], rtol=1e-4)
-    assert neighbours(place, "two") == neighbours(place, whole_swav)
+    assert knn_top1(place, "two") == knn_top1(place, whole_swav)
 
 
-def test_two_hosts_evaluate_as_one(place, whole_swav):
-    """Each gives the network the photos of its own devices; the first prints and writes."""
+def test_evaluate_on_two_hosts_gives_the_report_of_one(place, whole_swav):
+    """Each host gives the network the photos of its own devices; the first prints and writes."""
     report = place / whole_swav / "evaluations" / "knn-labelled.json"
     flags = "--protocol=knn", f"--dataset={place / 'labelled'}"
-    code, alone, err = finish(start(place, whole_swav, *flags, verb="evaluate"))
+    code, alone, err = finish(start(place, whole_swav, *flags, command="evaluate"))
     assert code == 0, err
     wanted = json.loads(report.read_text())
     report.unlink()
-    ended = all_finish(start_hosts(place, whole_swav, 2, *flags, verb="evaluate"))
+    ended = all_finish(start_hosts(place, whole_swav, 2, *flags, command="evaluate"))
     assert [code for code, _, _ in ended] == [0, 0], ended
     found = json.loads(report.read_text())
-    told = [
+    printed = [
         "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]"))
         for _, out, _ in ended
     ]
-    assert told == [alone, ""] and "labelled" in alone
+    assert printed == [alone, ""] and "labelled" in alone
     assert found["metrics"] == wanted["metrics"] and found["photos"] == {"train": 12, "test": 12}
 
 
@@ -117,7 +119,7 @@ def test_hashtags_start_from_a_swav_trunk(place, whole_swav):
     code, out, err = finish(start(place, "on-top", *overrides))
     assert code == 0, err
     swav, hashtags = arrays(place, whole_swav), arrays(place, "on-top")
-    # At a learning rate of 0 the trunk stays what it was; the average of SwAV's run came over.
+    # At a learning rate of 0 the trunk stays the moving average of SwAV's run.
     jax.tree.map(
         np.testing.assert_array_equal,
         swav["average"]["params"]["trunk"],

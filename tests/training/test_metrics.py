@@ -1,9 +1,11 @@
+"""Tests of the metrics file and of how durations are printed."""
+
 import json
 
 from hashvision.training import metrics, progress
 
 
-def test_a_restart_takes_back_later_lines_and_a_torn_one(tmp_path):
+def test_a_restart_deletes_lines_of_later_steps_and_an_incomplete_line(tmp_path):
     writer = metrics.MetricsWriter(str(tmp_path), 0)
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1.0 / step})
@@ -21,5 +23,5 @@ def test_a_restart_takes_back_later_lines_and_a_torn_one(tmp_path):
     ]
 
 
-def test_durations_as_people_say_them():
+def test_durations_are_printed_in_seconds_minutes_or_hours():
     assert [progress.duration(s) for s in (45.4, 185, 7800)] == ["45s", "3m05s", "2h10m"]

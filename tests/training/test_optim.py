@@ -1,3 +1,5 @@
+"""Tests of the optimisers and schedules against plain NumPy."""
+
 import math
 
 import jax
@@ -18,7 +20,7 @@ def test_cosine_with_warmup():
     assert float(rate(110)) == pytest.approx(0.2)
 
 
-def test_the_warmup_rises_from_a_rate_of_its_own():
+def test_the_warmup_starts_from_warmup_start():
     rate = optim.schedule("constant", 4.8, total_steps=100, warmup_steps=10, warmup_start=0.3)
     np.testing.assert_allclose([rate(s) for s in (0, 4, 9, 50)], [0.75, 2.55, 4.8, 4.8], rtol=1e-6)
     low = optim.schedule("constant", 0.2, total_steps=100, warmup_steps=10, warmup_start=0.3)
@@ -27,7 +29,7 @@ def test_the_warmup_rises_from_a_rate_of_its_own():
     assert float(none(0)) == pytest.approx(4.8)
 
 
-def test_without_a_start_the_warmup_is_what_it_was_bit_for_bit():
+def test_a_warmup_from_zero_equals_the_plain_product():
     for kind in ("cosine", "halving", "constant"):
         rate = optim.schedule(kind, 1.7, total_steps=1000, warmup_steps=37, final=0.01)
         for step in (0, 5, 36, 37, 500, 999):
@@ -40,13 +42,13 @@ def test_without_a_start_the_warmup_is_what_it_was_bit_for_bit():
             assert float(rate(step)) == np.float32(1.7) * risen * decay
 
 
-def test_halving_halves_at_even_distances():
+def test_halvings_are_evenly_spaced():
     rate = optim.schedule("halving", 1.0, total_steps=44, warmup_steps=0, halvings=10)
     rates = [float(rate(step)) for step in range(44)]
     assert rates == [0.5 ** (step // 4) for step in range(44)]
 
 
-def test_constant_stays():
+def test_constant_keeps_the_peak():
     assert float(
         optim.schedule("constant", 0.3, total_steps=10, warmup_steps=0)(7)
     ) == pytest.approx(0.3)
@@ -79,7 +81,7 @@ def run(tx, params, grads):
     return params
 
 
-def test_sgd_is_pytorchs_nesterov_with_decay_on_kernels_only():
+def test_sgd_equals_pytorchs_nesterov_with_decay_on_kernels_only():
     params, grads = trees()
     rate = lambda step: 0.1 * (step + 1)  # noqa: E731
     got = run(optim.build("sgd", rate, weight_decay=0.01), params, grads)
@@ -99,7 +101,7 @@ def test_sgd_is_pytorchs_nesterov_with_decay_on_kernels_only():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted)
 
 
-def test_larc_is_apexs_layer_by_layer():
+def test_larc_equals_apexs_layer_by_layer():
     params, grads = trees()
     rate = lambda step: 2.0 - step  # noqa: E731
     got = run(optim.build("larc", rate, weight_decay=0.01), params, grads)
@@ -140,11 +142,11 @@ def test_clipping_bounds_the_global_norm():
 
 
 @pytest.mark.slow
-def test_plateau_halves_when_the_loss_stands_still():
-    """Averages of 4 steps; three without a fall, and the learning rate is halved."""
+def test_plateau_halves_the_rate_when_the_loss_stops_falling():
+    """Means of 4 steps; three in a row without a fall halve the rate."""
     rate = optim.schedule("plateau", 0.5, total_steps=100, warmup_steps=0)
     tx = optim.build("sgd", rate, weight_decay=0.0, momentum=0.0, plateau_steps=4)
-    params = {"norm": {"scale": jnp.ones(2)}}  # a name that the plateau's state has too
+    params = {"norm": {"scale": jnp.ones(2)}}  # the plateau's state also has a field `scale`
     state = tx.init(params)
     gradients = {"norm": {"scale": jnp.ones(2)}}
     scales, moves = [], []
@@ -153,9 +155,9 @@ def test_plateau_halves_when_the_loss_stands_still():
         updates, state = tx.update(gradients, state, params, value=loss)
         scales.append(float(optim.plateau_scale(state)))
         moves.append(float(updates["norm"]["scale"][0]))
-    # Falling for 12 steps (and once more: 2.0 is below the last mean), level from step 16 on.
+    # The means fall for 12 steps, and once more since 2.0 is below the last; then they stay equal.
     assert scales == [1.0] * 27 + [0.5] * 5
     np.testing.assert_allclose(moves, [-0.5 * scale for scale in scales])
     plain = optim.build("sgd", rate, weight_decay=0.0)
     assert float(optim.plateau_scale(plain.init(params))) == 1.0
-    plain.update(gradients, plain.init(params), params, value=1.0)  # takes it and needs it not
+    plain.update(gradients, plain.init(params), params, value=1.0)  # accepts and ignores the loss

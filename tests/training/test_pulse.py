@@ -1,4 +1,4 @@
-"""Who is lost, and when, by a clock of its own; and what hosts say to one another over a port."""
+"""Tests of heartbeats: which host is lost, on a simulated clock, and the protocol over a port."""
 
 import concurrent.futures
 import contextlib
@@ -11,7 +11,7 @@ import time
 import pytest
 
 from hashvision.training import pulse
-from hashvision.training.pulse import AGAIN, Place, Said
+from hashvision.training.pulse import AGAIN, Place, Status
 
 JOIN, LOST = 40, 6
 
@@ -25,22 +25,28 @@ class Clock:
 
 
 class Hosts:
-    """Three hosts, of which number 1 looks."""
+    """Three hosts as host 1 sees them."""
 
     def __init__(self):
         self.clock = Clock()
-        self.start, self.roll = self.clock.now, pulse.Roll(self.clock)
+        self.start, self.reports = self.clock.now, pulse.Reports(self.clock)
 
     def hear(self, *codes, seconds=1):
-        """A second, or more, passes, then each speaks; those whose code is "silent" do not."""
+        """Lets time pass, then each host reports its code; hosts with "silent" do not report."""
         self.clock.now += seconds
         for host, code in enumerate(codes):
             if code != "silent":
-                self.roll.hear(host, f"tpu-{host}", code)
+                self.reports.add(host, f"tpu-{host}", code)
 
     def lost(self, failed=False):
-        waited = self.clock.now - self.start
-        return pulse.lost(Place("a:1", 3, 1), self.roll.known(), waited, JOIN, LOST, failed)
+        return pulse.find_lost(
+            Place("a:1", 3, 1),
+            self.reports.known(),
+            waited=self.clock.now - self.start,
+            join_seconds=JOIN,
+            lost_seconds=LOST,
+            failed=failed,
+        )
 
 
 @pytest.fixture
@@ -48,21 +54,21 @@ def hosts():
     return Hosts()
 
 
-def test_nobody_is_lost_while_all_speak(hosts):
+def test_no_host_is_lost_while_all_report(hosts):
     for _ in range(100):
         hosts.hear(None, None, None)
         assert hosts.lost() is None
 
 
-def test_a_host_that_does_not_join_is_named_when_its_time_is_over(hosts):
+def test_a_host_that_does_not_join_in_time_is_lost(hosts):
     hosts.hear(None, None, "silent", seconds=JOIN)
     assert hosts.lost() is None
     hosts.hear(None, None, "silent")
     sentence, code = hosts.lost()
-    assert sentence.startswith("host 2 of 3 did not join within 40 s; the same") and code == AGAIN
+    assert sentence.startswith("host 2 of 3 did not join within 40 s; run the") and code == AGAIN
 
 
-def test_a_silent_host_is_named_with_its_machine(hosts):
+def test_a_silent_host_is_lost_and_named_with_its_machine(hosts):
     hosts.hear(None, None, None)
     hosts.hear("silent", None, None, seconds=LOST)
     assert hosts.lost() is None
@@ -71,7 +77,7 @@ def test_a_silent_host_is_named_with_its_machine(hosts):
     assert "host 0 of 3 (tpu-0) has been silent for 6 s" in sentence and code == AGAIN
 
 
-def test_a_host_that_speaks_again_in_time_is_not_lost(hosts):
+def test_a_host_that_reports_again_in_time_is_not_lost(hosts):
     hosts.hear(None, None, None)
     hosts.hear("silent", None, None, seconds=LOST)
     for _ in range(3):
@@ -79,35 +85,35 @@ def test_a_host_that_speaks_again_in_time_is_not_lost(hosts):
         assert hosts.lost() is None
 
 
-def test_what_one_cannot_mend_ends_all_with_2(hosts):
+def test_a_user_error_on_one_host_ends_all_with_2(hosts):
     hosts.hear(None, None, 2)
-    assert hosts.lost() == ("host 2 of 3 (tpu-2) cannot go on, and its own words say why", 2)
+    assert hosts.lost() == ("host 2 of 3 (tpu-2) stopped with an error; see that host's log", 2)
 
 
-def test_one_that_is_done_is_waited_for_by_nobody(hosts):
+def test_a_finished_host_is_never_lost(hosts):
     hosts.hear(0, None, 0)
     hosts.hear("silent", None, "silent", seconds=1000)
     assert hosts.lost() is None
 
 
 @pytest.mark.parametrize(("code", "patience"), [(1, 2), (-9, 2), (-6, 2), (AGAIN, LOST)])
-def test_one_that_ended_otherwise_is_named_a_little_later(hosts, code, patience):
+def test_a_host_that_failed_is_lost_after_a_grace_period(hosts, code, patience):
     hosts.hear(None, None, code)
     hosts.hear(None, None, "silent", seconds=patience)
     assert hosts.lost() is None
-    hosts.hear(None, None, code)  # how it ended first counts, and since when
+    hosts.hear(None, None, code)  # the first report of the code counts
     sentence, found = hosts.lost()
     assert f"host 2 of 3 (tpu-2) ended with code {code}; " in sentence and found == AGAIN
 
 
 @pytest.mark.parametrize("code", [AGAIN, -6])
-def test_those_that_follow_a_failure_here_are_not_blamed_for_it(hosts, code):
+def test_hosts_that_stop_after_a_failure_here_are_not_blamed_for_it(hosts, code):
     hosts.hear(None, 1, code)
     hosts.hear(None, 1, code, seconds=LOST + 1)
     assert hosts.lost(failed=True) is None and hosts.lost() is not None
 
 
-def test_one_that_is_started_again_is_alive(hosts):
+def test_a_host_that_is_started_again_is_alive(hosts):
     hosts.hear(None, None, -9)
     hosts.hear(None, None, None)
     hosts.hear(None, None, None, seconds=3)
@@ -115,7 +121,7 @@ def test_one_that_is_started_again_is_alive(hosts):
 
 
 def started(path, count=3):
-    """The first host of a run, and the others; with a port that is free."""
+    """The pulses of the first host of a run and of the others, on a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -126,19 +132,19 @@ def started(path, count=3):
 
 @contextlib.contextmanager
 def speaking(path, count=3):
-    """The same, until the first host says that it is done."""
+    """As `started`; at the end the first host reports that it is done."""
     first, others = started(path, count)
     yield first, others
     first.end(0)
 
 
-def told(path):
+def address(path):
     return json.loads((path / "hosts.json").read_text())
 
 
-def say(path, line):
-    """Sends what no host would; returns the answer."""
-    with socket.create_connection(("localhost", told(path)["port"]), 10) as connection:
+def send(path, line):
+    """Sends raw bytes to the first host; returns the answer."""
+    with socket.create_connection(("localhost", address(path)["port"]), 10) as connection:
         connection.sendall(line)
         with contextlib.suppress(ConnectionError):
             return connection.makefile("rb").read()
@@ -152,13 +158,13 @@ def test_hosts_hear_of_each_other(tmp_path):
         two.beat(-9)
         one.beat(None)
         machine = socket.gethostname()
-        assert one.known()[0]._replace(silent=0, ended=0) == Said(machine)
-        assert one.known()[2]._replace(silent=0, ended=0) == Said(machine, code=-9)
+        assert one.known()[0]._replace(silent=0, ended=0) == Status(machine)
+        assert one.known()[2]._replace(silent=0, ended=0) == Status(machine, code=-9)
         assert first.known()[2].code == -9 and first.known()[1].code is None
         assert os.listdir(tmp_path) == ["hosts.json"]
 
 
-def test_the_first_host_is_missed_when_it_answers_no_more(tmp_path):
+def test_the_first_host_is_lost_when_it_stops_answering(tmp_path):
     with speaking(tmp_path) as (first, (one, two)):
         for other in (one, two):
             other.beat(None)
@@ -169,7 +175,7 @@ def test_the_first_host_is_missed_when_it_answers_no_more(tmp_path):
     assert "host 0 of 3" in found[0] and "silent for 0.5 s" in found[0]
 
 
-def test_the_first_host_stays_until_its_last_word_is_heard(tmp_path):
+def test_the_first_host_stays_until_the_others_have_its_last_report(tmp_path):
     first, (one, two) = started(tmp_path)
     one.beat(None)
     two.beat(None)
@@ -183,13 +189,13 @@ def test_the_first_host_stays_until_its_last_word_is_heard(tmp_path):
     assert one.lost(JOIN, LOST)[1] == two.lost(JOIN, LOST)[1] == 2
 
 
-def test_a_last_word_is_heard_by_the_first_host(tmp_path):
+def test_the_first_host_receives_a_last_report(tmp_path):
     with speaking(tmp_path) as (first, (one, _)):
         one.end(2)
         assert first.lost(JOIN, LOST)[1] == 2
 
 
-def test_why_nobody_is_heard_is_said(tmp_path):
+def test_the_reason_why_no_host_is_heard_is_in_the_message(tmp_path):
     other = pulse.start(Place("localhost:1", 2, 1), str(tmp_path))
     other.beat(None)
     assert "hosts.json cannot be read" in other.lost(0, LOST)[0]
@@ -200,8 +206,8 @@ def test_why_nobody_is_heard_is_said(tmp_path):
     assert "host 0 of 2 did not join within 0 s (localhost:1 does not answer: " in sentence
 
 
-def test_where_an_earlier_start_listened_is_looked_up_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(pulse, "_LOOK", 0.0)
+def test_an_address_of_an_earlier_start_is_looked_up_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(pulse, "_LOOKUP", 0.0)
     (tmp_path / "hosts.json").write_text('{"port": 1, "token": "old"}')
     early = pulse.start(Place("localhost:1", 3, 1), str(tmp_path))
     early.beat(None)
@@ -211,13 +217,13 @@ def test_where_an_earlier_start_listened_is_looked_up_again(tmp_path, monkeypatc
         assert early.known() and not early.trouble
 
 
-def test_a_port_that_is_taken_is_not_insisted_on(tmp_path):
+def test_another_port_is_opened_if_the_preferred_one_is_in_use(tmp_path):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         first = pulse.start(Place(f"localhost:{port - 1}", 2, 0), str(tmp_path))
         other = pulse.start(Place(f"localhost:{port - 1}", 2, 1), str(tmp_path))
         other.beat(None)
-        assert other.known() and told(tmp_path)["port"] != port
+        assert other.known() and address(tmp_path)["port"] != port
         first.end(0)
 
 
@@ -237,19 +243,19 @@ def test_a_port_that_is_taken_is_not_insisted_on(tmp_path):
         b'TOKEN [1, "' + b"x" * 5000 + b'", 2]\n',
     ],
 )
-def test_a_strangers_words_change_nothing(tmp_path, line, capfd):
+def test_messages_of_strangers_change_nothing(tmp_path, line, capfd):
     with speaking(tmp_path) as (first, (one, two)):
         one.beat(None)
         two.beat(None)
-        token = told(tmp_path)["token"].encode()
-        assert say(tmp_path, line.replace(b"TOKEN", token)) == b""
+        token = address(tmp_path)["token"].encode()
+        assert send(tmp_path, line.replace(b"TOKEN", token)) == b""
         one.beat(None)
         assert one.known().keys() == {0, 1, 2}
         assert first.lost(JOIN, LOST) is one.lost(JOIN, LOST) is None
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_answer_that_makes_no_sense_is_none(tmp_path):
+def test_an_invalid_answer_counts_as_no_answer(tmp_path):
     with socket.create_server(("localhost", 0)) as fake:
         port = fake.getsockname()[1]
         (tmp_path / "hosts.json").write_text(json.dumps({"port": port, "token": "t"}))
@@ -265,7 +271,7 @@ def test_an_answer_that_makes_no_sense_is_none(tmp_path):
             assert not other.known() and "does not answer" in other.trouble
 
 
-def test_128_hosts_ask_the_first_128_times_a_second_and_storage_never(tmp_path, monkeypatch):
+def test_each_heartbeat_is_one_message_and_does_not_use_storage(tmp_path, monkeypatch):
     with speaking(tmp_path, 129) as (first, others):
         with concurrent.futures.ThreadPoolExecutor(32) as pool:
             list(pool.map(lambda other: other.beat(None), others))

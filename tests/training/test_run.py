@@ -1,4 +1,4 @@
-"""What a workdir keeps of the start of its run, and on which datasets the run may resume."""
+"""Tests of a workdir's config and vocabulary, and of the datasets on which a run may resume."""
 
 import json
 
@@ -31,15 +31,15 @@ def folder(tmp_path):
 
 
 def claim(path, folder, *overrides, length=LENGTH, **options):
-    """Does what `train` does before it builds anything; the config and the classes' numbers."""
+    """Completes the config and claims the workdir as `train` does; returns config and numbers."""
     source = dataset.load(str(folder))
     config = config_of(f"--config.dataset={folder}", *overrides, **options)
-    objectives.fill(config, length, run.began(str(path)))
+    objectives.fill(config, length, run.frozen_config(str(path)))
     return config, run.claim(str(path), config, source.vocabulary, source.manifest)
 
 
 def change(folder, changed):
-    """Writes the folder's vocabulary anew: `changed` makes classes of classes."""
+    """Applies `changed` to the classes in the folder's vocabulary."""
     path = folder / "vocabulary.json"
     vocabulary = json.loads(path.read_text())
     path.write_text(json.dumps({**vocabulary, "classes": changed(vocabulary["classes"])}))
@@ -47,22 +47,22 @@ def change(folder, changed):
         datasets.seal(folder)
 
 
-def fewer(classes):
-    """As fewer posts leave them: counted anew, in another order."""
+def recounted(classes):
+    """The classes in another order with other counts, as a dataset of fewer posts has them."""
     return [{**entry, "count": number} for number, entry in enumerate(classes[::-1], 1)]
 
 
-def test_classes_that_were_counted_anew_keep_their_numbers(tmp_path, folder):
+def test_recounted_classes_keep_their_numbers(tmp_path, folder):
     run = tmp_path / "run"
     assert claim(run, folder)[1].tolist() == [0, 1, 2]
-    began = (run / "vocabulary.json").read_text()
-    change(folder, fewer)
+    first = (run / "vocabulary.json").read_text()
+    change(folder, recounted)
     assert claim(run, folder)[1].tolist() == [2, 1, 0]
-    assert (run / "vocabulary.json").read_text() == began
+    assert (run / "vocabulary.json").read_text() == first
     assert claim(run, folder)[1].tolist() == [2, 1, 0]
 
 
-def test_a_class_that_is_gone_or_new_is_named(tmp_path, folder):
+def test_a_missing_or_new_class_is_refused_and_named(tmp_path, folder):
     claim(tmp_path / "run", folder)
     change(folder, lambda classes: classes[:2])
     with pytest.raises(UserError, match="'boat'.*--removals.*new --workdir"):
@@ -78,16 +78,16 @@ def test_swav_needs_no_classes(tmp_path, folder):
     assert claim(tmp_path / "run", folder, objective="swav")[1] is None
 
 
-def test_classes_whose_numbers_were_tampered_with_are_refused(tmp_path, folder):
+def test_a_changed_vocabulary_in_the_workdir_is_refused(tmp_path, folder):
     claim(tmp_path / "run", folder)
     change(tmp_path / "run", lambda classes: classes[::-1])
-    with pytest.raises(UserError, match=r"run/vocabulary\.json is not as `train` wrote it"):
+    with pytest.raises(UserError, match=r"run/vocabulary\.json has changed since `train` wrote it"):
         claim(tmp_path / "run", folder)
     with pytest.raises(UserError, match="copy it again"):
         run.read(str(tmp_path / "run"))
 
 
-def test_what_is_left_open_stays_as_the_run_began(tmp_path, folder):
+def test_derived_settings_stay_as_the_run_began(tmp_path, folder):
     first, _ = claim(tmp_path / "run", folder, objective="swav")
     second, _ = claim(tmp_path / "run", folder, objective="swav", length=400.0)
     for key in derive.OPEN:
@@ -98,31 +98,31 @@ def test_what_is_left_open_stays_as_the_run_began(tmp_path, folder):
         claim(tmp_path / "run", folder, "--config.swav.prototypes=61", objective="swav")
 
 
-def test_what_was_set_at_the_start_need_not_be_set_again(tmp_path, folder):
+def test_overrides_of_derived_settings_need_not_be_repeated(tmp_path, folder):
     claim(tmp_path / "run", folder, "--config.swav.prototypes=70", objective="swav")
     config, _ = claim(tmp_path / "run", folder, objective="swav")
     assert config.swav.prototypes == 70
 
 
-def test_a_run_stays_as_long_as_it_was_to_be(tmp_path, folder):
+def test_a_run_keeps_its_length_on_another_dataset(tmp_path, folder):
     def steps(*overrides, length):
         config, _ = claim(tmp_path / "run", folder, *overrides, length=length)
         return derive.total_steps(config, config.epoch_length)
 
     assert steps("--config.epochs=2", length=LENGTH) == 125
     assert steps("--config.epochs=2", length=400.0) == 125
-    assert steps("--config.epochs=4", length=400.0) == 250  # unless the user says otherwise
+    assert steps("--config.epochs=4", length=400.0) == 250  # unless the user changes it
     assert steps("--config.steps=99", length=400.0) == 99
-    assert steps("--config.epochs=2", length=400.0) == 125  # steps that are no longer set
+    assert steps("--config.epochs=2", length=400.0) == 125  # steps is None again
     assert steps("--config.epochs=2", "--config.epoch_length=400", length=400.0) == 50
     assert steps("--config.epochs=2", length=LENGTH) == 50
 
 
-def test_the_schedule_goes_by_the_epochs_of_the_first_dataset(tmp_path, folder, monkeypatch):
-    asked = []
+def test_the_schedule_uses_the_epoch_length_of_the_first_dataset(tmp_path, folder, monkeypatch):
+    lengths = []
 
     def schedule(kind, peak, *, total_steps, warmup_steps, **_):
-        asked.append((total_steps, warmup_steps))
+        lengths.append((total_steps, warmup_steps))
         return max
 
     monkeypatch.setattr(program.optim, "schedule", schedule)
@@ -130,12 +130,12 @@ def test_the_schedule_goes_by_the_epochs_of_the_first_dataset(tmp_path, folder, 
     for length in (LENGTH, 400.0):
         config, _ = claim(tmp_path / "run", folder, *few, length=length)
         program.build(config, 3, length)
-    assert asked == [(125, 62), (125, 62)]
+    assert lengths == [(125, 62), (125, 62)]
 
 
-def test_how_much_an_epoch_differs_is_said(tmp_path, folder):
+def test_another_epoch_length_is_printed(tmp_path, folder):
     claim(tmp_path / "run", folder)
-    config, began = config_of(), run.began(str(tmp_path / "run"))
-    assert objectives.fill(config, LENGTH, began) == []
-    (line,) = objectives.fill(config_of(), 400.0, began)
+    config, frozen = config_of(), run.frozen_config(str(tmp_path / "run"))
+    assert objectives.fill(config, LENGTH, frozen) == []
+    (line,) = objectives.fill(config_of(), 400.0, frozen)
     assert "1,000" in line and line.endswith("400")

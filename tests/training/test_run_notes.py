@@ -1,4 +1,4 @@
-"""The notes of a run on its starts, its lock, and where compiled programs are kept."""
+"""Tests of a run's notes on its starts, of its lock, and of the cache of compiled programs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def workdir(tmp_path):
     return str(tmp_path / "run")
 
 
-def test_starts_are_added_and_a_later_one_speaks_of_its_steps(workdir):
+def test_starts_are_appended_and_a_restart_replaces_later_ones(workdir):
     path = os.path.join(workdir, "removed.jsonl")
     noted = []
     for step in (0, 10, 20, 10, 15):
@@ -34,26 +34,22 @@ def test_starts_are_added_and_a_later_one_speaks_of_its_steps(workdir):
             lines = file.read().splitlines()
         assert lines[:-1] == noted and json.loads(lines[-1])["step"] == step
         noted = lines
-    assert [start["step"] for start in run.starts_of(workdir)] == [0, 10, 15]
+    assert [start["step"] for start in run.starts(workdir)] == [0, 10, 15]
 
 
 def times(folder):
     return {name: os.stat(os.path.join(folder, name)).st_mtime_ns for name in os.listdir(folder)}
 
 
-def test_a_second_run_is_refused_by_name_and_writes_nothing(workdir, tmp_path):
+def test_a_second_run_is_refused_and_writes_nothing(workdir):
     config = recipes.load(str(REPO / "configs" / "demo.py"), ["--config.dataset=nowhere"])
-    with run.held(workdir):
-        before = {
-            name: os.stat(os.path.join(workdir, name)).st_mtime_ns for name in os.listdir(workdir)
-        }
+    with run.lock(workdir):
+        before = times(workdir)
         with pytest.raises(
             UserError, match=f"{workdir} is in use by process {os.getpid()} .*workdir"
         ):
             loop.train(config, workdir)
-        after = {
-            name: os.stat(os.path.join(workdir, name)).st_mtime_ns for name in os.listdir(workdir)
-        }
+        after = times(workdir)
     assert after == before and os.listdir(workdir) == ["dataset.json"]
 
 
@@ -61,8 +57,8 @@ def test_a_second_run_is_refused_by_name_and_writes_nothing(workdir, tmp_path):
 
 
 @pytest.fixture
-def kept(monkeypatch, capsys):
-    """Where compiled programs are kept, or None, and what is said."""
+def use_cache(monkeypatch, capsys):
+    """Calls compilation.use_cache; returns the folder it chose, or None, and what it printed."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
@@ -74,25 +70,25 @@ def kept(monkeypatch, capsys):
     return ask
 
 
-def test_compiled_programs_are_kept_in_the_users_own_cache(kept, tmp_path, monkeypatch):
+def test_compiled_programs_are_cached_in_the_users_cache_folder(use_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / ".cache" / "hashvision" / "compiled"
     old = os.umask(0)
     try:
-        assert kept() == (str(folder), "")
+        assert use_cache() == (str(folder), "")
     finally:
         os.umask(old)
     for path in (folder, folder.parent, folder.parent.parent):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert kept() == (str(folder), "")
+    assert use_cache() == (str(folder), "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert kept() == (str(tmp_path / "xdg" / "hashvision" / "compiled"), "")
+    assert use_cache() == (str(tmp_path / "xdg" / "hashvision" / "compiled"), "")
 
 
-def test_none_is_taken_from_where_others_may_write(kept, tmp_path, monkeypatch):
+def test_no_folder_that_others_may_write_to_is_used(use_cache, tmp_path, monkeypatch):
     def is_refused(why):
-        folder, said = kept()
+        folder, said = use_cache()
         assert folder is None and said.count("\n") == 1 and why in said
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -116,7 +112,9 @@ def test_none_is_taken_from_where_others_may_write(kept, tmp_path, monkeypatch):
     is_refused("this user has no home folder)")
 
 
-def test_a_folder_that_the_user_has_chosen_stays(kept, monkeypatch, tmp_path):
+def test_a_folder_that_the_user_has_chosen_is_kept(use_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert kept() == (None, "") and not (tmp_path / "xdg").exists()  # JAX has read it by itself
+    assert (
+        use_cache() == (None, "") and not (tmp_path / "xdg").exists()
+    )  # JAX reads the variable itself

@@ -1,3 +1,5 @@
+"""Tests of the mesh and of the sharding of states and batches."""
+
 import dataclasses
 import importlib.util
 import itertools
@@ -24,7 +26,7 @@ from places import REPO
     ("shape", "spec"),
     [
         ((3, 3, 8, 512), P(None, None, None, "fsdp")),
-        ((17, 1, 1, 2904, 1002), P(None, None, None, "fsdp")),  # 1002 / 8 leaves a rest
+        ((17, 1, 1, 2904, 1002), P(None, None, None, "fsdp")),  # 8 does not divide 1002
         ((2048, 27_000), P(None, "fsdp")),
         ((8, 5), P()),  # small
         ((1001, 1003), P()),  # nothing divides
@@ -37,8 +39,8 @@ def test_the_last_divisible_dimension_of_a_large_array_is_sharded(shape, spec):
 
 
 @pytest.mark.parametrize("name", ["regnety_32gf", "regnety_128gf", "regnety_256gf", "regnety_10b"])
-def test_the_widest_networks_are_cut_evenly(name):
-    """Widths such as 4,103 and 11,110, which hardly a power of two divides, included."""
+def test_nearly_all_parameters_of_the_widest_networks_are_sharded(name):
+    """Even with widths such as 4,103 and 11,110, which few powers of two divide."""
     model = models.build(name, group_conv="native")  # fastest to trace
     images = jnp.zeros((1, 32, 32, 3))
     params = jax.eval_shape(lambda key: model.init(key, images, False), jax.random.key(0))["params"]
@@ -58,7 +60,7 @@ def test_mesh_axes_and_order():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What JAX knows of a TPU: hosts hold two by two chips, and their chips follow each other."""
+    """A TPU chip as JAX describes it; the 2 x 2 chips of a host have consecutive ids."""
 
     id: int
     coords: tuple[int, int, int]
@@ -87,15 +89,15 @@ def hops(chips):
 @pytest.mark.parametrize(
     ("kind", "shape", "fsdp", "box"),
     [
-        ("TPU v5 lite", (16, 16), 4, [1, 1, 4]),  # and not the two by two of a host
+        ("TPU v5 lite", (16, 16), 4, [1, 1, 4]),  # rather than the 2 x 2 of a host
         ("TPU v5 lite", (8, 8), 8, [1, 1, 8]),
-        ("TPU v5", (4, 4, 4), 8, [1, 2, 4]),  # which jax.make_mesh does not make
+        ("TPU v5", (4, 4, 4), 8, [1, 2, 4]),  # jax.make_mesh cannot do this
         ("TPU v5", (8, 8, 16), 8, [1, 1, 8]),  # a ring
     ],
 )
-def test_fsdp_goes_over_neighbours_of_a_torus(kind, shape, fsdp, box):
+def test_fsdp_groups_are_neighbours_in_a_torus(kind, shape, fsdp, box):
     chips = torus(kind, *shape)
-    found = sharding.placed(chips, fsdp)
+    found = sharding.arrange(chips, fsdp)
     assert found.shape == (len(chips) // fsdp, fsdp)
     assert {*found.flat} == {*chips} and found.size == len(chips)
     assert all(sides(group) == box for group in found)
@@ -103,17 +105,17 @@ def test_fsdp_goes_over_neighbours_of_a_torus(kind, shape, fsdp, box):
         assert all(set(hops(group)) == {1} for group in found)
 
 
-def test_fsdp_stays_within_a_slice():
+def test_fsdp_groups_stay_within_a_slice():
     chips = [*torus("TPU v5 lite", 4, 4, piece=0), *torus("TPU v5 lite", 4, 4, piece=1)]
-    found = sharding.placed(chips, 4)
+    found = sharding.arrange(chips, 4)
     assert found.shape == (8, 4)
     assert [{chip.slice_index for chip in group} for group in found] == [{0}] * 4 + [{1}] * 4
 
 
-def test_cores_of_a_chip_stay_in_their_order():
+def test_cores_of_a_chip_keep_their_order():
     chips = torus("TPU v4", 2, 2, 2)
     cores = [dataclasses.replace(chip, core_on_chip=core) for chip in chips for core in (0, 1)]
-    assert sharding.placed(cores, 4).ravel().tolist() == cores
+    assert sharding.arrange(cores, 4).ravel().tolist() == cores
 
 
 @pytest.mark.slow
@@ -121,36 +123,37 @@ def test_cores_of_a_chip_stay_in_their_order():
     not importlib.util.find_spec("libtpu"), reason="no TPU compiler: pip install libtpu"
 )
 @pytest.mark.parametrize(("topology", "fsdp"), [("v5e:16x16", 4), ("v5p:4x4x4", 8)])
-def test_fsdp_goes_over_neighbours_of_real_topologies(topology, fsdp):
+def test_fsdp_groups_are_neighbours_in_real_topologies(topology, fsdp):
     devices = plan.devices_of(topology)
-    assert all(np.prod(sides(group)) == fsdp for group in sharding.placed(devices, fsdp))
+    assert all(np.prod(sides(group)) == fsdp for group in sharding.arrange(devices, fsdp))
 
 
 @pytest.mark.slow
-def test_each_host_keeps_its_photos_where_a_mesh_takes_hosts_by_turns():
-    """And they stay in the same groups of BatchNorm, and in the same parts of a batch."""
+def test_each_host_keeps_its_photos_in_a_mesh_that_interleaves_hosts():
+    """The photos also stay in the same BatchNorm groups and parts of a batch."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    found = []
+    processes = []
     for host in range(2):
         environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
         environment |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host)}
         environment |= {"PYTHONPATH": str(REPO), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, REPO / "tests" / "support" / "interleaved_host.py"]
-        found.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    answers = [each.communicate()[0] for each in found]
-    assert [each.returncode for each in found] == [0, 0]
-    said = [json.loads(answer.splitlines()[-1]) for answer in answers]  # behind what Gloo says
-    for host in said:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+    answers = [each.communicate()[0] for each in processes]
+    assert [each.returncode for each in processes] == [0, 0]
+    found = [json.loads(answer.splitlines()[-1]) for answer in answers]  # after Gloo's lines
+    for host in found:
         assert sorted(host["here"]) == host["own"]
-    whole = np.array(said[0]["whole"])
+    whole = np.array(found[0]["whole"])
     np.testing.assert_array_equal(np.sort(whole), np.arange(32))
     assert (whole != np.arange(32)).any()
-    for number in (2, 4):  # that divide the four photos of a device
+    for number in (2, 4):  # divisors of the four photos per device
         np.testing.assert_array_equal(whole % number, np.arange(32) % number)
 
 
-def test_an_fsdp_width_that_does_not_divide_is_named():
+def test_fsdp_must_divide_the_devices():
     with pytest.raises(UserError, match="mesh.fsdp=3"):
         sharding.make_mesh(3)

@@ -1,4 +1,4 @@
-"""The train step on 8 simulated devices: same numbers, nothing gathered, an eighth of the work."""
+"""Tests of the training step on 8 simulated devices: the results of one, an eighth of its work."""
 
 import re
 
@@ -24,7 +24,7 @@ def single():
 
 @pytest.fixture(autouse=True)
 def shard_everything(monkeypatch):
-    """And store kernels with zeros beyond their outputs; `single`, made before, has none."""
+    """Shards small arrays, and pads small kernels; `single` is computed before, without both."""
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     monkeypatch.setattr(layers, "LARGE_KERNEL", 64)
     monkeypatch.setattr(layers, "STORED_MULTIPLE", 24)
@@ -34,11 +34,11 @@ def shard_everything(monkeypatch):
 def test_eight_devices_equal_one(single, data, fsdp):
     final, alone = same_as_alone(single, data, fsdp, "hashtag")
     sizes = [sum(x.size for x in jax.tree.leaves(each.params)) for each in (final, alone)]
-    assert sizes[0] > sizes[1]  # zeros and all
+    assert sizes[0] > sizes[1]  # kernels are padded
 
 
 def compiled(data, fsdp, model=MODEL):
-    # Large enough that photos cost more than the update of replicated parameters, as they do.
+    # Large enough that photos cost more than the update of replicated parameters, as in practice.
     mesh, _, abstract, batch, step = build(data, fsdp, model, side=96)
     with jax.set_mesh(mesh):
         return step.lower(abstract, batch).compile(), abstract
@@ -53,7 +53,7 @@ def test_no_activations_are_gathered_and_work_is_divided(data, fsdp, form):
     program, abstract = compiled(data, fsdp, model)
     share = program.cost_analysis()["flops"] / alone.cost_analysis()["flops"]
     assert share <= 1.05 / 8
-    # Whatever is gathered has the shape of a parameter, or of a layer of a scanned stage's.
+    # Only arrays of the shape of a parameter, or of one layer of a stacked one, are gathered.
     shapes = {x.shape for x in jax.tree.leaves(abstract.params)}
     shapes |= {shape[1:] for shape in shapes}
     gathers = re.findall(r"= \(?\w+\[([\d,]*)\][^=]*? all-gather", program.as_text())
@@ -65,7 +65,7 @@ def test_no_activations_are_gathered_and_work_is_divided(data, fsdp, form):
     assert bool(gathers) == (fsdp > 1)
 
 
-def test_the_average_follows_parameters_and_statistics():
+def test_the_moving_average_covers_parameters_and_statistics():
     mesh, init, _, _, step = build(1, 1, average=0.9)
     with jax.set_mesh(mesh):
         current = jax.jit(init)(jax.random.key(0))
@@ -83,8 +83,8 @@ def test_the_average_follows_parameters_and_statistics():
     assert extra["trunk"] is current.average["trunk"]
 
 
-def test_the_averaged_network_is_normalized_by_statistics_of_its_own():
-    """A weight grows by 1% a step, so its average is far behind it, and has to have its own."""
+def test_the_averaged_network_has_averaged_statistics():
+    """A weight grows by 1% per step, so its average is far below it and needs other statistics."""
     layer = from_module(BatchNorm())
     x = 1 + np.random.default_rng(0).standard_normal((64, 4), np.float32)
 
@@ -124,10 +124,10 @@ def test_the_averaged_network_is_normalized_by_statistics_of_its_own():
     assert params["weight"] < 0.7 * current.params["weight"]
     assert abs(features.std() - 1) < 0.1 and abs(features.mean()) < 0.15
     off = np.asarray(apply(params, current.extra["trunk"], False)[0])
-    assert off.std() < 0.75  # what the last step's statistics would make of them
+    assert off.std() < 0.75  # the last step's statistics would normalise them wrongly
 
 
-def test_the_abstract_state_takes_no_memory_and_matches():
+def test_the_abstract_state_has_the_shapes_and_dtypes_of_the_state():
     mesh, init, abstract, _, _ = build(2, 4)
     made = jax.eval_shape(init, jax.random.key(0))
     for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(made), strict=True):
@@ -136,12 +136,11 @@ def test_the_abstract_state_takes_no_memory_and_matches():
 
 
 @pytest.mark.parametrize(("data", "fsdp", "parts"), [(1, 1, 2), (1, 1, 4), (8, 1, 2), (2, 4, 4)])
-def test_parts_learn_what_the_whole_batch_does(data, fsdp, parts):
+def test_accumulating_over_parts_learns_the_same_as_the_whole_batch(data, fsdp, parts):
     parts_change_nothing("hashtag", data, fsdp, parts)
 
 
-def test_accumulating_moves_no_photos():
-    """Each device goes through its own photos, part by part."""
+def test_accumulating_moves_no_photos_between_devices():
     mesh, _, abstract, batch, step = build(8, 1, parts=2)
     with jax.set_mesh(mesh):
         text = step.lower(abstract, batch).compile().as_text()

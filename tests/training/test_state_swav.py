@@ -1,4 +1,4 @@
-"""SwAV's train step on 8 simulated devices, queue included, and in parts of a batch."""
+"""Tests of SwAV's training step on 8 simulated devices, with its queue and in parts of a batch."""
 
 import numpy as np
 import pytest
@@ -22,10 +22,10 @@ def shard_everything(monkeypatch):
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
 def test_eight_devices_equal_one(single, data, fsdp):
     final, alone = same_as_alone(single, data, fsdp, "swav")
-    assert np.abs(alone.extra["queue"]).max() > 0.1  # full since step 5, and counted
+    assert np.abs(alone.extra["queue"]).max() > 0.1  # full and in use since step 5
     np.testing.assert_allclose(final.extra["queue"], alone.extra["queue"], atol=1e-3)
 
 
 @pytest.mark.parametrize(("data", "fsdp", "parts"), [(1, 1, 4), (4, 2, 2)])
-def test_parts_learn_what_the_whole_batch_does(data, fsdp, parts):
+def test_accumulating_over_parts_learns_the_same_as_the_whole_batch(data, fsdp, parts):
     parts_change_nothing("swav", data, fsdp, parts)

@@ -1,4 +1,4 @@
-"""When the loop is told to stop, and that nothing of one loop reaches what comes after it."""
+"""Tests of what stops the training loop, and that nothing of one loop affects a later one."""
 
 import functools
 import os
@@ -15,94 +15,93 @@ QUIET, EVENT = "NONE", "TERMINATE_ON_HOST_MAINTENANCE"
 
 
 @pytest.fixture
-def heard():
-    """The signals that reach this process while nothing of the loop catches them."""
-    signals = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-    yield signals
+def signals():
+    """The SIGTERMs that reach this process outside the loop's own handler."""
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    yield received
     signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
 def events(monkeypatch):
-    """What a metadata server says, which is asked a hundred times a second."""
-    said = [QUIET]
+    """The list of events of a metadata server that is polled a hundred times a second."""
+    announced = [QUIET]
     often = functools.partial(preemption.Maintenance, every=0.01)
     monkeypatch.setattr(preemption, "Maintenance", often)
-    with metadata.serving(said) as address:
+    with metadata.serving(announced) as address:
         monkeypatch.setenv("GCE_METADATA_HOST", address)
-        yield said
+        yield announced
 
 
-def asked(stopping):
-    """Whether the loop is told to stop within some seconds."""
+def stops(stopping):
+    """Whether the loop is asked to stop within 30 seconds."""
     end = time.monotonic() + 30
     while not stopping.at(1) and time.monotonic() < end:
         time.sleep(0.01)
     return stopping.at(1)
 
 
-def tell(events):
-    """Lets the server be asked, then says that the machine is about to go."""
+def announce(events):
+    """Lets the server be polled, then announces maintenance."""
     time.sleep(0.2)
     events[:] = [EVENT]
     time.sleep(0.2)
 
 
-def test_sigterm_asks_for_the_end(heard):
+def test_sigterm_stops_the_loop(signals):
     stopping = preemption.Preemption()
     with stopping:
         assert not stopping.at(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopping.at(1)
-    assert not heard
+    assert not signals
 
 
-def test_notice_of_maintenance_asks_for_the_end(events):
+def test_announced_maintenance_stops_the_loop(events):
     stopping = preemption.Preemption()
     with stopping:
-        tell(events)
-        assert asked(stopping)
+        announce(events)
+        assert stops(stopping)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_notice_after_the_loop_reaches_nobody(events, heard, count, monkeypatch):
+def test_an_announcement_after_the_loop_has_no_effect(events, signals, count, monkeypatch):
     monkeypatch.setattr(preemption.jax, "process_count", lambda: count)
     with preemption.Preemption():
         pass
-    tell(events)
-    assert not heard
+    announce(events)
+    assert not signals
 
 
-def test_of_several_hosts_jax_hears_the_notice(events, heard, monkeypatch):
+def test_with_several_hosts_an_announcement_becomes_a_sigterm_for_jax(events, signals, monkeypatch):
     monkeypatch.setattr(preemption.jax, "process_count", lambda: 2)
     with preemption.Preemption():
-        tell(events)
+        announce(events)
         end = time.monotonic() + 30
-        while not heard and time.monotonic() < end:
+        while not signals and time.monotonic() < end:
             time.sleep(0.01)
-    assert heard == [signal.SIGTERM]
+    assert signals == [signal.SIGTERM]
 
 
-def test_nothing_that_asks_outlives_the_loop(events):
+def test_polling_ends_with_the_loop(events):
     before = threading.active_count()
     with preemption.Preemption():
         assert threading.active_count() > before
-    asking = [thread for thread in threading.enumerate() if type(thread).__name__ == "Maintenance"]
-    assert not asking
+    assert not any(type(thread).__name__ == "Maintenance" for thread in threading.enumerate())
 
 
-def test_a_second_loop_is_not_stopped_by_the_notice_to_the_first(events):
+def test_a_second_loop_ignores_the_announcement_that_stopped_the_first(events):
     first, second = preemption.Preemption(), preemption.Preemption()
     with first:
-        tell(events)
-        assert asked(first)
-    with second:  # the notice stands already: this start was made knowing it
+        announce(events)
+        assert stops(first)
+    with second:  # an announcement from before the start is ignored
         time.sleep(0.2)
         assert not second.at(1)
 
 
-def test_a_loop_inside_another_hears_for_itself(heard):
+def test_a_signal_in_a_nested_loop_stops_only_that_loop(signals):
     outer, inner = preemption.Preemption(), preemption.Preemption()
     with outer:
         with inner:
@@ -111,32 +110,32 @@ def test_a_loop_inside_another_hears_for_itself(heard):
         os.kill(os.getpid(), signal.SIGTERM)
         assert outer.at(1)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert heard == [signal.SIGTERM]
+    assert signals == [signal.SIGTERM]
 
 
-def test_a_handler_that_python_does_not_know_gives_way_to_the_default(monkeypatch, heard):
-    """As that of JAX is; Python names it None and cannot put it back."""
-    put = []
+def test_a_handler_that_python_did_not_set_is_replaced_by_the_default(monkeypatch, signals):
+    """For a handler such as JAX's, signal.signal returns None and cannot restore it."""
+    handlers = []
 
     def replace(number, handler):
-        put.append(handler)
+        handlers.append(handler)
 
     monkeypatch.setattr(preemption.signal, "signal", replace)
     with preemption.Preemption():
         pass
-    assert put[1:] == [signal.SIG_DFL]
+    assert handlers[1:] == [signal.SIG_DFL]
 
 
-def test_in_another_thread_than_the_main_one_notice_still_stops_the_loop(events, heard):
+def test_announced_maintenance_stops_a_loop_outside_the_main_thread(events, signals):
     stopped = []
 
     def train():
         stopping = preemption.Preemption()
         with stopping:
-            tell(events)
-            stopped.append(asked(stopping))
+            announce(events)
+            stopped.append(stops(stopping))
 
     thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert stopped == [True] and not heard
+    assert stopped == [True] and not signals
