@@ -40,12 +40,12 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int | None:
     code = join_hosts(os.path.join(arguments.workdir, "evaluations", "hosts"), config)
     if code is not None:
         return code
-    network = encoder.load(arguments.workdir, arguments.untrained)
+    network = encoder.load(arguments.workdir, untrained=arguments.untrained)
     reports = protocols.evaluate(
         network,
         arguments.dataset,
         chosen,
-        arguments.workdir,
+        workdir=arguments.workdir,
         untrained=arguments.untrained,
         removed=removed,
     )

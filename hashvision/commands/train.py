@@ -43,7 +43,10 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int | None:
         from hashvision.evaluation import encoder, protocols
 
         evaluate = protocols.InTraining(
-            config, lambda: run.read(workdir)[1], encoder.batch_size(), removed
+            config,
+            lambda: run.read(workdir)[1],
+            batch_size=encoder.batch_size(),
+            removed=removed,
         )
     if not loop.train(config, workdir, evaluate, removed):
         return hosts.AGAIN

@@ -1,1 +1,1 @@
-"""What a trained network is good for: features, kNN, linear probe, multi-label, with intervals."""
+"""Evaluation of trained networks: kNN, linear probe and multi-label metrics, with intervals."""

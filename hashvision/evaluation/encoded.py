@@ -1,4 +1,4 @@
-"""A labelled set as a network sees it: what every protocol starts from, computed once."""
+"""A labelled set and the network's outputs for it, computed once for all protocols."""
 
 import collections
 import typing
@@ -10,19 +10,19 @@ from hashvision.errors import UserError
 from hashvision.evaluation import bootstrap, features, labelled, matching
 from hashvision.sources import files
 
-_EXAMPLES = 20  # names reported of photos that could not be read
+_EXAMPLES = 20  # names of unreadable photos in a report
 
 
 class Findings(typing.NamedTuple):
-    """What a protocol measures; all metrics and baselines are fractions in [0, 1].
+    """The results of a protocol; all metrics and baselines are fractions in [0, 1].
 
     Attributes:
       metrics: by name, each with its 95% interval.
-      baselines: the same metrics of answers that never look at a photo.
-      photos: how many photos of each kind there were.
+      baselines: the same metrics for answers that ignore the photos.
+      photos: number of photos of each kind.
       classes: number of classes.
-      skipped: photos that could not be read, with their count and some names.
-      details: settings and choices of this protocol, as the JSON report has them.
+      skipped: photos that could not be read: their "count", and some names as "examples".
+      details: settings and choices of this protocol, for the JSON report.
     """
 
     metrics: dict[str, bootstrap.Estimate]
@@ -41,16 +41,16 @@ class MatchedClasses(typing.NamedTuple):
 
 
 class EncodedSet(typing.NamedTuple):
-    """A labelled set and what the network says of its photos; it sees each photo once.
+    """A labelled set and the network's outputs for its photos.
 
     Attributes:
       dataset: the labelled set.
       vocabulary: of the network, as in vocabulary.json.
-      split: train and test photos with one label each, if a protocol asked for it.
-      matched: vocabulary classes of the labels, if a protocol asked for scores.
-      tests: those of dataset.test that the network saw.
-      test: what it says of them.
-      train: what it says of dataset.train, if the set has one.
+      split: train and test photos with one label each, if a protocol needs it.
+      matched: vocabulary classes of the labels, if a protocol needs scores.
+      tests: the photos of dataset.test that the network encoded.
+      test: the outputs for `tests`.
+      train: the outputs for dataset.train, if the set has one.
     """
 
     dataset: labelled.LabelledSet
@@ -62,10 +62,10 @@ class EncodedSet(typing.NamedTuple):
     train: features.Encoded | None
 
     def parts(self) -> tuple[labelled.Split, features.Encoded, features.Encoded]:
-        """The split, and what the network says of its train and test photos.
+        """The split, and the outputs for its train and test photos.
 
         Raises:
-          UserError: no photo of some class can be read in train.
+          UserError: a class has no readable photo in train.
         """
         assert self.split is not None
         split = self.split
@@ -89,7 +89,7 @@ def encode(
     single_label: bool,
     scores: bool,
 ) -> EncodedSet:
-    """Runs the network over a labelled set, after refusing all that cannot be evaluated.
+    """Runs the network over a labelled set, after checking that the set can be evaluated.
 
     Args:
       encoder: the network.
@@ -98,7 +98,7 @@ def encode(
       scores: whether a protocol needs scores of the classes that the labels name.
 
     Raises:
-      UserError: the set does not have what is needed, or no photo can be read.
+      UserError: the set lacks what the protocols need, or no photo can be read.
     """
     split = labelled.single_label(dataset) if single_label else None
     matched = _matched(encoder, dataset) if scores else None
@@ -128,7 +128,7 @@ def skipped(*parts: tuple[labelled.Photos, features.Encoded]) -> dict[str, Any]:
 
 
 def top1(encoded: EncodedSet, predicted: np.ndarray, details: dict[str, Any]) -> Findings:
-    """Findings of a protocol that predicts the one class of each test photo.
+    """Findings of a protocol that predicts one class per test photo.
 
     Args:
       encoded: the set.

@@ -1,4 +1,4 @@
-"""A workdir's network as evaluation takes it: restored, or freshly initialised to compare with."""
+"""Loads a workdir's network for evaluation: restored, or freshly initialised for comparison."""
 
 import jax
 
@@ -7,17 +7,17 @@ from hashvision.pixels import crops
 from hashvision.training import compilation, program, run, sharding
 from hashvision.training.checkpoint import Checkpoints
 
-_PHOTOS = 64  # of a batch, at least
+_PHOTOS = 64  # smallest batch
 
 
-def load(workdir: str, untrained: bool = False) -> Encoder:
-    """The network of the newest checkpoint in `workdir`; its moving average where it has one.
+def load(workdir: str, *, untrained: bool = False) -> Encoder:
+    """The network of the newest checkpoint in `workdir`: its moving average if there is one.
 
-    Nothing but the network is read, and each device of each host holds a part of it.
+    It reads only the network, and each device of each host holds a part of it.
 
     Args:
       workdir: of a run.
-      untrained: take the same network as it was before its first step.
+      untrained: return the same network as it was before its first step.
 
     Raises:
       UserError: `workdir` holds no run, or no checkpoint that fits its config.
@@ -28,23 +28,23 @@ def load(workdir: str, untrained: bool = False) -> Encoder:
     compilation.use_cache()
     built = program.build_evaluation(config, len(vocabulary["classes"]))
     if untrained:
-        step, taken = 0, program.initial_state(built, config.seed)
+        step, network = 0, program.initial_state(built, config.seed)
     else:
         checkpoints = Checkpoints(workdir, read_only=True)
-        step, taken = checkpoints.restore_network(built.abstract)
+        step, network = checkpoints.restore_network(built.abstract)
         checkpoints.close()
-    params = taken.pop("params")
+    params = network.pop("params")
     return Encoder(
-        program.predictor(built, params, taken),
-        crops.from_config(config)[0].size,
-        step,
-        vocabulary,
-        batch_size(),
+        encode=program.predictor(built, params, network),
+        resolution=crops.from_config(config)[0].size,
+        step=step,
+        vocabulary=vocabulary,
+        batch_size=batch_size(),
         leads=jax.process_index() == 0,
     )
 
 
 def batch_size() -> int:
-    """Photos of a batch: as many for each device."""
+    """Photos per batch: at least 64, and the same number for each device."""
     devices = jax.device_count()
     return -(-_PHOTOS // devices) * devices

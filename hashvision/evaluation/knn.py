@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours on frozen features: the protocol that trains nothing."""
+"""The protocol `knn`: weighted nearest neighbours on frozen features, without any training."""
 
 from collections.abc import Iterator
 
@@ -8,36 +8,65 @@ from hashvision.evaluation.encoded import EncodedSet, Findings, top1
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-_CHUNK_SIMILARITIES = 2**24  # similarities held at once: 64 MB
+_CHUNK_SIMILARITIES = 2**24  # similarities in memory at a time: 64 MB
+
+
+def evaluate(encoded: EncodedSet) -> Findings:
+    """Runs the protocol `knn`: top-1 accuracy of weighted nearest neighbours."""
+    split, train, test = encoded.parts()
+    predicted = predict(
+        train.features,
+        split.train_labels[train.readable],
+        test.features,
+        classes=len(split.classes),
+        k=NEIGHBOURS,
+        temperature=TEMPERATURE,
+    )
+    return top1(encoded, predicted, {"k": NEIGHBOURS, "temperature": TEMPERATURE})
+
+
+def predict(
+    train: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray,
+    *,
+    classes: int,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
+    """Classifies each test photo by its k nearest training photos.
+
+    Wu et al. 2018 (arXiv 1805.01978), section 3.4: with cosine similarity s_i to neighbour i,
+    class c gets w_c votes, the sum of exp(s_i / temperature) over the neighbours of class c. The
+    class with most votes wins, and the lower class number on a tie.
+
+    Args:
+      train: float (N, D), training features of any scale; they are scaled to unit length.
+      labels: int (N,), class numbers in [0, classes).
+      test: float (M, D), test features.
+      classes: C, the number of classes.
+      k: number of neighbours that vote; all N if there are fewer.
+      temperature: of the votes, above 0.
+
+    Returns:
+      int64 (M,), predicted class numbers.
+    """
+    votes = _votes(
+        normalize(train),
+        np.asarray(labels),
+        normalize(test),
+        classes=classes,
+        k=k,
+        temperature=temperature,
+    )
+    return np.concatenate([np.argmax(chunk, axis=1) for chunk in votes])
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
-    """Features float32 (N, D) at unit length; a row of zeros stays zeros."""
+    """Scales rows to unit length, float32 (N, D); a row of zeros stays zero."""
     features = np.asarray(features, np.float32)
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length > 0, length, 1)
-
-
-def nearest(similarities: np.ndarray, k: int) -> np.ndarray:
-    """Column numbers of the k largest entries of each row, in rising column order.
-
-    Ties at the k-th place go to the lower column, so that the neighbours are the same wherever
-    they are computed (np.argpartition would leave that to its pivots).
-
-    Args:
-      similarities: float (M, N).
-      k: at most N.
-
-    Returns:
-      int64 (M, k).
-    """
-    columns = similarities.shape[1]
-    threshold = np.partition(similarities, columns - k, axis=1)[:, columns - k, None]
-    above = similarities > threshold
-    tied = similarities == threshold
-    room = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
-    return np.nonzero(chosen)[1].reshape(len(similarities), k)
 
 
 def _votes(
@@ -63,52 +92,23 @@ def _votes(
         yield votes.reshape(-1, classes)
 
 
-def predict(
-    train: np.ndarray,
-    labels: np.ndarray,
-    test: np.ndarray,
-    *,
-    classes: int,
-    k: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-) -> np.ndarray:
-    """Classifies each test photo by its k nearest training photos.
+def nearest(similarities: np.ndarray, k: int) -> np.ndarray:
+    """Column numbers of the k largest entries of each row, in ascending order.
 
-    Wu et al. 2018 (arXiv 1805.01978), section 3.4: with cosine similarity s_i to neighbour i,
-    class c gets the votes w_c = sum over neighbours of class c of exp(s_i / temperature), and the
-    class with most votes wins (the lower class number on a tie).
+    Ties at the k-th place go to the lower column, so that the neighbours are the same on every
+    machine (with np.argpartition they would depend on its pivots).
 
     Args:
-      train: float (N, D), training features; any scale, they are brought to unit length.
-      labels: int (N,), class numbers in [0, classes).
-      test: float (M, D), test features.
-      classes: C, the number of classes.
-      k: how many neighbours vote; all N of them if there are fewer.
-      temperature: of the votes, above 0.
+      similarities: float (M, N).
+      k: number of columns, at most N.
 
     Returns:
-      int64 (M,), predicted class numbers.
+      int64 (M, k).
     """
-    votes = _votes(
-        normalize(train),
-        np.asarray(labels),
-        normalize(test),
-        classes=classes,
-        k=k,
-        temperature=temperature,
-    )
-    return np.concatenate([np.argmax(chunk, axis=1) for chunk in votes])
-
-
-def evaluate(encoded: EncodedSet) -> Findings:
-    """The protocol `knn`: top-1 of weighted nearest neighbours."""
-    split, train, test = encoded.parts()
-    predicted = predict(
-        train.features,
-        split.train_labels[train.readable],
-        test.features,
-        classes=len(split.classes),
-        k=NEIGHBOURS,
-        temperature=TEMPERATURE,
-    )
-    return top1(encoded, predicted, {"k": NEIGHBOURS, "temperature": TEMPERATURE})
+    columns = similarities.shape[1]
+    threshold = np.partition(similarities, columns - k, axis=1)[:, columns - k, None]
+    above = similarities > threshold
+    tied = similarities == threshold
+    room = k - above.sum(axis=1, keepdims=True)
+    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    return np.nonzero(chosen)[1].reshape(len(similarities), k)

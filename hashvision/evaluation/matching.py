@@ -1,4 +1,4 @@
-"""Matches the class names of a test set to vocabulary classes: by tag, WordNet lemma, plural."""
+"""Matches the class names of a test set to vocabulary classes, by tags, lemmas and plurals."""
 
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,45 +8,23 @@ from hashvision.tags import hashtags
 
 
 class ClassMatch(typing.NamedTuple):
-    """Which vocabulary class each name means."""
+    """The vocabulary class of each name."""
 
-    classes: dict[str, int]  # name to class number
+    classes: dict[str, int]  # name -> class number
     unmatched: tuple[str, ...]
 
 
-def _singulars(word: str) -> Iterator[str]:
-    """Naive singulars; never of a short word or one in -ss, which are rarely plurals."""
-    if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
-        return
-    if word.endswith("ies"):
-        yield word[:-3] + "y"
-    if word.endswith("ves"):
-        yield word[:-3] + "f"
-        yield word[:-3] + "fe"
-    yield word[:-1]
-    if word.endswith("es"):
-        yield word[:-2]
-
-
-def _plurals(word: str) -> Iterator[str]:
-    yield word + "s"
-    yield word + "es"
-    if word.endswith("y"):
-        yield word[:-1] + "ies"
-
-
 def match(names: Iterable[str], vocabulary: Mapping[str, Any]) -> ClassMatch:
-    """Finds the vocabulary class that each name means.
+    """Finds the vocabulary class of each name.
 
-    A name is folded as hashtags are ("hot dog", "Hot-Dog" and #hotdog agree) and looked up as it
-    stands, then as a plural made singular, then as a singular made plural; each time first among
-    the classes' names and the tags merged into them, which are what people typed for the class,
-    then among their WordNet lemmas. A name that several classes answer to goes to the most
-    frequent one. Several names may mean one class.
+    A name is folded like a hashtag ("hot dog", "Hot-Dog" and #hotdog agree). It is looked up as it
+    is, then in the singular, then in the plural. Each form is looked up first among the classes'
+    names and merged tags, which are what people typed for the class, then among their WordNet
+    lemmas. If several classes match, the most frequent one wins. Several names may match one class.
 
     Args:
       names: class names of a test set, with spaces, underscores or hyphens between words.
-      vocabulary: as in vocabulary.json, "classes" ordered from the most frequent.
+      vocabulary: as in vocabulary.json; "classes" starts with the most frequent.
     """
     tags: dict[str, int] = {}
     lemmas: dict[str, int] = {}
@@ -73,3 +51,24 @@ def match(names: Iterable[str], vocabulary: Mapping[str, Any]) -> ClassMatch:
         else:
             matched[name] = number
     return ClassMatch(matched, tuple(unmatched))
+
+
+def _singulars(word: str) -> Iterator[str]:
+    """Naive singulars; none for a short word or one in -ss, which are rarely plurals."""
+    if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
+        return
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("ves"):
+        yield word[:-3] + "f"
+        yield word[:-3] + "fe"
+    yield word[:-1]
+    if word.endswith("es"):
+        yield word[:-2]
+
+
+def _plurals(word: str) -> Iterator[str]:
+    yield word + "s"
+    yield word + "es"
+    if word.endswith("y"):
+        yield word[:-1] + "ies"

@@ -1,4 +1,4 @@
-"""The protocols by name, and how they run: after training, and every few steps in training."""
+"""The evaluation protocols by name, and the ways to run them: after training and during it."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ class Protocol(typing.NamedTuple):
     """A way to evaluate a network on a labelled set.
 
     Attributes:
-      evaluate: what it measures.
+      evaluate: computes the findings.
       single_label: whether it needs train and test photos with one label each.
       scores: whether it needs the scores of a tag head.
     """
@@ -39,7 +39,7 @@ PROTOCOLS = {
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises UserError for a protocol that does not exist, before anything is read."""
+    """Raises UserError if a protocol does not exist."""
     for name in names:
         if name not in PROTOCOLS:
             known = ", ".join(PROTOCOLS)
@@ -74,8 +74,8 @@ def evaluate(
     encoder: features.Encoder,
     dataset: str,
     names: Sequence[str],
-    workdir: str,
     *,
+    workdir: str,
     untrained: bool = False,
     removed: removals.RemovalList = removals.NO_LIST,
 ) -> list[Report]:
@@ -83,17 +83,17 @@ def evaluate(
 
     Args:
       encoder: the network.
-      dataset: path of what labelled.read reads.
+      dataset: a path that labelled.read takes.
       names: "knn" or "linear" (top1), "multilabel" (mAP, precision_at_1, recall_at_5).
-      workdir: the reports go to report_path.
+      workdir: the folder for the reports; see report_path.
       untrained: whether the network is freshly initialised; the reports say so.
       removed: photos to leave out.
 
     Returns:
-      The reports, in the order of names. With several hosts the first one writes them.
+      The reports, in the order of names. With several hosts only the first one writes them.
 
     Raises:
-      UserError: no such protocol or dataset, or one does not fit the other.
+      UserError: a protocol or the dataset does not exist, or they do not fit together.
     """
     check(names)
     read = labelled.read(dataset, removed)
@@ -119,25 +119,26 @@ def evaluate(
 
 
 class InTraining:
-    """Runs the config's protocols in training: the `evaluate` of training.loop.train."""
+    """Runs the config's protocols during training; an `evaluate` for training.loop.train."""
 
     def __init__(
         self,
         config: Config,
         vocabulary: Callable[[], typing.Mapping[str, typing.Any]],
+        *,
         batch_size: int,
         removed: removals.RemovalList = removals.NO_LIST,
     ) -> None:
         """Reads the labels, but no photos unless `removed` needs them.
 
         Args:
-          config: of the run; see its keys evaluate_on and evaluate_protocols.
-          vocabulary: returns that of the run, which training writes before its first step.
+          config: of the run; its keys evaluate_on and evaluate_protocols are used.
+          vocabulary: returns the run's vocabulary, which training writes before its first step.
           batch_size: photos per batch.
           removed: photos to leave out.
 
         Raises:
-          UserError: there is no such protocol, or it does not fit the dataset.
+          UserError: a protocol does not exist or does not fit the dataset.
         """
         self._names, self._vocabulary = config.evaluate_protocols.split(","), vocabulary
         check(self._names)
@@ -149,10 +150,15 @@ class InTraining:
     def __call__(
         self, predict: Callable[..., typing.Any], resolution: int, step: int
     ) -> dict[str, float]:
-        """{"PROTOCOL_METRIC_NAME": value}, NAME being that of the dataset's folder."""
+        """Returns {"PROTOCOL_METRIC_NAME": value}; NAME is the name of the dataset's folder."""
         scores = any(PROTOCOLS[name].scores for name in self._names)
-        vocabulary = self._vocabulary() if scores else {}
-        encoder = features.Encoder(predict, resolution, step, vocabulary, self._batch_size)
+        encoder = features.Encoder(
+            encode=predict,
+            resolution=resolution,
+            step=step,
+            vocabulary=self._vocabulary() if scores else {},
+            batch_size=self._batch_size,
+        )
         return {
             f"{protocol}_{metric}_{self._dataset.name}": estimate.value
             for protocol, found in run(encoder, self._dataset, self._names).items()
@@ -163,14 +169,14 @@ class InTraining:
 def report_path(workdir: str, protocol: str, dataset: str, untrained: bool = False) -> str:
     """Path of the report of a protocol on a dataset: WORKDIR/evaluations/PROTOCOL-NAME.json.
 
-    NAME is the name of the dataset's folder. If there is a report on another folder of that name
-    already, NAME also has the names of as many parent folders as it takes: imagenet-val.
+    NAME is the name of the dataset's folder. If there already is a report on another folder of that
+    name, NAME starts with the names of as many parent folders as needed: imagenet-val.
 
     Args:
       workdir: of the run.
       protocol: one of PROTOCOLS.
-      dataset: path of what labelled.read reads.
-      untrained: whether the report is on the network before its first step: -untrained.json.
+      dataset: a path that labelled.read takes.
+      untrained: whether the report is on the untrained network: PROTOCOL-NAME-untrained.json.
     """
     folder = os.path.join(workdir, "evaluations")
     name = _report_name(folder, labelled.locate(dataset))
@@ -182,7 +188,7 @@ def _report_file(protocol: str, name: str, untrained: bool) -> str:
 
 
 def _report_name(folder: str, path: str) -> str:
-    """The name by which the reports in a folder know the dataset at a path."""
+    """The name of the dataset at a path in the reports of a folder."""
     path = files.printable(path)
     there = set(storage.names(folder, "*.json"))
 
@@ -202,7 +208,7 @@ def _report_name(folder: str, path: str) -> str:
 
 
 def _path_in(file: str) -> str | None:
-    """The path of the dataset that a report is on; None if it does not say."""
+    """The path of a report's dataset; None if the report has none."""
     try:
         return json.loads(storage.read(file))["path"]
     except (ValueError, KeyError, TypeError):

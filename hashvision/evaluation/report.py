@@ -1,4 +1,4 @@
-"""The report of a protocol on a dataset: the table that is printed, and the JSON file."""
+"""The report of a protocol on a dataset, as a table to print and as JSON."""
 
 import dataclasses
 import json
@@ -10,20 +10,20 @@ from hashvision.evaluation.bootstrap import Estimate
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a protocol measured on a dataset; all metrics are fractions in [0, 1].
+    """The results of a protocol on a dataset; all metrics are fractions in [0, 1].
 
     Attributes:
       protocol: its name.
-      dataset: the name by which the workdir's reports know the dataset.
+      dataset: the dataset's name in the workdir's reports.
       path: of the dataset.
-      step: of training, at which the network was.
+      step: the network's training step.
       untrained: whether the network was freshly initialised instead.
       metrics: by name, each with its 95% interval.
-      baselines: the same metrics of answers that never look at a photo.
-      photos: how many photos of each kind there were.
+      baselines: the same metrics for answers that ignore the photos.
+      photos: number of photos of each kind.
       classes: number of classes.
-      skipped: photos that could not be read: "count", and some names as "examples".
-      removed: photos left out because a removal list names them.
+      skipped: photos that could not be read: their "count", and some names as "examples".
+      removed: number of photos left out because a removal list names them.
       details: settings and choices of the protocol.
     """
 
@@ -41,14 +41,14 @@ class Report:
     details: dict[str, Any]
 
     def as_json(self) -> str:
-        """The report as its file has it; the details are beside the other members."""
+        """The content of the report's file; the details are members beside the others."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         details = values.pop("details")
         values["metrics"] = {name: each._asdict() for name, each in self.metrics.items()}
         return json.dumps({**values, **details}, indent=1, ensure_ascii=False) + "\n"
 
     def table(self) -> str:
-        """The lines that are printed: values in percent, then what they rest on."""
+        """The table to print: values in percent, then the photos and choices behind them."""
         network = "untrained network" if self.untrained else f"step {self.step:,}"
         lines = [f"{self.protocol} on {self.dataset}, {network}", ""]
         lines.append(f"{'':<30}{'value':>8}{'95% interval':>20}")

@@ -1,4 +1,4 @@
-"""The networks, by name; the only room that imports Flax."""
+"""The networks, by name; the only package that imports Flax."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ __all__ = [
     "trunk",
 ]
 
-# A family is a file with PARAMETERS, the networks by name, and from_config.
+# A family is a module with PARAMETERS (network name -> parameters) and from_config.
 FAMILIES: tuple[Any, ...] = (resnext, regnet)
 
 
@@ -41,7 +41,7 @@ def trunk(config: Config, platform: str) -> Network:
     """The trunk called config.model.name.
 
     Args:
-      config: of the run; its family reads its own options from it.
+      config: of the run; the network's family reads its options from it.
       platform: of the devices: "cpu", "tpu" or "gpu".
 
     Raises:
@@ -51,7 +51,7 @@ def trunk(config: Config, platform: str) -> Network:
 
 
 def projection_head(config: Config) -> Network:
-    """The head of SwAV and SEER that config.swav describes."""
+    """The projection head of SwAV and SEER that config.swav describes."""
     head = ProjectionHead(
         widths=config.swav.head,
         norm=config.swav.head_norm,
@@ -62,7 +62,7 @@ def projection_head(config: Config) -> Network:
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """The Flax module called `name`; options are the fields of RegNetY and ResNeXt.
+    """The Flax module called `name`; options are the fields of RegNetY or ResNeXt.
 
     Raises:
       UserError: no network has this name.

@@ -1,4 +1,4 @@
-"""What the convolutional families share: stages of equal blocks, and their options."""
+"""The parts that the convolutional families share: options, and stages of residual blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +20,11 @@ def options(config: Config, platform: str) -> dict[str, Any]:
 
     Args:
       config: of the run.
-      platform: "cpu", "tpu" or "gpu": decides the form of grouped convolutions, if the config does
-        not.
+      platform: "cpu", "tpu" or "gpu"; chooses the form of grouped convolutions if
+        model.group_conv is "auto".
 
     Raises:
-      UserError: BatchNorm cannot have the groups that model.norm_photos asks for.
+      UserError: the photos do not divide into groups of model.norm_photos.
     """
     model = config.model
     form = model.group_conv
@@ -41,10 +41,10 @@ def options(config: Config, platform: str) -> dict[str, Any]:
 
 
 def norm_groups(config: Config) -> Groups | None:
-    """BatchNorm's groups among the photos that the network sees at a time; None: one group.
+    """BatchNorm's groups of the photos that the network sees at a time; None: a single group.
 
     Raises:
-      UserError: the photos do not divide into such groups.
+      UserError: the photos do not divide into groups of model.norm_photos.
     """
     photos, parts = config.model.norm_photos, config.accumulate
     part = config.batch_size // parts
@@ -65,14 +65,14 @@ def norm_groups(config: Config) -> Groups | None:
 
 
 class Stage(nn.Module):
-    """`depth` residual blocks, of which the first changes stride and width and the rest are equal.
+    """`depth` residual blocks; the first one changes stride and width, and the others are equal.
 
     The equal blocks run as one `lax.scan` over stacked parameters, so that compile time does not
-    grow with depth. `unroll` unrolls it (0: whole) without changing the parameters' structure.
-    With `remat` the activations inside each block are computed again in the backward pass. Without,
-    a loop keeps what convolutions compute and the statistics (layers.KEPT), and computes again what
-    lies between them: storing that for later takes longer on TPU, and twice the memory. Outside a
-    loop XLA weighs that by itself.
+    grow with depth. `unroll` is the number of blocks per iteration (0: all); it does not change the
+    structure of the parameters. With `remat` the backward pass computes the activations inside each
+    block again. Without it, a loop stores the outputs of convolutions and the statistics
+    (layers.KEPT) and computes the rest again: storing that too takes longer on TPU, and twice the
+    memory. Outside a loop XLA makes this choice itself.
     """
 
     block: Callable[..., nn.Module]  # (stride, name=...) -> module of (x, train)
@@ -90,7 +90,7 @@ class Stage(nn.Module):
 
         alone = scanned = apply
         if self.remat:
-            # Outside a loop XLA would find the two forward passes equal and keep the activations.
+            # Outside a loop XLA would merge the two equal forward passes and keep the activations.
             alone = nn.remat(apply, prevent_cse=True)
             scanned = nn.remat(apply, prevent_cse=self.unroll != 1)
         elif self.unroll:

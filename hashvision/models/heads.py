@@ -1,4 +1,4 @@
-"""Heads that an objective puts on a trunk: the projection of SwAV and SEER."""
+"""The projection head that SwAV and SEER put on a trunk."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from hashvision.models import layers
 from hashvision.models.norm import BatchNorm, Groups
 
-# What torch.nn.Linear starts from, and so the authors' heads: uniform in +-1 / sqrt(inputs).
+# The initializer of torch.nn.Linear, and so of the authors' heads: uniform in +-1 / sqrt(inputs).
 linear_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class ProjectionHead(nn.Module):
-    """Fully connected layers with ReLU between them, and BatchNorm before it where asked.
+    """Fully connected layers with ReLU between them, and with BatchNorm before each ReLU if `norm`.
 
     SwAV: widths (2048, 128) with BatchNorm; SEER: (8192, 8192, 256) without.
     """

@@ -1,7 +1,7 @@
-"""The layers both families are made of: GroupConv, Dense, SqueezeExcite; norm.py has BatchNorm.
+"""The layers of all networks but BatchNorm: GroupConv, Dense, SqueezeExcite, max_pool.
 
-Arrays are NHWC. Parameters and statistics are float32; `dtype` is the dtype of compute. Batches
-are sharded over the mesh axes BATCH_AXES of the mesh in force (`jax.set_mesh`), if there is one.
+Arrays are NHWC. Parameters and statistics are float32; `dtype` is the dtype of computation. If a
+mesh is set (`jax.set_mesh`), batches are sharded over its axes BATCH_AXES.
 """
 
 import functools
@@ -18,41 +18,42 @@ from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
 
-# The forms of a grouped convolution; all give the same numbers from the same kernel.
-#   blocks: dense convolutions over blocks of about 16 channels. XLA's own form is some twenty
-#           times slower to train on CPU: ResNeXt-50, 128 px, batch 16: 6.95 against 0.36 img/s.
-#           Blocks of 32 or 64 are slower.
-#   packed: groups merged up to the 128 lanes of a TPU, each then a dense convolution of its own
-#           where they are few. XLA's form sets them apart in a dimension of their own, and copies
-#           activations there and back. By the compiler's estimate, 64 photos: ResNeXt-50's step at
-#           224 px on v5e 121M cycles, merged but left to XLA's form 129M, not merged 176M; a block
-#           of RegNetY-128GF's third stage (11 groups of 264) on v5p 14.8M against 17.0M. Of 32
-#           groups of 128 or more that gains 2% and takes three times as long to compile.
-#   native: XLA's grouped convolution as it is.
+# The forms of a grouped convolution; all compute the same function of the same kernel.
+#   blocks: dense convolutions over blocks of about 16 channels. XLA's native form trains some
+#           twenty times slower on CPU: ResNeXt-50, 128 px, batch 16: 0.36 against 6.95 img/s.
+#           Blocks of 32 or 64 channels are slower.
+#   packed: groups merged up to the 128 lanes of a TPU; if there are few merged groups, each is a
+#           dense convolution, else they are a native grouped one. The native form puts groups in a
+#           separate dimension, and copies activations there and back. Compiler's estimates for 64
+#           photos: ResNeXt-50's step at 224 px on v5e takes 121M cycles, 129M with merged groups
+#           in native form, and 176M without merging; a block of RegNetY-128GF's third stage (11
+#           groups of 264) on v5p takes 14.8M, against 17.0M in native form. With 32 groups of 128
+#           or more, dense convolutions gain 2% and take three times as long to compile.
+#   native: XLA's grouped convolution.
 GROUP_CONV_FORMS = {"cpu": "blocks", "tpu": "packed", "gpu": "native"}
 CPU_BLOCK = 16
 TPU_LANES = 128
-TPU_BLOCKS = 16  # at most, that are convolutions of their own
+TPU_BLOCKS = 16  # most merged groups that become separate convolutions
 
-# What a block's backward pass takes as it was, and does not compute again (convnet.Stage).
+# The name of values that are stored for the backward pass, not computed again (convnet.Stage).
 KEPT = "kept"
 
-# Kernels of this many elements are stored with outputs of zero up to a multiple of 128, so that
-# every power of two up to it divides them, as a state sharded over that many devices needs: the
-# 11,110 channels of RegNetY-10B would be cut into two at most, and be held whole everywhere.
+# Kernels with at least this many elements are stored with zero outputs added up to a multiple of
+# 128, so that every power of two up to 128 divides the outputs, and fsdp can shard them. The 11,110
+# channels of RegNetY-10B could otherwise be sharded over two devices only.
 LARGE_KERNEL = 2**20
 STORED_MULTIPLE = 128
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# PyTorch's kaiming_normal_(mode="fan_out") of both families' authors: std sqrt(2 / (h w D)). For a
-# grouped kernel PyTorch counts all D channels out, and so does this initializer.
+# PyTorch's kaiming_normal_(mode="fan_out"), used by the authors of both families: std
+# sqrt(2 / (h w D)). For a grouped kernel both count all D output channels.
 fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def gathered(parameter: jax.Array) -> jax.Array:
-    """A parameter whole on every device, wherever its shards lie: gathered where it is used.
+    """Gathers a sharded parameter, so that every device has all of it.
 
-    Without this XLA would follow a sharded kernel and shard, then gather, the activations.
+    Without this XLA would instead shard the activations like the kernel, and gather those.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return parameter
@@ -60,10 +61,10 @@ def gathered(parameter: jax.Array) -> jax.Array:
 
 
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a kernel of `shape` is a parameter: its outputs padded where it is large.
+    """The shape in which a kernel of `shape` is stored: large kernels have padded outputs.
 
-    The rest is zero and stays so: nothing reads it, so it has no gradient, and no optimiser here
-    moves a zero without one.
+    The padding is zero and stays zero: no computation reads it, so its gradient is zero, and no
+    optimiser here changes a zero whose gradient is zero.
     """
     if math.prod(shape) < LARGE_KERNEL:
         return shape
@@ -71,7 +72,7 @@ def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _kernel(module: nn.Module, shape: tuple[int, ...], init: Any) -> jax.Array:
-    """The module's parameter `kernel`, of `shape` and the module's dtype, whole on every device."""
+    """The module's parameter `kernel` in the module's dtype, gathered and without padding."""
     stored = stored_shape(shape)
 
     def padded(rng: jax.Array, dtype: Any) -> jax.Array:
@@ -82,8 +83,8 @@ def _kernel(module: nn.Module, shape: tuple[int, ...], init: Any) -> jax.Array:
     return gathered(kernel.astype(module.dtype))[..., : shape[-1]]
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
-    """Convolution with PyTorch's symmetric padding of (size - 1) // 2.
+def conv(x: jax.Array, kernel: jax.Array, stride: int, *, groups: int = 1) -> jax.Array:
+    """Convolution with PyTorch's symmetric padding of (size - 1) // 2 on each side.
 
     Args:
       x: (B, H, W, C).
@@ -94,7 +95,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.A
     Returns:
       (B, ceil(H / stride), ceil(W / stride), D).
     """
-    if kernel.shape[:2] == (1, 1) and groups == 1:  # a matrix product: twice as fast on CPU
+    if kernel.shape[:2] == (1, 1) and groups == 1:  # as a matrix product: twice as fast on CPU
         return matmul(x[:, ::stride, ::stride], kernel[0, 0])
     padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
     return lax.conv_general_dilated(
@@ -109,10 +110,10 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.A
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The product x @ kernel; XLA for CPU computes its gradients without copies of x or dy.
+    """The product x @ kernel, with gradients that need no copy of x or dy on CPU.
 
-    In a network it would write one of them a second time, transposed, to compute the kernel's:
-    ResNeXt-50's step took a fifth longer.
+    With autodiff, XLA for CPU would write a transposed copy of one of them to compute the kernel's
+    gradient; ResNeXt-50's step took a fifth longer.
 
     Args:
       x: (..., C).
@@ -137,11 +138,11 @@ def _max_of_windows(x: jax.Array) -> jax.Array:
 
 
 def _max_pool_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """The gradient in x by arrays of the size of dy: one for each place in a window."""
+    """The gradient in x, computed with arrays of the size of dy: one per position in a window."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     largest = jnp.full(dy.shape, -jnp.inf, x.dtype)
-    index = jnp.zeros(dy.shape, jnp.uint8)  # of the first of the largest, among the window's nine
+    index = jnp.zeros(dy.shape, jnp.uint8)  # position of the first maximum among the window's nine
     for place in range(9):
         row, column = divmod(place, 3)
         value = padded[:, row : row + height : 2, column : column + width : 2]
@@ -150,7 +151,8 @@ def _max_pool_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 
     after = ((0, 0), (0, 1), (0, 1), (0, 0))
     index, padded_dy = jnp.pad(index, after, constant_values=9), jnp.pad(dy, after)
-    # An even row of x is the middle of one window; an odd one is the last and the first of two.
+    # An even row of x is the middle row of one window; an odd one is the last row of one window and
+    # the first row of the next.
     windows = (((1, 0),), ((2, 0), (0, 1)))
 
     def part(row_parity: int, column_parity: int) -> jax.Array:
@@ -172,11 +174,11 @@ def _xla_max_pool_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """The largest of each 3x3 window, stride 2, padded by 1: (B, H, W, C) to half the sides.
+    """The maximum of each 3x3 window, stride 2, padding 1: (B, H, W, C) to (B, H / 2, W / 2, C).
 
-    Of equal values the first has the gradient, as in PyTorch. XLA's own gradient takes a dozen
-    passes on CPU (82 against 7 ms for 16 photos of 64x64x64) and is the better one on TPU (of a
-    stem with 64 photos on v5e: 8.8M cycles by the compiler's estimate against 17.3M).
+    Among equal values the first gets the gradient, as in PyTorch. XLA's own gradient takes a dozen
+    passes on CPU (82 ms, against 7 ms here, for 16 photos of 64x64x64). On TPU it is the faster one
+    (8.8M cycles by the compiler's estimate, against 17.3M, for a stem with 64 photos on v5e).
     """
     return _max_of_windows(x)
 
@@ -190,14 +192,14 @@ max_pool.defvjp(lambda x: (_max_of_windows(x), x), _max_pool_backward)
 
 
 def merge_groups(kernel: jax.Array, merge: int) -> jax.Array:
-    """The same grouped convolution with `merge` times fewer groups: block-diagonal kernels.
+    """Merges neighbouring groups of a kernel; the convolution stays the same.
 
     Args:
-      kernel: (h, w, g, D), a kernel of D / g groups of g channels in and g out.
-      merge: how many neighbouring groups become one; divides D / g.
+      kernel: (h, w, g, D), a kernel of D / g groups with g input and g output channels each.
+      merge: number of groups that become one; divides D / g.
 
     Returns:
-      (h, w, merge * g, D), zero where a channel in and one out belong to different old groups.
+      Block-diagonal kernels (h, w, merge * g, D), zero between channels of different old groups.
     """
     height, width, group, features = kernel.shape
     if merge == 1:
@@ -207,26 +209,30 @@ def merge_groups(kernel: jax.Array, merge: int) -> jax.Array:
     return merged.reshape(height, width, merge * group, features)
 
 
-def block_conv(x: jax.Array, kernel: jax.Array, stride: int, block: int = CPU_BLOCK) -> jax.Array:
+def block_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, *, block: int = CPU_BLOCK
+) -> jax.Array:
     """Grouped convolution as dense convolutions over blocks of at most `block` channels.
 
-    A block is never narrower than a group. The last one is narrower than the others where they do
-    not divide the channels.
+    A block holds at least one group. The last block is narrower than the others if they do not
+    divide the channels.
     """
     group, features = kernel.shape[2:]
     width = max(1, block // group) * group
-    # The gradient of a split is one concatenation; that of slices, a sum of padded arrays.
+    # The gradient of a split is one concatenation; that of slices is a sum of padded arrays.
     cuts = tuple(range(width, features, width))
     parts = zip(jnp.split(x, cuts, -1), jnp.split(kernel, cuts, -1), strict=True)
     outputs = [conv(y, merge_groups(k, k.shape[-1] // group), stride) for y, k in parts]
     return jnp.concatenate(outputs, axis=-1)
 
 
-def packed_conv(x: jax.Array, kernel: jax.Array, stride: int, lanes: int = TPU_LANES) -> jax.Array:
-    """Grouped convolution by groups merged up to `lanes` channels: by blocks, or XLA's own form."""
+def packed_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, *, lanes: int = TPU_LANES
+) -> jax.Array:
+    """Grouped convolution with groups merged up to `lanes` channels; see GROUP_CONV_FORMS."""
     group, features = kernel.shape[2:]
     if features <= TPU_BLOCKS * max(1, lanes // group) * group:
-        return block_conv(x, kernel, stride, lanes)
+        return block_conv(x, kernel, stride, block=lanes)
     groups = features // group
     merge = max(
         m for m in range(1, groups + 1) if groups % m == 0 and (m == 1 or m * group <= lanes)
@@ -236,21 +242,21 @@ def packed_conv(x: jax.Array, kernel: jax.Array, stride: int, lanes: int = TPU_L
 
 def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """XLA's own grouped convolution."""
-    return conv(x, kernel, stride, x.shape[-1] // kernel.shape[2])
+    return conv(x, kernel, stride, groups=x.shape[-1] // kernel.shape[2])
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int, form: str) -> jax.Array:
-    """Grouped convolution in the given form, by each device on its own part of the batch.
+    """Grouped convolution in the given form; each device convolves its own part of the batch.
 
-    On CPU and GPU XLA's partitioner gathers the whole batch on every device for a grouped
-    convolution (openxla/xla issue 47945), and part of it for blocks of one under a sharded state;
-    under `jax.shard_map` there is nothing left to partition.
+    XLA's partitioner for CPU and GPU would gather the whole batch on every device for a grouped
+    convolution (openxla/xla issue 47945), and part of it for blocks under a sharded state. With
+    `jax.shard_map` it has nothing to partition.
 
     Args:
-      x: (B, H, W, C), B a multiple of the devices of the mesh in force.
-      kernel: (h, w, g, C), whole on every device.
+      x: (B, H, W, C); the number of devices of the present mesh divides B.
+      kernel: (h, w, g, C), not sharded.
       stride: in both directions.
-      form: one of GROUP_CONV_FORMS' values.
+      form: one of the values of GROUP_CONV_FORMS.
 
     Returns:
       (B, ceil(H / stride), ceil(W / stride), C).
@@ -264,10 +270,10 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int, form: str) -> jax
 
 
 class GroupConv(nn.Module):
-    """Grouped convolution without bias; dense where groups is 1, and of equal width otherwise.
+    """Convolution without bias, dense (groups=1) or grouped; a grouped one keeps the width.
 
-    The kernel has the shape (h, w, C / groups, D) whatever the form, so a checkpoint written on one
-    backend loads on another.
+    The kernel has the shape (h, w, C / groups, D) in every form, so a checkpoint written on one
+    platform loads on another.
     """
 
     features: int
@@ -285,7 +291,10 @@ class GroupConv(nn.Module):
         if self.groups == 1:
             return checkpoint_name(conv(x, kernel, self.stride), KEPT)
         if x.shape[-1] != self.features:
-            raise ValueError(f"groups keep the width; {x.shape[-1]} in, {self.features} out differ")
+            raise ValueError(
+                f"a grouped convolution keeps the width, but {x.shape[-1]} channels in and"
+                f" {self.features} out differ"
+            )
         return checkpoint_name(grouped_conv(x, kernel, self.stride, self.form), KEPT)
 
 
@@ -307,14 +316,14 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def gated(x: jax.Array, gates: jax.Array) -> jax.Array:
-    """The channels of x, (B, H, W, C), times gates, (B, C)."""
+    """Multiplies the channels of x, (B, H, W, C), by gates, (B, C)."""
     return x * gates[:, None, None, :]
 
 
 def _gated_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, gates = saved
-    # Without this XLA for TPU makes the sum below a part of the convolution that makes dy. A block
-    # of RegNetY-128GF's third stage, 64 photos on v5p: 14.6M cycles so, 14.2M apart.
+    # Without the barrier XLA for TPU fuses the sum below into the convolution that computes dy. A
+    # block of RegNetY-128GF's third stage, 64 photos on v5p: 14.6M cycles fused, 14.2M separate.
     dy = lax.optimization_barrier(dy)
     dgates = jnp.sum(dy.astype(jnp.float32) * x.astype(jnp.float32), (1, 2))
     return gated(dy, gates), dgates.astype(gates.dtype)
@@ -324,7 +333,7 @@ gated.defvjp(lambda x, gates: (gated(x, gates), (x, gates)), _gated_backward)
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (Hu et al. 2018) as RegNetY has it: ReLU inside, sigmoid outside."""
+    """Squeeze-and-excitation (Hu et al. 2018) of RegNetY: two dense layers, ReLU, then sigmoid."""
 
     hidden: int
     dtype: Any = jnp.float32

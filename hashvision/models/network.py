@@ -1,4 +1,4 @@
-"""The seam between a network and what trains it: two pure functions, whatever is inside."""
+"""The interface between networks and their training: two pure functions, without Flax types."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,15 +8,15 @@ import jax
 
 Tree = Any  # a nested dict of arrays
 
-_STATISTICS = "batch_stats"  # the collection in which BatchNorm keeps its running statistics
+_STATISTICS = "batch_stats"  # the Flax collection of BatchNorm's running statistics
 
 
 class Variables(NamedTuple):
-    """What a network computes with.
+    """The arrays of a network.
 
     Attributes:
       params: trained by gradients.
-      statistics: updated by each training step without gradients; empty where a network has none.
+      statistics: updated by each training step without gradients; empty if a network has none.
     """
 
     params: Tree
@@ -28,9 +28,9 @@ class Network(NamedTuple):
 
     Attributes:
       init: (rng, inputs) -> Variables. Only the shape of one input matters.
-      apply: (variables, inputs, train, rng=None) -> (outputs, new statistics). Inputs of a trunk
-        are normalised photos, float32 (B, H, W, 3), and its outputs features, float32 (B, D). `rng`
-        is for networks that draw numbers while they train.
+      apply: (variables, inputs, train, rng=None) -> (outputs, new statistics). The inputs of a
+        trunk are normalised photos, float32 (B, H, W, 3), and its outputs features, float32 (B, D).
+        Only networks that draw random numbers in training need `rng`.
     """
 
     init: Callable[[jax.Array, jax.Array], Variables]
@@ -38,7 +38,7 @@ class Network(NamedTuple):
 
 
 def from_module(module: nn.Module) -> Network:
-    """A Flax module of (inputs, train) as a Network."""
+    """Turns a Flax module whose call takes (inputs, train) into a Network."""
 
     def init(rng: jax.Array, inputs: jax.Array) -> Variables:
         found = module.init(rng, inputs, train=False)

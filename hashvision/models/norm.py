@@ -1,4 +1,4 @@
-"""BatchNorm, over all photos or over groups of them, with the ReLU that follows."""
+"""BatchNorm over all photos or over groups of them, optionally fused with the ReLU after it."""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from hashvision.models.layers import KEPT
 
 
 class Groups(NamedTuple):
-    """The groups of photos that BatchNorm takes its statistics over, each apart from the others.
+    """Groups of photos; BatchNorm computes separate statistics for each.
 
-    Group g of n has every n-th photo, from photo g on. So a batch cut into parts, where photo i
-    goes to part i % parts, has the same groups as the whole of it, and every device, which holds
-    neighbouring photos, has its share of each group and of each part. Statistics are therefore sums
-    over devices, as those of all photos are: (groups, C) numbers travel where (C,) would.
+    Group g of n has every n-th photo, starting with photo g. So the parts of a batch, where photo i
+    is in part i % parts, have the same groups as the whole batch. Each device holds neighbouring
+    photos, so it has photos of each group and of each part. The statistics are therefore sums over
+    devices, as without groups; the devices exchange (groups, C) numbers instead of (C,).
     """
 
-    photos: int  # of each group
+    photos: int  # per group
     number: int  # of groups
 
 
@@ -35,22 +35,23 @@ def batch_normalize(
     epsilon: float,
     relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalisation of each group by its own statistics (Ioffe and Szegedy 2015, algorithm 1).
+    """Normalises each group by its own statistics (Ioffe and Szegedy 2015, algorithm 1).
 
-    The backward pass is written out, and keeps x in its own dtype where autodiff would keep a
-    float32 x - mean, and the ReLU's mask.
+    The backward pass is written by hand. It stores only x in its own dtype; autodiff would store a
+    float32 x - mean and the mask of the ReLU.
 
     Args:
-      x: (B, ..., C), rows photo by photo: as many of each.
+      x: (B, ..., C), with the same number of neighbouring rows for each photo.
       scale: float32 (C,).
       bias: float32 (C,).
       near: float32 (C,), roughly the mean, or 0; see `statistics`.
-      groups: of the photos; None: one of all.
+      groups: of the photos; None: a single group.
       epsilon: added to the variance.
-      relu: y is not below 0.
+      relu: whether a ReLU follows.
 
     Returns:
-      y as x, and the float32 (groups, C) mean and variance, which carry no gradient.
+      y, of the shape and dtype of x, and the float32 (groups, C) mean and variance, which carry no
+      gradient.
     """
     return _batch_normalize_forward(x, scale, bias, near, groups, epsilon, relu)[0]
 
@@ -58,15 +59,16 @@ def batch_normalize(
 def statistics(x: jax.Array, near: jax.Array, groups: Groups | None) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of each group, float32 (groups, C).
 
-    The variance of float32 takes a second pass, since E[x^2] - E[x]^2 cancels badly at large means.
-    That of narrower dtypes is taken in the same pass as the mean, which XLA makes part of what
-    computes x: a mean of m deviations costs some m^2 2^-23 of the variance, and rounding x to
-    bfloat16 has cost ten times that already (m^2 2^-16 / 12). Taken about `near` it costs less.
+    For float32 the variance takes a second pass, since E[x^2] - E[x]^2 cancels badly if the mean is
+    large. For narrower dtypes it is computed in the same pass as the mean, which XLA can fuse with
+    the computation of x. With a mean of m standard deviations, this loses about m^2 2^-23 of the
+    variance; rounding x to bfloat16 has already cost ten times as much (m^2 2^-16 / 12).
+    Subtracting `near` first reduces the loss.
 
     Args:
       x: (B, ..., C).
       near: float32 (C,), roughly the mean, or 0.
-      groups: of the photos; None: one of all.
+      groups: of the photos; None: a single group.
     """
     wide = x.astype(jnp.float32)
     if x.dtype == jnp.float32:
@@ -80,9 +82,9 @@ def statistics(x: jax.Array, near: jax.Array, groups: Groups | None) -> tuple[ja
 def _mean(x: jax.Array, groups: Groups | None) -> jax.Array:
     """The mean of x, (B, ..., C), over each group: (groups, C).
 
-    Rows are averaged first, so that x itself is never regrouped, which would copy it. A ResNet-50
-    block of 14x14x1024, 64 photos a chip of v5e:2x2, by the compiler's estimate: 1.57M cycles with
-    one group, 1.64M with eight, 3.77M with eight and x regrouped.
+    Rows are averaged first, since regrouping x itself would copy it. Compiler's estimates for a
+    ResNet-50 block of 14x14x1024 with 64 photos per chip on v5e:2x2: 1.57M cycles with one group,
+    1.64M with eight, and 3.77M with eight if x is regrouped.
     """
     if groups is None:
         return jnp.mean(x, tuple(range(x.ndim - 1)))[None]
@@ -91,7 +93,7 @@ def _mean(x: jax.Array, groups: Groups | None) -> jax.Array:
 
 
 def _spread(each: jax.Array, x: jax.Array, groups: Groups | None) -> jax.Array:
-    """What (groups, C) holds for each row of x, to be broadcast against it."""
+    """Expands (groups, C) to one row per row of x, with axes to broadcast against x."""
     channels = each.shape[-1]
     if groups is not None:
         rows = (*groups, x.shape[0] // (groups.photos * groups.number), channels)
@@ -142,8 +144,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) with float32 statistics.
 
     Under `jit` the statistics are those of the global batch, or of each of its groups of photos.
-    The running statistics move by the mean over the groups. Momentum, epsilon and the unbiased
-    running variance are PyTorch's, as both authors used them.
+    The running statistics are updated with the mean over the groups. Momentum, epsilon and the
+    unbiased running variance are those of PyTorch, which both families' authors used.
     """
 
     groups: Groups | None = None
@@ -154,12 +156,12 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, relu: bool = False) -> jax.Array:
-        """Normalises (B, ..., C) over all axes but the last; with `relu` sets to 0 what is below.
+        """Normalises (B, ..., C) over all axes but the last; `relu` adds a ReLU.
 
-        Rows stand photo by photo, where there are several crops of each.
+        If there are several crops per photo, those of a photo are neighbouring rows.
 
         Raises:
-          ValueError: B does not divide into the groups.
+          ValueError: the B rows do not divide into the groups.
         """
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
@@ -174,10 +176,17 @@ class BatchNorm(nn.Module):
         groups = self.groups
         if groups and x.shape[0] % (groups.photos * groups.number):
             raise ValueError(
-                f"{x.shape[0]} rows are not those of {groups.number} groups of {groups.photos}"
+                f"{x.shape[0]} rows do not divide into {groups.number} groups of {groups.photos}"
+                " photos"
             )
         results: Any = batch_normalize(
-            x, scale, bias, running_mean.value, groups, self.epsilon, relu
+            x,
+            scale,
+            bias,
+            near=running_mean.value,
+            groups=groups,
+            epsilon=self.epsilon,
+            relu=relu,
         )
         y, mean, var = results
         if not self.is_initializing():

@@ -1,4 +1,4 @@
-"""RegNetY (Radosavovic et al. 2020, arXiv 2003.13678), from 200MF to the 10B of SEER."""
+"""RegNetY (Radosavovic et al. 2020, arXiv 2003.13678), from 200MF to SEER's 10B parameters."""
 
 import functools
 from typing import Any, NamedTuple
@@ -18,16 +18,16 @@ SQUEEZE_RATIO = 0.25  # of the block's input width
 
 
 class RegNetParameters(NamedTuple):
-    """The five numbers that generate a RegNet (section 3.3): widths are w0 + wa * block index."""
+    """The five numbers that generate a RegNet (section 3.3)."""
 
-    depth: int
-    w0: int
-    wa: float
-    wm: float
-    group: int
+    depth: int  # number of blocks
+    w0: int  # width of the first block before quantisation
+    wa: float  # slope of the width over the block index
+    wm: float  # ratio of neighbouring quantised widths
+    group: int  # group width
 
 
-# The paper's table 7 up to 32GF; 64GF and above from SEER's released configs.
+# Up to 32GF from the paper's table 7; 64GF and above from SEER's released configs.
 PARAMETERS = {
     "regnety_200mf": RegNetParameters(13, 24, 36.44, 2.49, 8),
     "regnety_400mf": RegNetParameters(16, 48, 27.89, 2.09, 8),
@@ -47,9 +47,9 @@ PARAMETERS = {
 def stage_shapes(parameters: RegNetParameters) -> list[tuple[int, int, int]]:
     """(width, depth, group width) of each stage.
 
-    Section 3.3, equations 2 to 4: block j's width u_j = w0 + wa * j is quantised to
-    w0 * wm^round(s_j) with s_j = log_wm(u_j / w0), rounded to a multiple of 8; equal neighbours
-    form a stage, whose width is then rounded to whole groups.
+    Section 3.3, equations 2 to 4: the width u_j = w0 + wa * j of block j is quantised to
+    w0 * wm^round(s_j) with s_j = log_wm(u_j / w0), and rounded to a multiple of 8. Blocks of equal
+    width form a stage, whose width is then rounded to a multiple of the group width.
     """
     depth, w0, wa, wm, group = parameters
     exponents = np.round(np.log((w0 + wa * np.arange(depth)) / w0) / np.log(wm))
@@ -79,25 +79,25 @@ class Block(nn.Module):
         y = self.conv(self.width, 1, name="conv1")(x)
         y = self.norm(name="norm1")(y, train, relu=True)
         groups = self.width // self.group
-        y = self.conv(self.width, 3, self.stride, groups, name="conv2")(y)
+        y = self.conv(self.width, 3, stride=self.stride, groups=groups, name="conv2")(y)
         y = self.norm(name="norm2")(y, train, relu=True)
         hidden = round(SQUEEZE_RATIO * x.shape[-1])
         y = layers.SqueezeExcite(hidden, self.dtype, name="squeeze_excite")(y)
         y = self.conv(self.width, 1, name="conv3")(y)
         y = self.last_norm(name="norm3")(y, train)
         if x.shape != y.shape:
-            x = self.conv(self.width, 1, self.stride, name="shortcut_conv")(x)
+            x = self.conv(self.width, 1, stride=self.stride, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_norm")(x, train)
         return nn.relu(x + y)
 
 
 class RegNetY(nn.Module):
-    """Photos to features: stem, four stages, global average."""
+    """The trunk: stem, four stages, global average pooling."""
 
     parameters: RegNetParameters
     group_conv: str = "blocks"
-    norm_groups: Groups | None = None  # of photos, for BatchNorm; None: all together
-    zero_scale: bool = False  # of each block's last BatchNorm at the start; not so in the paper
+    norm_groups: Groups | None = None  # BatchNorm's groups of photos; None: a single group
+    zero_scale: bool = False  # whether each block's last BatchNorm scale starts at 0 (not RegNet's)
     remat: tuple[bool, ...] = (False,) * 4
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -121,7 +121,14 @@ class RegNetY(nn.Module):
                 conv=conv,
                 dtype=self.dtype,
             )
-            stage = Stage(block, depth, 2, self.remat[index], self.unroll, name=f"stage{index + 1}")
+            stage = Stage(
+                block,
+                depth,
+                stride=2,
+                remat=self.remat[index],
+                unroll=self.unroll,
+                name=f"stage{index + 1}",
+            )
             x = stage(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.float32)
 

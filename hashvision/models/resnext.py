@@ -1,4 +1,4 @@
-"""ResNeXt (Xie et al. 2017, arXiv 1611.05431), 50 and 101 layers deep; with one group ResNet."""
+"""ResNeXt (Xie et al. 2017, arXiv 1611.05431) with 50 or 101 layers, and ResNet (one group)."""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ EXPANSION = 4
 
 
 class ResNeXtParameters(NamedTuple):
-    """Blocks of each stage, groups (cardinality), and channels a group in the first stage."""
+    """The parameters of a ResNeXt."""
 
-    depths: tuple[int, int, int, int]
-    groups: int
-    group: int
+    depths: tuple[int, int, int, int]  # blocks per stage
+    groups: int  # cardinality
+    group: int  # channels per group in the first stage
 
 
 PARAMETERS = {
-    "resnet50": ResNeXtParameters((3, 4, 6, 3), 1, 64),  # SwAV's: one group
+    "resnet50": ResNeXtParameters((3, 4, 6, 3), 1, 64),  # SwAV's trunk
     "resnext50_32x4d": ResNeXtParameters((3, 4, 6, 3), 32, 4),
     "resnext101_32x8d": ResNeXtParameters((3, 4, 23, 3), 32, 8),
     "resnext101_32x16d": ResNeXtParameters((3, 4, 23, 3), 32, 16),
@@ -50,23 +50,23 @@ class Block(nn.Module):
         """Maps (B, H, W, C) to (B, H / stride, W / stride, width)."""
         y = self.conv(self.inner, 1, name="conv1")(x)
         y = self.norm(name="norm1")(y, train, relu=True)
-        y = self.conv(self.inner, 3, self.stride, self.groups, name="conv2")(y)
+        y = self.conv(self.inner, 3, stride=self.stride, groups=self.groups, name="conv2")(y)
         y = self.norm(name="norm2")(y, train, relu=True)
         y = self.conv(self.width, 1, name="conv3")(y)
         y = self.last_norm(name="norm3")(y, train)
         if x.shape != y.shape:
-            x = self.conv(self.width, 1, self.stride, name="shortcut_conv")(x)
+            x = self.conv(self.width, 1, stride=self.stride, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_norm")(x, train)
         return nn.relu(x + y)
 
 
 class ResNeXt(nn.Module):
-    """Photos to features: 7x7 stem, maximum pooling, four stages, global average."""
+    """The trunk: 7x7 stem, max pooling, four stages, global average pooling."""
 
     parameters: ResNeXtParameters
     group_conv: str = "blocks"
-    norm_groups: Groups | None = None  # of photos, for BatchNorm; None: all together
-    zero_scale: bool = True  # of each block's last BatchNorm at the start, as WSL has it
+    norm_groups: Groups | None = None  # BatchNorm's groups of photos; None: a single group
+    zero_scale: bool = True  # whether each block's last BatchNorm scale starts at 0, as in WSL
     remat: tuple[bool, ...] = (False,) * 4
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -92,9 +92,13 @@ class ResNeXt(nn.Module):
                 last_norm=last_norm,
                 conv=conv,
             )
-            stride = 1 if index == 0 else 2
             stage = Stage(
-                block, depth, stride, self.remat[index], self.unroll, name=f"stage{index + 1}"
+                block,
+                depth,
+                stride=1 if index == 0 else 2,
+                remat=self.remat[index],
+                unroll=self.unroll,
+                name=f"stage{index + 1}",
             )
             x = stage(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.float32)

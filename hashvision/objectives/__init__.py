@@ -1,6 +1,6 @@
-"""What a network is trained for. An objective is a few pure functions over plain arrays.
+"""The training objectives: each is a few pure functions over plain arrays.
 
-A new objective is a file here with `from_config` and `fill`, and a line in config/objectives.py.
+A new objective is a module here with `from_config` and `fill`, and a line in config/objectives.py.
 """
 
 import importlib
@@ -17,26 +17,26 @@ Batch = dict[str, jax.Array]
 
 
 class Objective(NamedTuple):
-    """All that the training loop and the evaluators need to know of what is being learnt.
+    """Everything that the training loop and the evaluators need from an objective.
 
     Attributes:
       init: (rng, batch) -> (params, extra). `extra` holds what a step updates without gradients:
         statistics and queues. params["trunk"] and extra["trunk"] are the trunk's Variables.
       loss: (params, extra, batch, rng, step) -> (loss, (changed, metrics)). Loss and metrics are
         float32 scalars; `changed` holds the members of extra that the step changes. When gradients
-        accumulate, each part of the batch gets the extra that the step began with, and the loop
-        averages what the parts return.
-      predict: (params, extra, images) -> (features, scores) of uint8 photos (B, H, W, 3): float32
-        (B, D) and (B, K). A score ranks photos within a class and classes within a photo. Scores
-        are None for an objective without classes.
-      after_update: params -> params, once after each optimiser step; SwAV normalises prototypes.
-      before_parts: (params, extra, parts, rng, step) -> (parts, changed), before gradients
-        accumulate over the parts of a batch: adds what depends on the whole batch. An array of
+        accumulate, each part of the batch gets the extra from before the step, and the loop
+        averages the results of the parts.
+      predict: (params, extra, images) -> (features, scores): uint8 photos (B, H, W, 3) to float32
+        (B, D) and (B, K). Scores rank photos within a class and classes within a photo. They are
+        None for an objective without classes.
+      after_update: params -> params, called after each optimiser step; SwAV normalises prototypes.
+      before_parts: (params, extra, parts, rng, step) -> (parts, changed), called before gradients
+        accumulate over the parts of a batch; adds what depends on the whole batch. An array of
         `parts` is (N, B / N, ...), with photo i of the batch in part i % N.
       watch: the metrics to print in each line of progress, besides the loss.
       diagnose: metrics of a log line -> the likely cause and its remedies if the run learns
         nothing, else None.
-      patience: steps for which `diagnose` may find a cause before the run stops.
+      patience: the run stops after `diagnose` has found a cause for this many steps.
     """
 
     init: Callable[[jax.Array, Batch], tuple[Tree, Tree]]
@@ -58,7 +58,7 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
     """The objective called config.objective.name, over the trunk called config.model.name.
 
     Args:
-      config: complete: `fill` has set what the recipe leaves open.
+      config: complete: `fill` has set the keys that the recipe leaves at None.
       classes: number of classes in the vocabulary.
       platform: of the devices: "cpu", "tpu" or "gpu".
 
@@ -69,21 +69,21 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
 
 
 def fill(config: Config, epoch_length: float, frozen: Mapping[str, Any] | None = None) -> list[str]:
-    """Sets in place what a config leaves open: the epoch's length and the objective's settings.
+    """Sets the keys that a config leaves at None, in place: the epoch length and the objective's.
 
-    A run that resumes keeps what it began with. Otherwise a setting depends on the batch and the
-    dataset alone, and is the same on any machine.
+    A run that resumes keeps the settings that it began with. Otherwise they depend on the batch and
+    the dataset only, and are the same on any machine.
 
     Args:
-      config: of hashvision/config/schema.py.
-      epoch_length: photos of an epoch of the dataset.
+      config: of the run.
+      epoch_length: photos per epoch of the dataset.
       frozen: the config that the run began with, by dotted key, if it resumes.
 
     Returns:
-      A line for each setting: its value and the reason.
+      The lines to print: each setting with its value and the reason.
 
     Raises:
-      UserError: settings do not go together.
+      UserError: settings do not fit together.
     """
     lines = derive.keep(config, epoch_length, frozen or {})
     return lines + _module(config).fill(config, config.epoch_length)

@@ -1,4 +1,4 @@
-"""Learning to predict a photo's hashtags: WSL and SWAG's softmax, and sigmoids to compare with."""
+"""The objective that predicts a photo's hashtags: softmax (WSL, SWAG), or sigmoids to compare."""
 
 import math
 
@@ -12,15 +12,16 @@ from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
 from hashvision.pixels import augment, crops
 
-# A class no photo of the batch carries; label vectors are padded with it.
+# Label vectors are padded with this value, which is no class number.
 NO_LABEL = -1
 
 
-def tagged(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The sum of a photo's logits over its tags, float32 (B,); arguments as of the losses.
+def sum_of_tags(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The sum of each photo's logits over its tags, float32 (B,); arguments as for the losses.
 
-    By comparison, which XLA fuses: the gradient of a gather is a scatter, slow on TPU, and where
-    that goes to a SparseCore (v5p) the compiled program cannot be read.
+    It compares instead of gathering: XLA fuses that, while the gradient of a gather is a scatter,
+    which is slow on TPU. A scatter on a SparseCore (v5p) would also make the compiled program
+    unreadable for `plan`.
     """
     classes = jnp.arange(logits.shape[1])
     times = jnp.sum(labels[:, :, None] == classes, axis=1)
@@ -28,30 +29,30 @@ def tagged(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def softmax_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Cross-entropy of the softmax against a target of 1/k on each of a photo's k tags.
+    """Cross-entropy of the softmax against a target of 1/k for each of a photo's k tags.
 
-    Mahajan et al. 2018, section 2.3. With smoothing e the target becomes (1 - e)/k on the tags plus
-    e/K on all K classes (Szegedy et al. 2016, section 7).
+    Mahajan et al. 2018, section 2.3. With smoothing e the target becomes (1 - e)/k for the tags
+    plus e/K for all K classes (Szegedy et al. 2016, section 7).
 
     Args:
       logits: float32 (B, K).
-      labels: int32 (B, T), class numbers, padded with NO_LABEL; at least one a photo.
+      labels: int32 (B, T), class numbers, padded with NO_LABEL; at least one per photo.
       smoothing: e, in [0, 1).
 
     Returns:
       float32 (B,).
     """
     tags = jnp.sum(labels != NO_LABEL, axis=1).astype(logits.dtype)
-    mean = tagged(logits, labels) / tags
+    mean = sum_of_tags(logits, labels) / tags
     target = (1 - smoothing) * mean + smoothing * jnp.mean(logits, axis=1)
     return jax.nn.logsumexp(logits, axis=1) - target
 
 
 def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Binary cross-entropy of each class by itself, summed over the classes.
+    """Binary cross-entropy of each class, summed over the classes.
 
-    The comparison of Mahajan et al. 2018, section 2.3, which the softmax beat. With smoothing e the
-    targets 0 and 1 become e/2 and 1 - e/2.
+    Mahajan et al. 2018, section 2.3, compare the softmax with it; the softmax was better. With
+    smoothing e the targets 0 and 1 become e/2 and 1 - e/2.
 
     Args:
       logits: float32 (B, K).
@@ -62,7 +63,7 @@ def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -
       float32 (B,).
     """
     # -log sigmoid(x) = softplus(x) - x, so a target y costs softplus(x) - y x.
-    positive = tagged(logits, labels)
+    positive = sum_of_tags(logits, labels)
     target = (1 - smoothing) * positive + smoothing / 2 * jnp.sum(logits, axis=1)
     return jnp.sum(jax.nn.softplus(logits), axis=1) - target
 
@@ -75,8 +76,8 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
     """
     if [size.per_photo for size in crops.from_config(config)] != [1]:
         raise UserError(
-            f"data.crops={config.data.crops!r} cuts more than one crop per photo, but hashtags are"
-            " learnt from one; set --config.data.crops='((1, 224, 0.08, 1.0),)'."
+            f"data.crops={config.data.crops!r} cuts more than one crop per photo, but the hashtag"
+            " objective uses only one; set --config.data.crops='((1, 224, 0.08, 1.0),)'."
         )
     return objective(
         models.trunk(config, platform),
@@ -88,7 +89,7 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
 
 
 def fill(config: Config, epoch_length: float) -> list[str]:
-    """Sets nothing: no setting of this objective follows from others."""
+    """Sets nothing, since no setting of this objective is derived from others."""
     return []
 
 
@@ -108,7 +109,7 @@ def objective(
       trunk: maps photos to features.
       classes: K.
       loss: softmax or sigmoid.
-      smoothing: label smoothing.
+      smoothing: label smoothing, in [0, 1).
       augmentation: of the photos in training; WSL only flips them.
     """
     loss_of = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[loss]
@@ -119,8 +120,8 @@ def objective(
         variables = trunk.init(trunk_rng, images)
         features, _ = jax.eval_shape(lambda: trunk.apply(variables, images, train=False))
         kernel = 0.01 * jax.random.normal(head_rng, (features.shape[-1], classes), jnp.float32)
-        # Sigmoids start at the prior of one tag in K, and softmax at no prior. Both start at a loss
-        # that does not shake the trunk (focal loss, Lin et al. 2017, section 3.3).
+        # Sigmoids start at the prior probability 1 / K, so that the first loss is small enough not
+        # to disturb the trunk (focal loss, Lin et al. 2017, section 3.3). Softmax needs no prior.
         prior = 0.0 if loss == "softmax" else -math.log(max(classes - 1, 1))
         head = {"kernel": kernel, "bias": jnp.full((classes,), prior, jnp.float32)}
         return {"trunk": variables.params, "head": head}, {"trunk": variables.statistics}
@@ -129,7 +130,7 @@ def objective(
         params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
         del step
-        # Every draw about a photo is keyed by its record; `rng` is for the trunk alone.
+        # Random draws for a photo are keyed by its record; only the trunk uses `rng`.
         images = augment.augmented(batch["crops0"][:, 0], batch["key"], augmentation)
         variables = models.Variables(params["trunk"], extra["trunk"])
         features, statistics = trunk.apply(variables, images, train=True, rng=rng)
@@ -146,11 +147,11 @@ def objective(
         score = jax.nn.log_softmax if loss == "softmax" else jax.nn.log_sigmoid
         return features, score(logits)
 
-    return Objective(init, loss_fn, predict)
+    return Objective(init=init, loss=loss_fn, predict=predict)
 
 
 def head_logits(head: Tree, features: jax.Array) -> jax.Array:
-    """Logits float32 (B, K) of features float32 (B, D): float32 whatever the trunk computes in."""
+    """Logits float32 (B, K) of features float32 (B, D), computed in float32."""
     kernel = gathered(head["kernel"])
     product = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST)
     return product + head["bias"]

@@ -1,4 +1,4 @@
-"""SwAV (Caron et al. 2020) and SEER: predicting a crop's cluster from another crop of its photo."""
+"""The objective of SwAV (Caron et al. 2020) and SEER: predict a crop's cluster from other crops."""
 
 import math
 from collections.abc import Mapping
@@ -15,18 +15,17 @@ from hashvision.models.layers import gathered
 from hashvision.objectives import Batch, Objective, Tree
 from hashvision.pixels import augment, crops
 
-# A prototype that takes less than this share of an even part of the batch is dead.
+# A prototype with less than this share of an even part of the batch counts as dead.
 DEAD = 0.1
 
-
-# Metrics that tell a run that learns from one that has collapsed; see `health`.
+# Metrics that show whether a run learns or has collapsed; see `health`.
 WATCH = ("loss_per_ln_k", "prototype_entropy", "dead_prototypes", "cosine")
 
 fill = derive.swav
 
 
 class Settings(NamedTuple):
-    """SwAV's own numbers; hashvision/config/schema.py says what each means."""
+    """The settings of SwAV; hashvision/config/schema.py documents each."""
 
     batch_size: int
     prototypes: int
@@ -45,15 +44,15 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
     """The SwAV objective of a config; see objectives.from_config. `classes` is not used.
 
     Raises:
-      UserError: there are too few crops.
+      UserError: there are too few crops per photo.
     """
     del classes
     sizes, wanted = crops.from_config(config), config.swav
     if wanted.assigned > sizes[0].per_photo or sum(size.per_photo for size in sizes) < 2:
         raise UserError(
-            f"data.crops={config.data.crops!r} does not give the"
-            f" swav.assigned={wanted.assigned} crops of the first size, and two in all; set"
-            " --config.data.crops to two or more crops of a photo."
+            f"data.crops={config.data.crops!r} cuts too few crops: swav.assigned={wanted.assigned}"
+            " needs that many of the first size, and SwAV at least two in all; set"
+            " --config.data.crops to more crops per photo."
         )
     settings = Settings(
         batch_size=config.batch_size,
@@ -72,23 +71,23 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
 
 
 def sinkhorn(
-    scores: jax.Array, epsilon: float, iterations: int, valid: jax.Array | None = None
+    scores: jax.Array, epsilon: float, iterations: int, *, valid: jax.Array | None = None
 ) -> jax.Array:
-    """Codes: scores made into an even assignment of photos to prototypes (equations 3 to 5).
+    """Codes: an even soft assignment of photos to prototypes (equations 3 to 5).
 
-    Sinkhorn and Knopp's alternate normalisation, in the log domain and float32, so that no epsilon
-    overflows. Sums over photos are all that is communicated where photos are sharded: two numbers a
-    prototype and iteration, whatever the batch.
+    The alternating normalisation of Sinkhorn and Knopp, in the log domain and float32, so that it
+    overflows for no epsilon. If photos are sharded, devices exchange only sums over photos: two
+    numbers per prototype and iteration, whatever the batch.
 
     Args:
-      scores: (..., K), products of normalised embeddings and prototypes; a photo each row.
-      epsilon: of the entropic regularisation; the smaller, the sharper.
+      scores: (..., K), products of normalised embeddings and prototypes, a row per photo.
+      epsilon: weight of the entropy term; smaller values give sharper codes.
       iterations: at least 1.
-      valid: bool (...), rows that count; all if None.
+      valid: bool (...), the rows to use; all if None.
 
     Returns:
-      float32 (..., K); rows sum to 1, columns to rows / K after convergence. Rows that do not count
-      are zero.
+      float32 (..., K); rows sum to 1, and columns to rows / K after convergence. Rows that are not
+      valid are zero.
     """
     log = scores.astype(jnp.float32) / epsilon
     if valid is not None:
@@ -104,27 +103,27 @@ def sinkhorn(
 
 
 def swapped_loss(scores: jax.Array, codes: jax.Array, temperature: float) -> jax.Array:
-    """Mean cross-entropy of each crop's prediction against the codes of the others (eqs. 2, 6).
+    """Mean cross-entropy of each crop's prediction with the codes of the other crops (eqs. 2, 6).
 
     Args:
-      scores: float32 (B, V, K), of all crops of a photo.
+      scores: float32 (B, V, K), of all V crops of each photo.
       codes: float32 (B, A, K), of the first A crops.
       temperature: of the softmax over prototypes.
 
     Returns:
-      float32 scalar, the mean over photos, and over all pairs of different crops.
+      float32 scalar, the mean over photos and over all pairs of different crops.
     """
     predicted = jax.nn.log_softmax(scores / temperature, axis=-1)
     photos, crops, _ = scores.shape
     assigned = codes.shape[1]
-    # All pairs at once, less those of a crop with itself.
+    # The sum over all pairs, minus the pairs of a crop with itself.
     every = jnp.sum(jnp.sum(codes, 1) * jnp.sum(predicted, 1))
     own = jnp.sum(codes * predicted[:, :assigned])
     return (own - every) / (photos * assigned * (crops - 1))
 
 
 def health(scores: jax.Array, embeddings: jax.Array, temperature: float) -> dict[str, jax.Array]:
-    """What tells a run that has collapsed, or has not begun to learn, from one that learns.
+    """Metrics that distinguish a run that learns from one that has collapsed or not yet started to.
 
     Args:
       scores: float32 (B, K).
@@ -132,9 +131,10 @@ def health(scores: jax.Array, embeddings: jax.Array, temperature: float) -> dict
       temperature: of the softmax.
 
     Returns:
-      prototype_entropy: of the mean prediction, as a share of ln K: 1 where all prototypes are
-      used evenly, 0 where one takes all. dead_prototypes: the share with less than DEAD / K of the
-      mean prediction. cosine: the mean over pairs of different photos: 1 where all are one point.
+      prototype_entropy: the entropy of the mean prediction as a share of ln K: 1 if all prototypes
+      are used evenly, 0 if only one is used. dead_prototypes: the share of prototypes with less
+      than DEAD / K of the mean prediction. cosine: the mean cosine of pairs of different photos: 1
+      if all embeddings are equal.
     """
     count, prototypes = scores.shape
     mean = jnp.mean(jax.nn.softmax(scores / temperature, axis=-1), axis=0)
@@ -148,7 +148,7 @@ def health(scores: jax.Array, embeddings: jax.Array, temperature: float) -> dict
 
 
 def diagnose(scalars: Mapping[str, float]) -> str | None:
-    """The cause and the three likeliest remedies, where a run learns nothing; None otherwise."""
+    """The cause and the three likeliest remedies if a run learns nothing, else None."""
     if scalars["cosine"] > 0.98:
         return (
             f"all photos have nearly the same features (mean cosine {scalars['cosine']:.3f}): lower"
@@ -163,7 +163,7 @@ def diagnose(scalars: Mapping[str, float]) -> str | None:
         )
     if scalars["loss_per_ln_k"] > 0.99:
         return (
-            f"the loss sits at ln K ({scalars['loss_per_ln_k']:.3f} of it), for the codes are"
+            f"the loss stays at ln K ({scalars['loss_per_ln_k']:.3f} of it), since the codes are"
             " nearly even: lower --config.swav.epsilon (0.02 for small batches), lower"
             " --config.swav.prototypes towards the batch size, or lower"
             " --config.optimizer.learning_rate"
@@ -172,7 +172,7 @@ def diagnose(scalars: Mapping[str, float]) -> str | None:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows of length 1, float32 whatever comes in."""
+    """Scales rows to length 1, in float32."""
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
 
@@ -181,17 +181,17 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
     """The SwAV objective over a trunk and a projection head.
 
     Batches hold crops0, crops1, ... uint8 (B, n, S, S, 3), the crops of each size, and key uint32
-    (B, 2). Crops of one size go through the trunk together, and BatchNorm takes its statistics over
+    (B, 2). The trunk processes all crops of one size together, and BatchNorm's statistics are over
     them: one pass per resolution, as in the authors' code.
 
     The queue is float32 (B, N, A, E): the embeddings of the last N batches, newest first. Row b is
     on the device that holds photo b of the batch, so embeddings never move between devices. The
-    queue counts once it is full.
+    queue is used once it is full.
 
     Args:
       trunk: maps photos to features (B, D).
       head: maps features to embeddings (B, E).
-      settings: SwAV's own numbers.
+      settings: the settings of SwAV.
     """
     assigned = settings.assigned
 
@@ -204,7 +204,7 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
         projection = head.init(head_rng, features)
         embeddings, _ = jax.eval_shape(lambda: head.apply(projection, features, train=False))
         width = embeddings.shape[-1]
-        # (E, K): the last axis is the one that fsdp shards.
+        # (E, K), since fsdp shards the last axis.
         prototypes = jax.random.normal(prototypes_rng, (width, settings.prototypes), jnp.float32)
         params = {
             "trunk": network.params,
@@ -223,7 +223,7 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
         statistics = extra["trunk"]
         for name in sorted(name for name in batch if name.startswith("crops")):
             photos, count, *shape = batch[name].shape
-            # Photo by photo, so that a device has the crops of its own photos.
+            # The crops of a photo are neighbours, so that each device has those of its own photos.
             together = batch[name].reshape(photos * count, *shape)
             keys = augment.crop_keys(batch["key"], first, count).reshape(-1, 2)
             images = augment.augmented(together, keys, settings.augmentation)
@@ -242,7 +242,7 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
     def assign(
         embeddings: jax.Array, prototypes: jax.Array, extra: Tree, step: jax.Array
     ) -> tuple[jax.Array, Tree]:
-        """Codes float32 (B, A, K) of the batch's embeddings (B, A, E), and the queue moved on."""
+        """Codes float32 (B, A, K) of the batch's embeddings (B, A, E), and the updated queue."""
         embeddings, prototypes = lax.stop_gradient((embeddings, prototypes))
         together, valid, changed = embeddings[:, None], None, {}
         if settings.queue:
@@ -253,9 +253,11 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
             together = jnp.concatenate([together, queue], 1)
             changed["queue"] = jnp.where(step >= settings.queue_start, together[:, :-1], queue)
         scores = _products(together, prototypes)
-        codes = jax.vmap(lambda s: sinkhorn(s, settings.epsilon, settings.iterations, valid), 2, 2)(
-            scores
-        )
+
+        def codes_of_crop(scores: jax.Array) -> jax.Array:
+            return sinkhorn(scores, settings.epsilon, settings.iterations, valid=valid)
+
+        codes = jax.vmap(codes_of_crop, in_axes=2, out_axes=2)(scores)
         return codes[:, 0], changed
 
     def loss_fn(
@@ -265,7 +267,7 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
         frozen = step < settings.frozen_steps
         prototypes = jnp.where(frozen, lax.stop_gradient(prototypes), prototypes)
         embeddings, changed = embed(params, extra, batch, rng)
-        if "codes" in batch:  # computed over the whole batch; this is a part of it
+        if "codes" in batch:  # this is a part of a batch; before_parts has computed the codes
             codes = batch["codes"]
         else:
             codes, queue = assign(embeddings[:, :assigned], prototypes, extra, step)
@@ -279,7 +281,7 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
     def before_parts(
         params: Tree, extra: Tree, parts: Batch, rng: jax.Array, step: jax.Array
     ) -> tuple[Batch, Tree]:
-        """Codes of the whole batch, for each of its parts."""
+        """Computes the codes over the whole batch, and adds them to each of its parts."""
 
         def first_pass(part: Batch) -> jax.Array:
             return embed(params, extra, part, rng)[0][:, :assigned]
@@ -311,5 +313,5 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
 
 
 def _products(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """Scores float32 (..., K) of embeddings (..., E): float32 whatever the trunk computes in."""
+    """Scores float32 (..., K) of embeddings (..., E), computed in float32."""
     return jnp.dot(embeddings, gathered(prototypes), precision=lax.Precision.HIGHEST)

@@ -58,40 +58,34 @@ def train(
     """
     sharding.find_devices()
     with contextlib.nullcontext() if jax.process_index() else run.lock(workdir):
-        return _train(config, workdir, evaluate, removed)
-
-
-def _train(
-    config: Config, workdir: str, evaluate: Evaluate | None, removed: removals.RemovalList
-) -> bool:
-    photos, names = start.open_stream(config, removed)
-    source = photos.dataset
-    config = config.copy_and_resolve_references()
-    for line in objectives.fill(config, photos.epoch_length, run.frozen_config(workdir)):
-        say(line)
-    built = program.build(config, len(source.class_counts), photos.epoch_length)
-    classes = run.claim(workdir, config, source.vocabulary, source.manifest)
-    compilation.use_cache()
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    try:
-        state = start.first_state(config, built, checkpoints)
-        run.note_start(workdir, int(state.step), names)
-        batches = reader.BatchReader(
-            photos,
-            side=config.data.photo_size,
-            max_labels=config.data.max_labels,
-            faults=reader.Faults(workdir, jax.process_index(), config.data.broken),
-            threads=config.data.threads,
-            classes=classes,
-        ).batches(int(state.step))
-        say(start.headline(config, built, photos, int(state.step)))
-        finished = _steps(config, workdir, built, state, batches, checkpoints, evaluate)
-    except BaseException:
-        if jax.process_count() == 1:  # other hosts would wait in their next step
-            checkpoints.close()
-        raise
-    checkpoints.close()
-    return finished
+        photos, names = start.open_stream(config, removed)
+        source = photos.dataset
+        config = config.copy_and_resolve_references()
+        for line in objectives.fill(config, photos.epoch_length, run.frozen_config(workdir)):
+            say(line)
+        built = program.build(config, len(source.class_counts), photos.epoch_length)
+        classes = run.claim(workdir, config, source.vocabulary, source.manifest)
+        compilation.use_cache()
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+        try:
+            state = start.first_state(config, built, checkpoints)
+            run.note_start(workdir, int(state.step), names)
+            batches = reader.BatchReader(
+                photos,
+                side=config.data.photo_size,
+                max_labels=config.data.max_labels,
+                faults=reader.Faults(workdir, jax.process_index(), config.data.broken),
+                threads=config.data.threads,
+                classes=classes,
+            ).batches(int(state.step))
+            say(start.headline(config, built, photos, int(state.step)))
+            finished = _steps(config, workdir, built, state, batches, checkpoints, evaluate)
+        except BaseException:
+            if jax.process_count() == 1:  # other hosts would wait in their next step
+                checkpoints.close()
+            raise
+        checkpoints.close()
+        return finished
 
 
 def _steps(
@@ -105,7 +99,7 @@ def _steps(
 ) -> bool:
     """The loop itself; returns whether the last step is done."""
     first, total, stop = int(state.step), built.total_steps, False
-    step = first
+    step, resolution = first, crops.from_config(config)[0].size
     batches = sharding.on_devices((batch for _, batch in host_batches), built.abstract_batch)
     progress = Progress(
         workdir, config, built.objective, start=first, total=total, checkpoints=checkpoints
@@ -113,7 +107,7 @@ def _steps(
     profile = Profile(workdir, config.profile, start=first, total=total)
     with jax.set_mesh(built.mesh), Preemption() as preemption, profile, progress:
         if first == 0:
-            _evaluate(evaluate, built, config, state, progress)
+            _evaluate(evaluate, built, state, resolution, progress)
         for step in range(first + 1, total + 1):
             profile.before(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -121,7 +115,14 @@ def _steps(
                 try:
                     batch = next(batches)
                 except UserError:  # too many broken records; keep what was learnt so far
-                    _save_before(step, first, state, checkpoints, progress, config)
+                    _save_before(
+                        step,
+                        state,
+                        first=first,
+                        config=config,
+                        checkpoints=checkpoints,
+                        progress=progress,
+                    )
                     raise
                 waited = time.perf_counter() - asked
                 state, metrics = built.step(state, batch)  # asynchronous; donates the state
@@ -131,7 +132,7 @@ def _steps(
             if stop or step == total or step % config.checkpoint.every == 0:
                 checkpoints.save(step, state, progress.mean_loss())
             if step == total or step % config.evaluate_every == 0:
-                _evaluate(evaluate, built, config, state, progress)
+                _evaluate(evaluate, built, state, resolution, progress)
             if stop:
                 break
     checkpoints.wait()
@@ -142,11 +143,12 @@ def _steps(
 
 def _save_before(
     step: int,
-    first: int,
     state: State,
+    *,
+    first: int,
+    config: Config,
     checkpoints: Checkpoints,
     progress: Progress,
-    config: Config,
 ) -> None:
     """Saves the state that step `step` would have started from, unless it is saved already."""
     saved = (step - 1) % config.checkpoint.every == 0
@@ -158,12 +160,12 @@ def _save_before(
 def _evaluate(
     evaluate: Evaluate | None,
     built: program.Program,
-    config: Config,
     state: State,
+    resolution: int,
     progress: Progress,
 ) -> None:
     if evaluate:
-        step, resolution = int(state.step), crops.from_config(config)[0].size
+        step = int(state.step)
         with progress.paused():
             predict = program.predictor(built, *evaluated(state))
             progress.note(step, evaluate(predict, resolution, step))

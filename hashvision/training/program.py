@@ -68,13 +68,13 @@ def build(
         plateau_steps=settings.plateau_steps if settings.schedule == "plateau" else 0,
     )
     batch, cut = _abstract_batch(config, config.batch_size, mesh), _cut(config)
-    init = state.initializer(objective, tx, settings.average > 0, batch, cut)
+    init = state.initializer(objective, tx, average=settings.average > 0, batch=batch, cut=cut)
     abstract = state.abstract_state(init, mesh)
     step = state.train_step(
         objective,
         cut,
-        tx,
-        rate,
+        tx=tx,
+        rate=rate,
         abstract=abstract,
         mesh=mesh,
         seed=config.seed,

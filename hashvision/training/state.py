@@ -57,7 +57,12 @@ def network_initializer(
 
 
 def initializer(
-    objective: Objective, tx: optax.GradientTransformation, average: bool, batch: Any, cut: Cut
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    average: bool,
+    batch: Any,
+    cut: Cut,
 ) -> Callable[[jax.Array], State]:
     """Returns rng -> state at step 0, for jax.jit; only the shapes of `batch` matter."""
     network = network_initializer(objective, batch, cut)
@@ -88,9 +93,9 @@ def abstract_state(init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
 def train_step(
     objective: Objective,
     cut: Cut,
+    *,
     tx: optax.GradientTransformationExtraArgs,
     rate: Schedule,
-    *,
     abstract: State,
     mesh: Mesh,
     seed: int,

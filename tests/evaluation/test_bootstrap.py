@@ -48,13 +48,13 @@ def test_estimate_is_near_the_binomial_interval():
     assert estimate.high == pytest.approx(0.6 + half, abs=0.004)
 
 
-def test_estimate_leaves_out_resamples_that_define_no_value():
-    eligible = np.arange(3) == 0  # in 30% of resamples the one eligible photo is missing
+def test_estimate_ignores_resamples_without_a_value():
+    eligible = np.arange(3) == 0  # 30% of resamples lack the only eligible photo
     estimate = bootstrap.estimate(bootstrap.mean_of(np.ones(3), eligible), 3, number=100)
     assert estimate == (1.0, 1.0, 1.0)
 
 
-def test_the_ends_of_a_biased_statistic_come_from_both_of_its_forms():
+def test_the_interval_of_a_biased_statistic_uses_both_of_its_numbers():
     right = np.arange(500) < 200
     mean = bootstrap.mean_of(right)
     plain = bootstrap.estimate(mean, 500)
@@ -62,7 +62,8 @@ def test_the_ends_of_a_biased_statistic_come_from_both_of_its_forms():
     assert biased == pytest.approx((plain.value + 0.1, plain.low, plain.high + 0.1))
 
 
-# Top-1 and precision at 1 are means of 0 and 1, recall of shares; some over a part of the photos.
+# (values, their probabilities, share of eligible photos): top-1 and precision at 1 are means of 0
+# and 1, and recall is a mean of shares.
 MEANS = {
     "top-1": ((0, 1), (0.7, 0.3), 1.0),
     "precision at 1": ((0, 1), (0.1, 0.9), 0.7),
@@ -73,8 +74,8 @@ MEANS = {
 @pytest.mark.parametrize("kind", MEANS)
 def test_intervals_of_means_cover_the_truth_about_95_times_in_100(kind, monkeypatch):
     values, chances, eligible = MEANS[kind]
-    counts = list(bootstrap.resamples(150, 300))
-    monkeypatch.setattr(bootstrap, "resamples", lambda *_: counts)  # the same for all, once drawn
+    counts = list(bootstrap.resamples(150, number=300))
+    monkeypatch.setattr(bootstrap, "resamples", lambda *_, **__: counts)  # draws them only once
     truth, covered = float(np.dot(values, chances)), 0
     for seed in range(400):
         rng = np.random.default_rng(seed)

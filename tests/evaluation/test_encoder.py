@@ -13,8 +13,8 @@ from hashvision.errors import UserError
 from hashvision.evaluation import encoder
 from hashvision.models import regnet
 from hashvision.training import program, run, sharding
-from hashvision.training import state as states
 from hashvision.training.checkpoint import Checkpoints
+from hashvision.training.state import evaluated
 from places import load
 
 VOCABULARY = {
@@ -35,7 +35,7 @@ def workdir(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_untrained_network_is_that_of_the_runs_seed(workdir):
+def test_the_untrained_network_follows_from_the_runs_seed(workdir):
     photos = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     network = encoder.load(str(workdir), untrained=True)
     features, scores = map(np.asarray, network.encode(photos))
@@ -51,7 +51,7 @@ def test_the_untrained_network_is_that_of_the_runs_seed(workdir):
 
 
 def trained(folder, recipe, *overrides):
-    """A run of step 7 as it is saved, and its state as a single device has it."""
+    """Saves a run at step 7; returns its objective and its state on the host."""
     config = load(recipe, "--config.dataset=set", "--config.optimizer.average=0.9", *overrides)
     config.model.name = "tiny"
     config.data.crops = tuple((n, 16, *shares) for n, _, *shares in config.data.crops)
@@ -64,15 +64,15 @@ def trained(folder, recipe, *overrides):
     checkpoints = Checkpoints(str(folder))
     checkpoints.save(7, state, {"loss": 1.0})
     checkpoints.close()
-    return program.objective, jax.device_get(state)
+    return built.objective, jax.device_get(state)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["demo", "demo_swav"])
-def test_the_network_alone_lies_on_all_devices_and_says_what_one_device_says(
+def test_a_loaded_network_is_sharded_and_answers_like_on_one_device(
     tmp_path, monkeypatch, workdir, recipe
 ):
-    del workdir  # the tiny network is known
+    del workdir  # only registers the tiny network
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 16)
     queue = ["--config.swav.queue=64"] if recipe == "demo_swav" else []
     objective, state = trained(tmp_path / recipe, recipe, "--config.optimizer.name=adamw", *queue)
@@ -84,16 +84,16 @@ def test_the_network_alone_lies_on_all_devices_and_says_what_one_device_says(
     held = sum(part.data.nbytes for x in new for part in x.addressable_shards)
     needed = sum(x.nbytes for x in jax.tree.leaves(state.average))
     whole = sum(x.nbytes for x in jax.tree.leaves(state))
-    # A few arrays are too small for a share of each device.
+    # A few arrays are too small to be sharded.
     assert held < 1.5 * needed < 0.5 * whole
-    network_of = [x for x in new if x.dtype == jnp.float32]  # less the examples of its photos
+    network_of = [x for x in new if x.dtype == jnp.float32]  # without the uint8 photos
     assert {len(x.sharding.device_set) for x in network_of} == {8}
     assert (network.step, network.batch_size, network.leads) == (7, 64, True)
 
     photos = np.random.default_rng(0).integers(0, 256, (13, 16, 16, 3), np.uint8)
-    params, extra = states.evaluated(state)
+    params, extra = evaluated(state)
     wanted = jax.jit(objective.predict)(params, extra, photos)
-    for number in (13, 8, 1):  # the least of them leaves seven devices without a photo
+    for number in (13, 8, 1):  # with one photo, seven devices have only padding
         for one, other in zip(network.encode(photos[:number]), wanted, strict=True):
             if other is None:
                 assert one is None
@@ -101,7 +101,7 @@ def test_the_network_alone_lies_on_all_devices_and_says_what_one_device_says(
                 np.testing.assert_allclose(one, other[:number], rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_has_as_many_photos_for_each_device(monkeypatch):
+def test_a_batch_has_equally_many_photos_for_each_device(monkeypatch):
     for devices, photos in ((1, 64), (8, 64), (6, 66), (512, 512)):
         monkeypatch.setattr(jax, "device_count", lambda n=devices: n)
         assert encoder.batch_size() == photos
@@ -113,7 +113,7 @@ def test_a_workdir_without_a_checkpoint_is_refused(workdir):
 
 
 @pytest.mark.slow
-def test_a_config_of_an_earlier_version_is_read(workdir):
+def test_a_config_of_an_earlier_version_is_upgraded(workdir):
     values = json.loads((workdir / "config.json").read_text())
     del values["augment"], values["optimizer"]["average"]
     (workdir / "config.json").write_text(json.dumps(values))

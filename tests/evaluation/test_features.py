@@ -28,7 +28,7 @@ def photos_of(images):
 
 
 def encoder(calls=None, **options):
-    """Features: the mean colour; scores: the mean colour, doubled."""
+    """An encoder whose features are the mean colour, and whose scores are twice that."""
 
     def encode(batch):
         if calls is not None:
@@ -49,7 +49,7 @@ def test_decode_resizes_the_short_side_and_crops_the_centre():
     )
     crop = features.decode(encoded(smooth), 56)
     assert crop.shape == (56, 56, 3) and crop.dtype == np.uint8
-    # In two steps: short side to 64 = 56 * 8/7, then the centre.
+    # The same in two steps: resize the short side to 64 = 56 * 8/7, then crop the centre.
     resized = Image.fromarray(smooth).resize((96, 64), Image.Resampling.BILINEAR)
     expected = np.asarray(resized)[4:60, 20:76]
     assert np.abs(crop.astype(int) - expected).max() <= 2
@@ -76,13 +76,13 @@ def test_decode_of_modes():
         warnings.simplefilter("error")
         crop = features.decode(buffer.getvalue(), 4)
     np.testing.assert_array_equal(crop, 200)
-    translucent = np.full((9, 9, 4), 77, np.uint8)  # over white, as posts' photos are prepared
+    translucent = np.full((9, 9, 4), 77, np.uint8)  # over white, as `prepare` does
     crop = features.decode(encoded(translucent), 4)
     np.testing.assert_allclose(crop, 255 - 77 / 255 * (255 - 77), atol=1)
 
 
-def test_postscript_is_no_photo_and_nothing_is_run(tmp_path, monkeypatch):
-    """Pillow has Ghostscript draw it, whatever the file's name."""
+def test_postscript_is_refused_without_running_ghostscript(tmp_path, monkeypatch):
+    """Pillow would run Ghostscript to draw it, whatever the file's name."""
     script = tmp_path / "gs"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     script.chmod(0o755)
@@ -92,7 +92,7 @@ def test_postscript_is_no_photo_and_nothing_is_run(tmp_path, monkeypatch):
     assert found is None and not (tmp_path / "ran").exists()
 
 
-def test_what_waits_to_be_decoded_is_bounded_in_bytes(monkeypatch):
+def test_the_bytes_of_files_that_wait_for_decoding_are_bounded(monkeypatch):
     monkeypatch.setattr(features, "MOST_BYTES_AHEAD", 1000)
     read = []
 
@@ -122,7 +122,7 @@ def test_decoded_keeps_order_and_marks_the_unreadable():
     assert all(crop[0, 0, 0] == index for index, crop in enumerate(crops) if crop is not None)
 
 
-def test_features_pads_the_last_batch_and_skips_the_unreadable():
+def test_encode_pads_the_last_batch_and_skips_unreadable_photos():
     images = [encoded(np.full((9, 9, 3), value, np.uint8)) for value in range(11)]
     images[2] = b"broken"
     calls = []
@@ -134,13 +134,13 @@ def test_features_pads_the_last_batch_and_skips_the_unreadable():
     assert found.features.dtype == np.float32 and found.scores is None
 
 
-def test_scores_are_of_the_classes_asked_for():
+def test_scores_are_those_of_the_requested_classes():
     images = [encoded(np.full((9, 9, 3), [value, 50, 90], np.uint8)) for value in range(5)]
     found = features.encode(encoder(), photos_of(images), np.array([2, 0]))
     np.testing.assert_allclose(found.scores, [[180, 2 * value] for value in range(5)])
 
 
-def test_what_is_known_of_some_photos_is_that_of_the_whole():
+def test_the_outputs_of_a_part_equal_encoding_that_part():
     images = [encoded(np.full((9, 9, 3), value, np.uint8)) for value in range(9)]
     images[2] = images[8] = b"broken"
     photos = photos_of(images)

@@ -1,12 +1,12 @@
-"""Tests of evaluation in training: which photos it sees, and which it leaves out."""
+"""Tests of evaluation during training: the photos it uses, and the ones it leaves out."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-import datasets as drawn
-from hashvision.commands import main as program
+import datasets
+from hashvision.commands.main import main
 from hashvision.data import removals
 from hashvision.errors import UserError
 from hashvision.evaluation.protocols import InTraining
@@ -16,20 +16,20 @@ from places import load
 
 @pytest.fixture
 def labelled(tmp_path):
-    """Two classes, 4 photos of each for training and 3 for testing."""
+    """Two classes, each with 4 training photos and 3 test photos."""
     for part, first, number in (("train", 0, 4), ("test", 50, 3)):
         for kind, name in enumerate(("dog", "boat")):
             folder = tmp_path / "labelled" / part / name
             folder.mkdir(parents=True)
             for photo in range(number):
-                picture = drawn.jpeg(first + 2 * photo + kind)
+                picture = datasets.jpeg(first + 2 * photo + kind)
                 (folder / f"{photo}.jpg").write_bytes(picture)
     return tmp_path / "labelled"
 
 
 def in_training(labelled, removed=removals.NO_LIST):
     config = load("demo_swav", f"--config.evaluate_on={labelled}")
-    return InTraining(config, dict, 8, removed)
+    return InTraining(config, dict, batch_size=8, removed=removed)
 
 
 def digest(path):
@@ -42,7 +42,7 @@ def named(paths):
 
 
 def shown(check):
-    """The photos that the network is shown."""
+    """The number of photos that the network is shown."""
     seen = []
 
     def predict(images):
@@ -60,7 +60,7 @@ def test_removed_photos_are_not_shown(labelled):
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_a_part_that_is_removed_or_unreadable_is_said_in_a_sentence(labelled, part):
+def test_a_completely_removed_or_unreadable_part_is_refused(labelled, part):
     photos = sorted(labelled.glob(f"{part}/*/*.jpg"))
     with pytest.raises(UserError, match=f"names all {len(photos)} {part} photos of .*labelled"):
         in_training(labelled, named(photos))
@@ -70,15 +70,15 @@ def test_a_part_that_is_removed_or_unreadable_is_said_in_a_sentence(labelled, pa
         shown(in_training(labelled))
 
 
-def test_train_gives_the_list_on(labelled, tmp_path, monkeypatch):
-    """`train --removals` is about all photos that a run is shown, not only its dataset's."""
+def test_train_applies_its_removal_list_to_evaluation(labelled, tmp_path, monkeypatch):
+    """`train --removals` applies to all photos that a run is shown, not only its dataset's."""
     found = []
     monkeypatch.setattr(loop, "train", lambda *arguments: found.append(arguments) or True)
     removed = labelled / "test/dog/2.jpg"
     (tmp_path / "list.csv").write_text(
         f"kind,value,reason,received_at\nsha256,{digest(removed)},,\n"
     )
-    code = program.main(
+    code = main(
         [
             "train",
             "--config=configs/demo_swav.py",

@@ -37,7 +37,7 @@ def test_predict_against_the_equation(monkeypatch):
         np.testing.assert_array_equal(chunked, expected)
 
 
-def test_scale_of_the_features_plays_no_part():
+def test_the_scale_of_features_does_not_matter():
     rng = np.random.default_rng(1)
     train, test, labels = rng.normal(size=(50, 4)), rng.normal(size=(20, 4)), rng.integers(0, 3, 50)
     expected = knn.predict(train, labels, test, classes=3)
@@ -46,7 +46,7 @@ def test_scale_of_the_features_plays_no_part():
     )
 
 
-def test_k_beyond_the_training_photos_takes_them_all():
+def test_a_larger_k_than_training_photos_uses_all_of_them():
     rng = np.random.default_rng(2)
     train, test, labels = rng.normal(size=(7, 3)), rng.normal(size=(9, 3)), rng.integers(0, 2, 7)
     np.testing.assert_array_equal(
@@ -69,7 +69,7 @@ def test_nearest_against_sorting():
     np.testing.assert_array_equal(knn.nearest(similarities, 9), expected)
 
 
-def test_features_of_zeros_are_nobodys_neighbours_but_harmless():
+def test_zero_features_are_handled():
     train = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     predicted = knn.predict(
         train, np.array([0, 1, 2]), np.array([[1.0, 0.1], [0.0, 0.0]]), classes=3, k=1

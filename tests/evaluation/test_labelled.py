@@ -17,7 +17,7 @@ from hashvision.evaluation import labelled
 
 
 def write_tree(root, photos):
-    """Files {relative path}, each holding its own path as bytes; nothing here decodes them."""
+    """Writes files that hold their own relative path; they are never decoded."""
     for name in photos:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def write_jsonl(root, rows):
 
 
 def write_dataset_folder(root, labels):
-    """A dataset folder of two shards, as prepare lays it out."""
+    """Writes a dataset folder with two shards, in the layout of prepare."""
     root.mkdir()
     classes = ["dog", "cat", "bird"]
     counts = np.array([30, 20, 10])
@@ -86,7 +86,7 @@ def test_tree_without_parts_is_split_by_name(tmp_path):
     names = [f"{kind}/{number}.jpg" for kind in ("dog", "train", "test") for number in range(12)]
     root = write_tree(tmp_path / "things", [*names, "single/1.jpg"])
     split = labelled.single_label(labelled.read(root))
-    assert split.classes == ("dog", "test", "train")  # a class may be called so
+    assert split.classes == ("dog", "test", "train")  # classes may have these names
     np.testing.assert_array_equal(np.bincount(split.train_labels), [9, 9, 9])
     np.testing.assert_array_equal(np.bincount(split.test_labels), [3, 3, 3])
     assert set(split.train.names) | set(split.test.names) == set(names)
@@ -97,7 +97,7 @@ def test_tree_without_parts_is_split_by_name(tmp_path):
     assert again.test.names == split.test.names
 
 
-def test_split_by_name_ignores_where_the_tree_lies(tmp_path):
+def test_the_split_by_name_does_not_depend_on_the_trees_path(tmp_path):
     names = [f"{kind}/{number}.jpg" for kind in "ab" for number in range(20)]
     here, there = write_tree(tmp_path / "x", names), write_tree(tmp_path / "y" / "z", names)
     first = labelled.single_label(labelled.read(here))
@@ -119,7 +119,7 @@ def test_labels_jsonl(tmp_path):
         assert list(dataset.test.images()) == [b"images/1.jpg", b"images/2.jpg", b""]
 
 
-def test_labels_jsonl_with_one_label_a_photo_is_split(tmp_path):
+def test_photos_with_one_label_in_a_labels_jsonl_are_split(tmp_path):
     rows = [{"image": f"{n}.jpg", "labels": ["dog" if n % 2 else "cat"]} for n in range(16)]
     rows += [{"image": "both.jpg", "labels": ["dog", "cat"]}, {"image": "none.jpg", "labels": []}]
     split = labelled.single_label(labelled.read(write_jsonl(tmp_path / "w", rows)))
@@ -133,7 +133,7 @@ def test_labels_jsonl_with_one_label_a_photo_is_split(tmp_path):
     ["{", "[]", "3", '{"image": "x.jpg"}', '{"image": 3, "labels": []}',
      '{"image": "x.jpg", "labels": "dog"}', '{"image": "x.jpg", "labels": [1]}'],
 )  # fmt: skip
-def test_broken_labels_jsonl_names_the_line(tmp_path, line):
+def test_the_message_on_a_malformed_labels_jsonl_names_the_line(tmp_path, line):
     (tmp_path / "labels.jsonl").write_text('{"image": "x.jpg", "labels": []}\n' + line)
     with pytest.raises(UserError, match=r"Line 2 of .*labels\.jsonl"):
         labelled.read(tmp_path)
@@ -178,7 +178,7 @@ def test_errors_name_the_path(tmp_path):
         labelled.read(tmp_path)
     file = tmp_path / "photo.jpg"
     file.write_bytes(b"")
-    with pytest.raises(UserError, match="no dataset"):
+    with pytest.raises(UserError, match="is not a dataset"):
         labelled.read(file)
     (tmp_path / "labels.jsonl").write_text("\n")
     with pytest.raises(UserError, match="names no images"):
@@ -198,7 +198,7 @@ def test_single_label_errors(tmp_path):
 
 
 def test_removed_photos_are_left_out(tmp_path):
-    """Of a dataset folder all that its index knows them by, of files the files themselves."""
+    """In a dataset folder by id, owner or file; in other datasets by file."""
     folder = importlib.import_module("datasets").write(tmp_path / "set", size=20)  # tests/
     listed = [removals.Removal("owner", "u3", "", ""), removals.Removal("id", "p5", "", "")]
     found = labelled.read(folder, removals.RemovalList(listed)).test
@@ -216,8 +216,8 @@ def test_removed_photos_are_left_out(tmp_path):
 
 
 HARMFUL_LINES = {
-    "no path has it": '{"image": "a\\u0000.jpg", "labels": ["dog"]}',
-    "surrogate that is no byte": '{"image": "a\\ud800.jpg", "labels": ["dog"]}',
+    "path with a null byte": '{"image": "a\\u0000.jpg", "labels": ["dog"]}',
+    "surrogate that encodes no byte": '{"image": "a\\ud800.jpg", "labels": ["dog"]}',
     "label with a surrogate": '{"image": "a.jpg", "labels": ["do\\ud800g"]}',
     "label with a control character": '{"image": "a.jpg", "labels": ["dog\\u0000"]}',
     "brackets": "[" * 100_000,
@@ -228,7 +228,7 @@ HARMFUL_LINES = {
 
 
 @pytest.mark.parametrize("kind", HARMFUL_LINES)
-def test_a_line_that_harms_is_named(tmp_path, kind):
+def test_hostile_lines_are_refused_and_named(tmp_path, kind):
     good = '{"image": "a.jpg", "labels": ["dog"]}'
     (tmp_path / "labels.jsonl").write_text(f"{good}\n{HARMFUL_LINES[kind]}\n")
     with pytest.raises(UserError, match="Line 2 of .*labels.jsonl is not of the form"):
@@ -236,7 +236,7 @@ def test_a_line_that_harms_is_named(tmp_path, kind):
 
 
 def test_a_labels_file_may_name_files_that_are_not_utf_8(tmp_path):
-    """As Python's json writes what os.listdir finds."""
+    """Python's json writes such names, as os.listdir returns them, with surrogates."""
     with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg"), "wb") as file:
         file.write(b"photo")
     write_jsonl(tmp_path / "set", [])
@@ -245,7 +245,7 @@ def test_a_labels_file_may_name_files_that_are_not_utf_8(tmp_path):
     assert list(labelled.read(tmp_path / "set").test.images()) == [b"photo"]
 
 
-def test_of_pipes_devices_folders_and_sparse_files_nothing_is_read(tmp_path):
+def test_pipes_devices_loops_and_sparse_files_are_not_read(tmp_path):
     root = write_tree(tmp_path / "pets", ["dog/1.jpg", "cat/2.jpg"])
     os.mkfifo(root / "dog" / "pipe.jpg")
     (root / "dog" / "zero.png").symlink_to("/dev/zero")
@@ -254,7 +254,7 @@ def test_of_pipes_devices_folders_and_sparse_files_nothing_is_read(tmp_path):
     with open(root / "dog" / "sparse.tif", "wb") as file:
         file.truncate(5 * 2**30)
     photos = labelled.read(root).test
-    signal.alarm(20)  # a pipe is waited for
+    signal.alarm(20)  # ends the test if it waits for the pipe
     tracemalloc.start()
     found = dict(zip(photos.names, photos.images(), strict=True))
     _, most = tracemalloc.get_traced_memory()
@@ -266,7 +266,7 @@ def test_of_pipes_devices_folders_and_sparse_files_nothing_is_read(tmp_path):
     assert len(found) == 7 and most < 2**27
 
 
-def test_a_dataset_is_known_by_its_folder(tmp_path, monkeypatch):
+def test_every_path_of_a_dataset_locates_the_same_folder(tmp_path, monkeypatch):
     root = write_jsonl(tmp_path / "set", [{"image": "a.jpg", "labels": ["dog"]}])
     (tmp_path / "link").symlink_to(root)
     monkeypatch.chdir(tmp_path)

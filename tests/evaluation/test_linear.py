@@ -8,7 +8,7 @@ from hashvision.evaluation import linear
 
 
 def clusters(photos, classes, features, spread, seed=0):
-    """Gaussian clusters: features on very different scales, one of them constant."""
+    """Gaussian clusters whose features have very different scales; one feature is constant."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(classes, features))
     labels = rng.permutation(np.arange(photos) % classes)
@@ -18,7 +18,7 @@ def clusters(photos, classes, features, spread, seed=0):
 
 
 def naive_loss(flat, standard, labels, classes, l2):
-    """Mean cross-entropy of the softmax and l2 / 2 |W|^2, written out."""
+    """The mean cross-entropy of the softmax plus l2 / 2 |W|^2."""
     weights = flat[: standard.shape[1] * classes].reshape(standard.shape[1], classes)
     logits = standard @ weights + flat[weights.size :]
     log_sum = np.log(np.exp(logits).sum(axis=1))
@@ -56,7 +56,7 @@ def test_two_classes_are_one_logistic_regression():
     np.testing.assert_array_equal(probe.predict(features), standard @ best[:-1] + best[-1] > 0)
 
 
-def test_l2_comes_from_train_alone_and_suits_the_noise():
+def test_l2_is_the_grids_best_on_held_out_photos():
     noisy, labels = clusters(200, 4, 60, 6.0)
     chosen_noisy = linear.fit(noisy, labels, 4)
     clear, labels = clusters(200, 4, 60, 2.0)
@@ -65,7 +65,7 @@ def test_l2_comes_from_train_alone_and_suits_the_noise():
     assert set(chosen_noisy.held_out) == set(linear.L2_GRID)
     assert max(chosen_noisy.held_out.values()) == chosen_noisy.held_out[chosen_noisy.l2]
     assert max(chosen_clear.held_out.values()) > max(chosen_noisy.held_out.values())
-    # Of equals the strongest is taken.
+    # The strongest of equals is chosen.
     equals = [l2 for l2, top in chosen_clear.held_out.items() if top == 1.0]
     assert not equals or chosen_clear.l2 == max(equals)
 
@@ -84,7 +84,7 @@ def test_a_class_without_photos_is_never_predicted():
     np.testing.assert_array_equal(probe.predict(features), labels * 2)
 
 
-def test_one_photo_a_class_still_fits():
+def test_one_photo_per_class_can_be_fitted():
     features, labels = clusters(5, 5, 4, 0.1)
     probe = linear.fit(features, labels, 5)
     assert not probe.held_out
@@ -99,7 +99,7 @@ def test_held_out_is_a_quarter_of_each_class():
     assert not np.array_equal(marks, linear.held_out(labels, seed=1))
 
 
-def test_constant_features_stay_harmless():
+def test_the_noise_of_constant_features_is_not_amplified():
     features = np.full((50, 2), 1e6, np.float32)
     features[:, 1] += np.random.default_rng(0).normal(size=50).astype(np.float32) * 1e-3
     mean, scale = linear.standardization(features)

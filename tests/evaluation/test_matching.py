@@ -33,8 +33,8 @@ VOCABULARY = {
         ("hot-dog", "hotdog"),
         ("frankfurters", "hotdog"),
         ("bike", "bicycle"),  # a tag of bicycle, though a lemma of motorcycle
-        ("wheel", "wheel"),  # the class of that name before a more frequent class's lemma
-        ("cycle", "bicycle"),  # a lemma of two classes: the most frequent
+        ("wheel", "wheel"),  # its own class rather than a more frequent class's lemma
+        ("cycle", "bicycle"),  # a lemma of two classes; the more frequent one wins
         ("puppy", "puppies"),
         ("leaves", "leaf"),
         ("dogs", "dog"),
@@ -53,12 +53,12 @@ def test_match(name, expected):
         assert VOCABULARY["classes"][match.classes[name]]["name"] == expected
 
 
-def test_several_names_may_mean_one_class():
+def test_several_names_may_match_one_class():
     match = matching.match(["bike", "cat", "bicycles"], VOCABULARY)
     assert match.classes == {"bike": 1, "bicycles": 1}
     assert match.unmatched == ("cat",)
 
 
-def test_missing_or_null_lemmas_are_none():
+def test_lemmas_may_be_null():
     vocabulary = {"classes": [{"name": "dog", "tags": {"dog": 1}, "lemmas": None}]}
     assert matching.match(["dogs"], vocabulary).classes == {"dogs": 0}

@@ -11,7 +11,7 @@ from hashvision.evaluation import bootstrap, multilabel
 
 
 def drawn(photos=60, classes=7, seed=0, decimals=None):
-    """Scores that know something of sparse positives; rounded, they tie."""
+    """Sparse positives, and scores that are higher for them; rounded scores have ties."""
     rng = np.random.default_rng(seed)
     positives = rng.random((photos, classes)) < np.linspace(0.02, 0.5, classes)
     positives[0] = True
@@ -21,7 +21,7 @@ def drawn(photos=60, classes=7, seed=0, decimals=None):
 
 
 @pytest.mark.parametrize("decimals", [None, 0])
-def test_average_precision_is_scikit_learns(decimals):
+def test_average_precision_equals_scikit_learns(decimals):
     scores, positives = drawn(decimals=decimals)
     expected = [
         average_precision_score(positives[:, c], scores[:, c]) for c in range(scores.shape[1])
@@ -32,7 +32,7 @@ def test_average_precision_is_scikit_learns(decimals):
 
 
 def naive_weighted(scores, positives, counts, itself=True):
-    """The docstring's equation for one class, photo by photo."""
+    """The equation in the docstring of average_precision for one class, photo by photo."""
     total, weight = 0.0, 0
     for i in range(len(scores)):
         if not positives[i] or not counts[i]:
@@ -75,8 +75,8 @@ def test_average_precision_without_positives_is_undefined():
     assert mean.shape == (2, 1) and mean[0, 0] == pytest.approx(np.nanmean(precision))
 
 
-def test_interval_of_map_holds_its_value_where_classes_are_rare():
-    # Plain weighted AP would lift the resamples above the value: copies of a class's only photo.
+def test_the_interval_of_map_contains_its_value_for_rare_classes():
+    # With plain weighted AP, copies of a class's only photo would lift resamples above the value.
     rng = np.random.default_rng(1)
     positives = rng.random((300, 60)) < 0.006
     positives[0, 0] = True
@@ -85,15 +85,15 @@ def test_interval_of_map_holds_its_value_where_classes_are_rare():
     assert estimate.low < estimate.value < estimate.high
 
 
-def average_precision_on_endless_photos(share, shift):
-    """Of scores N(0, 1), and N(shift, 1) where positive: precision as it falls, over the recall."""
+def infinite_average_precision(share, shift):
+    """AP on infinitely many photos with scores N(0, 1), or N(shift, 1) for a share of positives."""
     thresholds = np.linspace(-8, 8 + shift, 20_001)
     recall = scipy.stats.norm.sf(thresholds, shift)
     precision = share * recall / (share * recall + (1 - share) * scipy.stats.norm.sf(thresholds))
     return -np.trapezoid(precision, recall)
 
 
-# Shares of the classes, what their scores know, and how many photos there are.
+# Shares of the classes, shifts of their scores, and number of photos.
 TEST_SETS = {
     "five classes": (np.array([0.1, 0.2, 0.3, 0.2, 0.25]), np.array([1, 1.5, 0.5, 2, 1]), 200),
     "good scores": (np.geomspace(0.02, 0.2, 12), np.full(12, 3.0), 150),
@@ -104,11 +104,11 @@ TEST_SETS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TEST_SETS)
 def test_intervals_cover_the_truth_about_95_times_in_100(kind, monkeypatch):
-    """Both truths: of endless photos, and the mean of test sets of this size, which is higher."""
+    """They cover mAP on infinitely many photos and the higher mean over test sets of this size."""
     shares, shifts, photos = TEST_SETS[kind]
-    endless = np.mean(list(map(average_precision_on_endless_photos, shares, shifts)))
-    counts = list(bootstrap.resamples(photos, 150))
-    monkeypatch.setattr(bootstrap, "resamples", lambda *_: counts)  # the same for all, once drawn
+    infinite = np.mean(list(map(infinite_average_precision, shares, shifts)))
+    counts = list(bootstrap.resamples(photos, number=150))
+    monkeypatch.setattr(bootstrap, "resamples", lambda *_, **__: counts)  # draws them only once
     found = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -117,8 +117,8 @@ def test_intervals_cover_the_truth_about_95_times_in_100(kind, monkeypatch):
         statistic = multilabel.mean_average_precision(scores, positives)
         found.append(bootstrap.estimate(statistic, photos))
     values, lows, highs = map(np.array, zip(*found, strict=True))
-    assert np.mean(values) > endless + 0.2 * np.std(values)
-    for truth in (endless, np.mean(values)):
+    assert np.mean(values) > infinite + 0.2 * np.std(values)
+    for truth in (infinite, np.mean(values)):
         assert 0.90 <= np.mean((lows <= truth) & (truth <= highs)) <= 0.99
     assert np.all((lows < values) & (values < highs))
 
@@ -134,7 +134,7 @@ def test_precision_and_recall_against_plain_loops():
         assert multilabel.recall_at_k(scores, positives, 5)[i] == pytest.approx(recall)
 
 
-def test_estimates_leave_photos_without_a_class_out_of_precision_and_recall():
+def test_precision_and_recall_ignore_photos_without_a_class():
     scores = np.array([[2.0, 1.0], [1.0, 2.0], [5.0, 4.0]])
     positives = np.array([[True, False], [True, False], [False, False]])
     estimates = multilabel.estimates(scores, positives)
@@ -155,7 +155,9 @@ def test_random_average_precision_against_all_orders(positives, photos):
 
 def test_baselines():
     positives = np.zeros((10, 4), bool)
-    positives[:6, 0] = positives[5:8, 1] = positives[8, 2] = True  # class 3 has none, photo 9 too
+    positives[:6, 0] = positives[5:8, 1] = positives[8, 2] = (
+        True  # class 3 has no photo, and photo 9 no class
+    )
     found = multilabel.baselines(positives)
     assert found["prevalence"] == pytest.approx((0.6 + 0.3 + 0.1) / 3)
     assert found["random_mAP"] == pytest.approx(

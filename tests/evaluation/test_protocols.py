@@ -1,4 +1,4 @@
-"""Tests of the evaluate verb's protocols, from files to the table and the JSON."""
+"""Tests of the evaluation protocols, from image files to the table and the JSON report."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ VOCABULARY = {
 
 
 def encode(batch):
-    """Sees colours: features are their mean; class scores follow blue, nothing, red, green."""
+    """Features are the mean colour; the scores of the four classes are blue, low, red, green."""
     mean = batch.mean(axis=(1, 2)) / 255
     return mean, mean[:, [2, 0, 0, 1]] - [0, 9, 0, 0]
 
@@ -45,7 +45,7 @@ def save(path, colour, rng):
 
 @pytest.fixture
 def colours(tmp_path):
-    """Class folders of noisy colours, 16 for training and 8 for testing each."""
+    """Class folders of noisy colours, with 16 training and 8 test photos each."""
     rng = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         for number in range(24):
@@ -55,8 +55,8 @@ def colours(tmp_path):
 
 
 def evaluate(encoder, dataset, names, workdir, **options):
-    """The reports as their files have them; the tables are printed."""
-    reports = protocols.evaluate(encoder, dataset, names, workdir, **options)
+    """Evaluates and prints the tables; returns the content of the report files."""
+    reports = protocols.evaluate(encoder, dataset, names, workdir=workdir, **options)
     for report in reports:
         print(report.table())
     return [json.loads(report.as_json()) for report in reports]
@@ -81,7 +81,7 @@ def test_single_label_protocols(colours, tmp_path, capsys, protocol):
     assert ("L2 chosen" in printed) == (protocol == "linear")
 
 
-def test_multilabel_on_class_folders_asks_for_the_folders_names(colours, tmp_path):
+def test_multilabel_on_class_folders_uses_the_folder_names_as_labels(colours, tmp_path):
     (report,) = evaluate(ENCODER, str(colours), ["multilabel"], str(tmp_path / "run"))
     expected = {"red apple": "apple", "green leaf": "leaf", "blue sky": "sky"}
     assert report["matched"] == expected and report["unmatched"] == []
@@ -132,7 +132,7 @@ def counting(seen):
     return ENCODER._replace(encode=count, batch_size=1)
 
 
-def test_several_protocols_look_at_each_photo_once(colours, tmp_path):
+def test_several_protocols_encode_each_photo_once(colours, tmp_path):
     chosen = ["knn", "multilabel", "linear"]
     alone = [evaluate(ENCODER, str(colours), [each], str(tmp_path))[0] for each in chosen]
     seen = []
@@ -143,8 +143,8 @@ def test_several_protocols_look_at_each_photo_once(colours, tmp_path):
     assert len(seen) == 24  # only the test part
 
 
-def test_several_protocols_on_photos_with_no_split_of_their_own(tmp_path):
-    """kNN passes over photos of several labels, multilabel does not."""
+def test_several_protocols_on_a_dataset_without_a_training_part(tmp_path):
+    """kNN leaves out photos with several labels; multilabel uses them."""
     rng, rows = np.random.default_rng(2), []
     for number in range(24):
         red = number % 2
@@ -162,7 +162,7 @@ def test_several_protocols_on_photos_with_no_split_of_their_own(tmp_path):
     assert len(seen) == 22
 
 
-def test_reports_on_folders_of_one_name_lie_side_by_side(colours, tmp_path):
+def test_reports_on_different_folders_of_one_name_have_different_names(colours, tmp_path):
     run = str(tmp_path / "run")
 
     def evaluated(path, untrained=False):
@@ -176,7 +176,7 @@ def test_reports_on_folders_of_one_name_lie_side_by_side(colours, tmp_path):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(colours, tmp_path / place)
     expected = ["val", "places-val", "c-places-val", f"{tmp_path.name}-c-places-val"]
-    for _ in range(2):  # again, and each is written over itself
+    for _ in range(2):  # the second time, each report replaces itself
         found = [evaluated(tmp_path / place) for place in places[:4]]
         assert [dataset for _, dataset in found] == expected
         assert evaluated(tmp_path / "a/imagenet/val", untrained=True) == (
@@ -187,7 +187,7 @@ def test_reports_on_folders_of_one_name_lie_side_by_side(colours, tmp_path):
     assert len(list((tmp_path / "run/evaluations").iterdir())) == 6
 
 
-def test_a_report_of_before_that_names_no_path_is_written_over(colours, tmp_path):
+def test_an_old_report_without_a_path_is_replaced(colours, tmp_path):
     old = tmp_path / "evaluations" / "knn-colours.json"
     old.parent.mkdir()
     old.write_text('{"protocol": "knn"}')
@@ -204,7 +204,7 @@ def test_a_name_too_long_for_a_file_is_cut(colours, tmp_path):
 
 
 def test_names_in_latin_1_are_printed_and_written(tmp_path, capsysbinary):
-    """Linux allows any bytes in names."""
+    """Linux allows any bytes in file names."""
     rng = np.random.default_rng(3)
     root = os.fsencode(tmp_path / "set") + b"\xe9"
     for name, colour in ((b"caf\xe9", COLOURS["red apple"]), (b"th\xe9", COLOURS["blue sky"])):
@@ -224,12 +224,14 @@ def test_names_in_latin_1_are_printed_and_written(tmp_path, capsysbinary):
 
 
 def listed(photos):
-    """A removal list that names these files."""
+    """A removal list with the hashes of these files."""
     kinds = (hashlib.sha256(photo.read_bytes()).hexdigest() for photo in photos)
     return removals.RemovalList([removals.Removal("sha256", value, "", "") for value in kinds])
 
 
-def test_removed_photos_are_counted_and_all_of_a_part_are_refused(colours, tmp_path, capsys):
+def test_removed_photos_are_counted_and_a_completely_removed_part_is_refused(
+    colours, tmp_path, capsys
+):
     test = sorted((colours / "test").glob("*/*.png"))
     (report,) = evaluate(ENCODER, str(colours), ["knn"], str(tmp_path), removed=listed(test[:3]))
     assert report["removed"] == 3 and report["photos"]["test"] == 21
@@ -244,7 +246,7 @@ def test_removed_photos_are_counted_and_all_of_a_part_are_refused(colours, tmp_p
         evaluate(ENCODER, str(colours), ["knn"], str(tmp_path))
 
 
-def test_only_the_host_that_leads_writes(colours, tmp_path):
+def test_only_the_leading_host_writes_reports(colours, tmp_path):
     other = ENCODER._replace(leads=False)
     (report,) = evaluate(other, str(colours), ["knn"], str(tmp_path))
     assert report["metrics"]
@@ -285,7 +287,7 @@ def test_errors(colours, words, tmp_path):
 
 
 def pixels(batch):
-    """Trivial features: the photo at 8 x 8 pixels. Scores: their first four, meaningless."""
+    """Features: the photo at 8 x 8 pixels. Scores: the same numbers, which mean nothing."""
     photos, side = batch.shape[0], batch.shape[1] // 8
     small = batch.reshape(photos, 8, side, 8, side, 3).mean(axis=(2, 4))
     return small.reshape(photos, -1), small.reshape(photos, -1)
@@ -296,7 +298,9 @@ def pixels(batch):
     ("dataset", "protocol", "low", "high"),
     [("flowers5", "knn", 0.30, 0.50), ("caltech97", "linear", 0.15, 0.35)],
 )
-def test_pixels_know_a_little_of_real_photos(shared_data, tmp_path, dataset, protocol, low, high):
+def test_pixels_are_slightly_better_than_chance_on_real_photos(
+    shared_data, tmp_path, dataset, protocol, low, high
+):
     encoder = features.Encoder(pixels, 64, 0, {"classes": []})
     path = shared_data / "transfer" / dataset
     (report,) = evaluate(encoder, str(path), [protocol], str(tmp_path))
@@ -306,7 +310,7 @@ def test_pixels_know_a_little_of_real_photos(shared_data, tmp_path, dataset, pro
 
 
 @pytest.mark.realdata
-def test_meaningless_scores_are_at_the_random_baseline_on_real_photos(shared_data, tmp_path):
+def test_random_scores_reach_the_random_baseline_on_real_photos(shared_data, tmp_path):
     path = shared_data / "transfer" / "flickr8k_multilabel"
     words = {
         label

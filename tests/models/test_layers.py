@@ -1,4 +1,4 @@
-"""Tests of the layers: equations beside plain NumPy, and what they cost on 8 devices."""
+"""Tests of the layers: equations against plain NumPy, and the work of 8 devices."""
 
 import functools
 from typing import Any
@@ -18,8 +18,8 @@ FORMS = {
     form: functools.partial(layers.grouped_conv, form=form)
     for form in ("blocks", "packed", "native")
 }
-# Channels and channels a group: groups of odd number, that do and don't divide a block or the
-# lanes, that are wider than them, and one alone.
+# Channels and channels per group: odd numbers of groups, groups that divide a block or the lanes,
+# that do not, or that are wider, and a single group.
 CHANNELS = [(24, 8), (56, 8), (40, 4), (48, 24), (264, 88), (16, 16)]
 
 
@@ -113,7 +113,7 @@ def test_gradients_of_a_1x1_convolution_equal_plain_numpy(stride):
 
 
 def compiled_kernel_gradient(product: Any) -> str:
-    """The program for CPU of the gradient in the kernel, between what stands around it in a net."""
+    """The CPU program of the gradient in the kernel, between operations as in a network."""
     x, kernel, dy = drawn("x", 8, 16, 16, 64), drawn("kernel", 64, 32), drawn("dy", 8, 16, 16, 32)
 
     def gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> Any:
@@ -122,15 +122,15 @@ def compiled_kernel_gradient(product: Any) -> str:
     return jax.jit(gradient).lower(x, kernel, dy).compile().as_text()
 
 
-def test_no_gradient_of_a_1x1_convolution_is_transposed_in_memory():
-    # ResNeXt-50's step was a fifth slower by these copies. When the second line fails, XLA needs
-    # no help with it, and `matmul` can go.
+def test_the_gradient_of_a_1x1_convolution_is_not_transposed_in_memory():
+    # The copies made ResNeXt-50's step a fifth slower. When the second assertion fails, XLA no
+    # longer makes them, and `matmul` can be removed.
     assert "copy" not in compiled_kernel_gradient(layers.matmul)
     assert "copy" in compiled_kernel_gradient(lambda x, kernel: x @ kernel)
 
 
 def plain_max_pool(x: np.ndarray, dy: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Each window's largest, and dy laid where the first of them is, position by position."""
+    """Each window's maximum, and dy at the first maximum of each window, position by position."""
     batch, height, width, channels = x.shape
     y = np.zeros((batch, -(-height // 2), -(-width // 2), channels))
     dx = np.zeros(x.shape)
@@ -148,7 +148,7 @@ def plain_max_pool(x: np.ndarray, dy: np.ndarray | None = None) -> tuple[np.ndar
 @pytest.mark.parametrize("equal", [False, True], ids=["drawn", "many equal"])
 def test_max_pool_and_its_gradient_equal_plain_numpy(size, equal):
     x = drawn("x", 2, *size, 3)
-    x = np.round(x) if equal else x - 2  # below zero, that no padding may win
+    x = np.round(x) if equal else x - 2  # negative, so that zero padding would show
     y, pull = jax.vjp(layers.max_pool, x)
     dy = drawn("dy", *y.shape)
     plain, plain_dx = plain_max_pool(x, dy)
@@ -168,39 +168,37 @@ def test_group_conv_module_has_one_kernel_shape_in_every_form(form):
     np.testing.assert_allclose(y.astype(jnp.float32), plain, atol=0.05)
 
 
-@pytest.mark.parametrize(("groups", "apart"), [(layers.TPU_BLOCKS, True), (18, False)])
-def test_many_merged_groups_are_one_convolution_and_few_are_convolutions_of_their_own(
-    groups, apart
-):
+@pytest.mark.parametrize(("groups", "separate"), [(layers.TPU_BLOCKS, True), (18, False)])
+def test_few_merged_groups_are_separate_convolutions_and_many_are_one(groups, separate):
     x, kernel = drawn("x", 2, 4, 4, groups * 4), drawn("kernel", 3, 3, 2, groups * 4)
     packed = functools.partial(layers.packed_conv, stride=1, lanes=4)
     plain = plain_grouped_conv(x, kernel, 1)
     np.testing.assert_allclose(packed(x, kernel), plain, rtol=1e-5, atol=1e-5)
     text = str(jax.make_jaxpr(packed)(x, kernel))
-    assert text.count("conv_general_dilated") == (groups if apart else 1)
+    assert text.count("conv_general_dilated") == (groups if separate else 1)
 
 
 def test_group_conv_refuses_groups_that_change_width():
     # The forms that merge groups would compute something else than a grouped convolution.
     module = layers.GroupConv(8, 3, groups=2)
-    with pytest.raises(ValueError, match="16 in, 8 out"):
+    with pytest.raises(ValueError, match="16 channels in and 8 out differ"):
         module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 16)))
 
 
 def xla_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's grouped convolution, left to its partitioner."""
-    return layers.conv(x, kernel, stride, x.shape[-1] // kernel.shape[2])
+    """XLA's grouped convolution, sharded by XLA's partitioner."""
+    return layers.conv(x, kernel, stride, groups=x.shape[-1] // kernel.shape[2])
 
 
 def conv_and_gradients(form: Any, x: jax.Array, kernel: jax.Array) -> Any:
-    """The convolution of x, and the gradients of its squares' sum in x and kernel."""
+    """The convolution of x, and the gradients of half its squared sum in x and kernel."""
     y, pull = jax.vjp(functools.partial(form, stride=1), x, kernel)
     return y, *pull(y)
 
 
 @functools.cache
 def partitioned(form: str, gradients: bool) -> tuple[float, Any, Any, Any]:
-    """Operations of one device, the program of 8, and the results of both."""
+    """FLOPs on one device, the program for 8 devices, and the results of both."""
     conv = {**FORMS, "xla": xla_conv}[form]
     x, kernel = drawn("x", 16, 8, 8, 64), drawn("kernel", 3, 3, 8, 64)
     forward = functools.partial(conv, stride=1)
@@ -223,9 +221,9 @@ def test_eight_devices_share_a_grouped_convolution(form, gradients):
 
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "gradients"])
-def test_partitioner_alone_would_not_share_it(gradients):
-    # Why grouped_conv has its shard_map: every device gathers the whole batch (openxla/xla #47945).
-    # When this fails XLA has mended it, and the shard_map can go.
+def test_xlas_partitioner_does_not_share_a_grouped_convolution(gradients):
+    # grouped_conv uses shard_map since otherwise every device gathers the whole batch (openxla/xla
+    # issue 47945). When this test fails, XLA has fixed that, and the shard_map can be removed.
     flops_of_one, eight, _, _ = partitioned("xla", gradients)
     assert collectives(eight, "all-gather")
     assert flops(eight) > 5 / 8 * flops_of_one
@@ -262,16 +260,16 @@ def test_gradients_of_gates_equal_plain_numpy():
     np.testing.assert_allclose(dgates, (dy * x).sum((1, 2)), rtol=1e-5)
 
 
-def test_gradients_of_blocks_are_joined_and_not_padded():
-    """Padding each block's gradient to the full width, to add them up, took a third of a step."""
+def test_gradients_of_blocks_are_concatenated_and_not_padded():
+    """Padding each block's gradient to the full width and adding them took a third of a step."""
     x, kernel = jnp.ones((2, 5, 5, 40)), jnp.ones((3, 3, 8, 40))
     gradient = jax.make_jaxpr(jax.grad(lambda x: layers.block_conv(x, kernel, 1).sum()))(x)
     assert " pad[" not in str(gradient) and "concatenate[" in str(gradient)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "larc", "adamw"])
-def test_zeros_stored_beyond_the_outputs_change_nothing_and_stay_zero(monkeypatch, optimizer):
-    """Three steps with and without: the same features, parameters and, for LARC, norms."""
+def test_padding_of_large_kernels_changes_nothing_and_stays_zero(monkeypatch, optimizer):
+    """Three steps with and without padding give the same features and parameters."""
     tx = optim.build(
         optimizer, optim.schedule("constant", 0.1, total_steps=9, warmup_steps=0), weight_decay=0.1
     )

@@ -1,7 +1,7 @@
 """Tests of the networks: parity with PyTorch, published sizes, scanned and rematerialised stages.
 
-The goldens are made by `python tests/golden/make_models.py`, which says how. The networks are
-RegNetYs under both of PyTorch's namings and the smallest ResNeXt: all else differs in size alone.
+`python tests/golden/make_models.py` makes the goldens. They cover RegNetYs of timm and torchvision
+and the smallest ResNeXt; the other networks differ only in size.
 """
 
 import functools
@@ -24,7 +24,7 @@ from hashvision.models import layers, norm, regnet, resnext
 from hashvision.models.convnet import Stage
 from places import GOLDEN
 
-PEERS = {  # golden -> (our name, how PyTorch names its tensors, form; `blocks` compiles longest)
+PEERS = {  # golden -> (our name, naming of PyTorch's tensors, form; `blocks` compiles slowest)
     "timm_regnety_002": ("regnety_200mf", torch_names.TIMM_REGNET, "blocks"),
     "timm_regnety_008": ("regnety_800mf", torch_names.TIMM_REGNET, "packed"),
     "torchvision_regnet_y_400mf": ("regnety_400mf", torch_names.TORCHVISION_REGNET, "native"),
@@ -33,8 +33,8 @@ PEERS = {  # golden -> (our name, how PyTorch names its tensors, form; `blocks` 
 EVAL_SHAPE = (2, 57, 70, 3)
 TRAIN_SHAPE = (4, 33, 38, 3)
 
-# Trunk, and with a 1000-way head: timm (RegNetY) and torchvision (ResNeXt), as
-# `make_models.py --counts` prints them; the 10B one from RECIPES part 2, in its digits.
+# Parameters of the trunk alone and with a 1000-way head, of timm (RegNetY) and torchvision
+# (ResNeXt), as `make_models.py --counts` prints them; 10B as published.
 PUBLISHED = {
     "resnet50": (23_508_032, 25_557_032),
     "resnext50_32x4d": (22_979_904, 25_028_904),
@@ -56,8 +56,8 @@ PUBLISHED = {
     "regnety_10b": (9.32e9, None),
 }
 
-# RECIPES part 2: widths, depths, parameters of the trunk in millions; 10B in billions.
-RECIPES = {
+# Published widths, depths, and parameters of the trunk.
+STAGES = {
     "regnety_8gf": ((168, 448, 896, 2016), (2, 4, 10, 1), "37.2M"),
     "regnety_16gf": ((224, 448, 1232, 3024), (2, 4, 11, 1), "80.6M"),
     "regnety_32gf": ((232, 696, 1392, 3712), (2, 5, 12, 1), "141.3M"),
@@ -70,7 +70,7 @@ RECIPES = {
 
 @functools.cache
 def abstract(name: str) -> tuple[jax.ShapeDtypeStruct, Any]:
-    """Shapes of the features and of the variables of the network called `name`, none padded."""
+    """Shapes of a network's features and variables, without padding of large kernels."""
     images = jnp.zeros((1, 32, 32, 3))
     model = models.build(name, group_conv="native")  # fastest to trace
     with mock.patch.object(layers, "LARGE_KERNEL", math.inf):
@@ -85,7 +85,7 @@ def parameter_count(tree: Any) -> int:
 
 @functools.cache
 def load(peer: str) -> tuple[dict[str, np.ndarray], Any]:
-    """The golden called `peer`, and the variables it was made with, in our tree."""
+    """The golden called `peer`, and the variables it was made with, as our tree."""
     with np.load(GOLDEN / f"{peer}.npz") as file:
         golden = dict(file)
     tensors = {}
@@ -97,13 +97,13 @@ def load(peer: str) -> tuple[dict[str, np.ndarray], Any]:
 # Parity with PyTorch
 
 
-def test_weights_rule_is_the_one_the_goldens_were_made_with():
+def test_weights_rule_still_draws_the_goldens_weights():
     drawn = weights_rule.uniform("images", 4) * 2**31
     np.testing.assert_array_equal(drawn, [758833846, 1917268047, -990663865, 113399986])
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_naming_covers_every_variable(peer):
+def test_torch_names_cover_every_variable(peer):
     _, variables = load(peer)
     _, ours = abstract(PEERS[peer][0])
     assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, ours)
@@ -134,7 +134,7 @@ def test_features_equal_pytorch(peer):
         )
 
     features, captured = forward(variables, weights_rule.images("images", EVAL_SHAPE))
-    for number in range(1, 5):  # in order, so that the first stage that differs is the one named
+    for number in range(1, 5):  # in order, to report the first stage that differs
         stage = np.asarray(captured["intermediates"][f"stage{number}"]["__call__"][0])
         expected = golden[f"stage{number}_slice"]
         message = f"stage {number}"
@@ -149,7 +149,7 @@ def test_features_equal_pytorch(peer):
 
 @functools.cache
 def train_step() -> tuple[dict[str, np.ndarray], jax.Array, jax.Array, Any, Any]:
-    """Golden, loss, features, statistics after and gradients of RegNetY-200MF in training mode."""
+    """Golden, loss, features, new statistics and gradients of RegNetY-200MF in training mode."""
     golden, variables = load("timm_regnety_002")
     model = models.build("regnety_200mf", group_conv="native")
     images = weights_rule.images(str(golden["train_key"]), TRAIN_SHAPE)
@@ -176,7 +176,7 @@ def test_training_step_equals_pytorch_in_features_and_statistics():
     np.testing.assert_allclose(loss, golden["train_loss"], rtol=1e-4)
     kept = [key.removeprefix("after/") for key in golden if key.startswith("after/")]
     assert len(kept) == 10
-    for name in kept:  # means and, unbiased, variances
+    for name in kept:  # means and unbiased variances
         ours = torch_names.find(torch_names.TIMM_REGNET, after, name)
         np.testing.assert_allclose(
             ours, golden[f"after/{name}"], rtol=1e-4, atol=1e-5, err_msg=name
@@ -208,7 +208,7 @@ def test_training_step_equals_pytorch_in_gradients():
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_parameter_counts_are_the_published(name):
+def test_parameter_counts_equal_the_published_ones(name):
     trunk, with_head = PUBLISHED[name]
     features, variables = abstract(name)
     ours = parameter_count(variables["params"])
@@ -219,9 +219,9 @@ def test_parameter_counts_are_the_published(name):
     assert ours + (features.shape[-1] + 1) * 1000 == with_head
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_widths_and_depths_are_those_of_recipes(name):
-    widths, depths, parameters = RECIPES[name]
+@pytest.mark.parametrize("name", STAGES)
+def test_widths_and_depths_equal_the_published_ones(name):
+    widths, depths, parameters = STAGES[name]
     shapes = regnet.stage_shapes(regnet.PARAMETERS[name])
     assert tuple(width for width, _, _ in shapes) == widths
     assert tuple(depth for _, depth, _ in shapes) == depths
@@ -232,7 +232,7 @@ def test_widths_and_depths_are_those_of_recipes(name):
     assert digits == parameters
 
 
-def test_unknown_name_is_refused_with_the_names_there_are():
+def test_an_unknown_name_is_refused_with_the_known_names():
     with pytest.raises(UserError, match=r"resnet51.*resnext50_32x4d.*regnety_10b"):
         models.build("resnet51")
 
@@ -241,7 +241,7 @@ def test_unknown_name_is_refused_with_the_names_there_are():
 
 
 class ToyBlock(nn.Module):
-    """A residual block with everything that a real one has, and fast to compile."""
+    """A residual block with all layers of a real one, but fast to compile."""
 
     stride: int
     width: int
@@ -267,7 +267,7 @@ TOY_IMAGES = weights_rule.images("toy", (4, 10, 12, 8))
 
 @functools.cache
 def toy_variables(depth: int) -> Any:
-    """Variables of the toy stage, no two blocks alike: a mistaken order shows."""
+    """Variables of the toy stage; all blocks differ, so that a wrong order shows."""
     shapes = jax.eval_shape(
         lambda key: toy_stage(depth).init(key, TOY_IMAGES, False), jax.random.key(0)
     )
@@ -317,7 +317,7 @@ def plain_stage(variables: Any, x: jax.Array, depth: int) -> tuple[jax.Array, li
     return x, statistics
 
 
-def test_stage_is_its_blocks_one_after_another():
+def test_a_stage_equals_its_blocks_one_after_another():
     variables = toy_variables(3)
     y, after = jax.jit(
         lambda variables: toy_stage(3).apply(variables, TOY_IMAGES, True, mutable=["batch_stats"])
@@ -348,10 +348,10 @@ def test_compiled_size_does_not_grow_with_depth():
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "unroll"), [(1, 1), (3, 1), (3, 0)])
 def test_remat_computes_every_block_again(depth, unroll):
-    # Where nothing prevents it XLA merges a block's two forward passes: remat then saves nothing.
+    # Unless prevented, XLA merges a block's two forward passes, and remat saves nothing.
     kept = count_convolutions(toy_step(depth, unroll=unroll, remat=False))
     again = count_convolutions(toy_step(depth, unroll=unroll, remat=True))
-    blocks = min(depth, 2) if unroll else depth  # in the program: the scanned ones count once
+    blocks = min(depth, 2) if unroll else depth  # in the program, where scanned blocks count once
     assert again == kept + blocks
 
 
@@ -364,8 +364,8 @@ def test_remat_of_a_scanned_stage_saves_memory():
     assert again < 0.7 * kept
 
 
-def test_a_loop_keeps_its_input_and_what_convolutions_compute_alone():
-    # And neither ReLU's input and mask, nor what goes into the next convolution.
+def test_a_loop_stores_only_its_input_and_the_outputs_of_convolutions():
+    # It stores neither a ReLU's input or mask nor the inputs of convolutions.
     variables = toy_variables(5)
 
     def output(params: Any) -> jax.Array:
@@ -394,7 +394,7 @@ def test_initial_values(family):
     images = jnp.zeros((1, 4, 4, 32))
     params = jax.jit(lambda key: stage.init(key, images, False))(key)["params"]
     rest = params["rest"]
-    # Fan-out normal, in which PyTorch counts all channels out even of a grouped kernel.
+    # Fan-out normal; PyTorch counts all output channels, even of a grouped kernel.
     for leaf in (rest["conv2"]["kernel"], params["first"]["conv1"]["kernel"]):
         height, width, _, features = leaf.shape[-4:]
         assert np.std(leaf) == pytest.approx(np.sqrt(2 / (height * width * features)), rel=0.05)
@@ -404,7 +404,7 @@ def test_initial_values(family):
         np.testing.assert_array_equal(rest[name]["bias"], 0)
 
 
-def test_residual_branches_start_at_zero_by_wsl_but_not_by_regnets_authors():
+def test_residual_branches_start_at_zero_in_resnext_but_not_in_regnety():
     assert models.build("resnext50_32x4d").zero_scale
     assert not models.build("regnety_200mf").zero_scale
 
@@ -432,7 +432,7 @@ def test_bfloat16_keeps_parameters_statistics_and_features_in_float32(name):
 
 
 @pytest.mark.slow
-def test_bfloat16_features_are_near_the_float32_ones():
+def test_bfloat16_features_are_close_to_float32_features():
     golden, variables = load("timm_regnety_002")
     model = models.build("regnety_200mf", group_conv="native", dtype=jnp.bfloat16)
     images = weights_rule.images("images", EVAL_SHAPE)

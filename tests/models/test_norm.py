@@ -1,4 +1,4 @@
-"""Batch normalisation: its equations beside plain NumPy, and what it costs on 8 devices."""
+"""Tests of BatchNorm: its equations against plain NumPy, and what 8 devices exchange."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from simulated import drawn, mesh_of_8, replicated, sharded
 
 
 def rows_of(group: int, groups: int, photos: int, crops: int) -> list[int]:
-    """The rows of a group's photos, each of which has `crops` neighbouring rows."""
+    """The rows of a group's photos; each photo has `crops` neighbouring rows."""
     own = [photo for photo in range(photos) if photo % groups == group]
     return [photo * crops + crop for photo in own for crop in range(crops)]
 
@@ -125,8 +125,8 @@ def test_gradients_of_batch_norm_equal_plain_numpy(groups, crops, relu):
 
 
 @pytest.mark.parametrize("groups", [None, norm.Groups(4, 2)])
-def test_batch_norm_keeps_its_input_alone_for_its_gradient(groups):
-    # Autodiff would keep x - mean in float32, twice the activations of a network, and ReLU's mask.
+def test_batch_norm_stores_only_its_input_for_the_gradient(groups):
+    # Autodiff would store x - mean in float32, twice a network's activations, and the ReLU's mask.
     x, variables = jnp.asarray(drawn("x", 8, 4, 4, 6), jnp.bfloat16), norm_variables(6)
     options = {"groups": groups, "dtype": jnp.bfloat16}
     _, pull = jax.vjp(lambda x: normalize(x, variables, True, **options)[0], x)
@@ -134,7 +134,7 @@ def test_batch_norm_keeps_its_input_alone_for_its_gradient(groups):
     assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
 
 
-def test_batch_norm_of_two_groups_normalizes_the_halves_apart():
+def test_batch_norm_with_two_groups_normalizes_the_halves_separately():
     x, variables = drawn("x", 8, 4, 4, 6), norm_variables(6)
     x[1::2] = 5 * x[1::2] + 7
     y, after = normalize(x, variables, groups=norm.Groups(4, 2))
@@ -148,7 +148,7 @@ def test_batch_norm_of_two_groups_normalizes_the_halves_apart():
     assert np.abs(np.asarray(y - together)).max() > 0.5
 
 
-def test_batch_norm_in_evaluation_uses_and_keeps_the_running_statistics():
+def test_batch_norm_in_evaluation_uses_the_running_statistics_unchanged():
     x, variables = drawn("x", 3, 2, 2, 6), norm_variables(6)
     y, after = norm.BatchNorm().apply(variables, x, False, mutable=["batch_stats"])
     old = variables["batch_stats"]
@@ -159,13 +159,13 @@ def test_batch_norm_in_evaluation_uses_and_keeps_the_running_statistics():
 
 
 def test_batch_norm_does_not_cancel_far_from_zero():
-    # With E[x^2] - E[x]^2 this input came out with a deviation of 15.8 (RECIPES part 4).
+    # E[x^2] - E[x]^2 would give this input a standard deviation of 15.8.
     x = (1000 + 0.05 * np.sqrt(3) * drawn("x", 32, 16, 16, 4)).astype(np.float32)
     variables = norm.BatchNorm().init(jax.random.key(0), x, True)
     y, after = normalize(x, variables)
     plain, mean, var = plain_batch_norm(x, variables)
     assert np.std(y) == pytest.approx(1, abs=0.01)
-    # The mean rounds to float32 near 1000 (6e-5 apart), which is 1e-3 deviations.
+    # float32 numbers near 1000 are 6e-5 apart, which is 1e-3 standard deviations.
     np.testing.assert_allclose(y, plain, atol=5e-3)
     np.testing.assert_allclose(after["mean"], mean, rtol=1e-6)
     np.testing.assert_allclose(after["var"], var, rtol=1e-4)
@@ -173,12 +173,12 @@ def test_batch_norm_does_not_cancel_far_from_zero():
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_have_the_groups_of_the_whole(parts):
-    """Photo i goes to part i % parts, as `train_step` has it; four groups of four photos."""
+    """Photo i goes to part i % parts, as in `train_step`; four groups of four photos."""
     x, variables = drawn("x", 32, 3, 3, 6), norm_variables(6)
-    x += np.arange(32, dtype=np.float32)[:, None, None, None]  # each photo another mean
+    x += np.arange(32, dtype=np.float32)[:, None, None, None]  # another mean for each photo
     whole, after = normalize(x, variables, groups=norm.Groups(4, 4))
     alone, stats = [], []
-    for part in range(parts):  # of two crops a photo
+    for part in range(parts):  # with two crops per photo
         rows = rows_of(part, parts, 16, 2)
         y, own = normalize(x[rows], variables, groups=norm.Groups(4, 4 // parts))
         alone.append((rows, y))
@@ -190,7 +190,7 @@ def test_parts_of_a_batch_have_the_groups_of_the_whole(parts):
 
 
 def test_groups_do_not_depend_on_which_device_holds_which_photos():
-    """Blocks of photos in another order, each of a device, of whose photos each group has some."""
+    """Reorders the blocks of photos that devices hold; each group has photos of each block."""
     x, variables, order = (
         drawn("x", 32, 3, 3, 6),
         norm_variables(6),
@@ -204,12 +204,12 @@ def test_groups_do_not_depend_on_which_device_holds_which_photos():
 
 
 @pytest.mark.parametrize("deviations", [0, 1, 16, 256])
-def test_one_pass_over_bfloat16_costs_less_than_rounding_to_it_did(deviations):
+def test_one_pass_over_bfloat16_loses_less_than_rounding_to_bfloat16(deviations):
     exact = drawn("x", 64, 16, 16, 4).astype(np.float64) * np.sqrt(3) + deviations
     x = jnp.asarray(exact, jnp.bfloat16)
     rounded = np.asarray(x, np.float64)
     axes = (0, 1, 2)
-    of_rounding = deviations**2 * 2**-16 / 12  # evenly drawn, and 2^-8 of the mean wide at least
+    of_rounding = deviations**2 * 2**-16 / 12  # uniform over at least 2^-8 of the mean
     for near in (0, deviations):
         mean, var = norm.statistics(x, jnp.full(4, near, jnp.float32), None)
         assert mean.dtype == var.dtype == jnp.float32
@@ -229,22 +229,22 @@ def test_batch_norm_takes_float32_statistics_of_bfloat16():
     np.testing.assert_allclose(after["var"], var, rtol=1e-5)
 
 
-def test_batch_norm_init_leaves_the_statistics_at_their_start():
+def test_batch_norm_init_does_not_update_the_statistics():
     variables = norm.BatchNorm().init(jax.random.key(0), drawn("x", 2, 2, 2, 3) + 4, True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
     np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
 
 
 def test_batch_norm_refuses_a_batch_that_does_not_divide():
-    with pytest.raises(ValueError, match="6 rows are not those of 4 groups of 1"):
+    with pytest.raises(ValueError, match="6 rows do not divide into 4 groups of 1 photos"):
         normalize(drawn("x", 6, 2, 2, 3), norm_variables(3), groups=norm.Groups(1, 4))
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 8, 16])
 def test_batch_norm_on_8_devices_equals_one(number):
-    """Groups of more photos than there are devices, and of fewer; nothing but sums travels."""
+    """With more groups than devices, and with fewer; devices exchange only sums."""
     x, variables, mesh = drawn("x", 32, 3, 3, 5), norm_variables(5), mesh_of_8((4, 2))
-    x += np.linspace(0, 2, 32, dtype=np.float32)[:, None, None, None]  # each device another mean
+    x += np.linspace(0, 2, 32, dtype=np.float32)[:, None, None, None]  # another mean per device
     groups = grouped(number, 32)
 
     def run(x: jax.Array, variables: Any) -> Any:

@@ -1,3 +1,5 @@
+"""Tests of the hashtag objective against plain equations."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,15 +53,15 @@ def test_losses_stay_finite_at_large_logits(data, loss):
 
 
 @pytest.mark.parametrize("loss", [hashtag.softmax_loss, hashtag.sigmoid_loss])
-def test_a_loss_of_one_photo_is_that_of_the_batch(data, loss):
+def test_the_loss_of_a_photo_does_not_depend_on_its_batch(data, loss):
     logits, labels = map(jnp.array, data)
     alone = jnp.concatenate([loss(logits[i : i + 1], labels[i : i + 1]) for i in range(B)])
     np.testing.assert_allclose(loss(logits, labels), alone, rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [hashtag.softmax_loss, hashtag.sigmoid_loss])
-def test_gradients_scatter_nothing(data, loss):
-    """Where TPUs scatter on a SparseCore the compiled program could not be read, nor planned."""
+def test_gradients_use_no_scatter(data, loss):
+    """A scatter on a TPU's SparseCore makes the compiled program unreadable for `plan`."""
     logits, labels = map(jnp.array, data)
     gradient = jax.jit(jax.grad(lambda logits: loss(logits, labels).sum()))
     text = gradient.lower(logits).as_text()

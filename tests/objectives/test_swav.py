@@ -1,3 +1,5 @@
+"""Tests of SwAV: codes and loss against the paper's equations and PyTorch, the queue, sharding."""
+
 import importlib.util
 import math
 
@@ -15,7 +17,7 @@ from places import GOLDEN
 
 
 def quarters_trunk():
-    """A trunk that compiles at once: rectified projections of the photo's four quarters."""
+    """A trunk that compiles quickly: a ReLU of a projection of the photo's four quarters."""
 
     def init(rng, images):
         return Variables({"kernel": jax.random.normal(rng, (12, 10))}, {"mean": jnp.zeros(10)})
@@ -33,7 +35,7 @@ def quarters_trunk():
 
 
 def plain_codes(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
-    """Equations 3 to 5 as the paper has them: Diag(u) exp(C'Z / eps) Diag(v), photos as columns."""
+    """Equations 3 to 5 as in the paper: Diag(u) exp(C'Z / eps) Diag(v), with photos as columns."""
     q = np.exp(scores.astype(np.float64).T / epsilon)
     prototypes, photos = q.shape
     q /= q.sum()
@@ -44,7 +46,7 @@ def plain_codes(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarr
 
 
 def plain_loss(scores: np.ndarray, codes: np.ndarray, temperature: float) -> float:
-    """Equations 1, 2 and the sum over crops of section 3.2, pair by pair; crops come first."""
+    """Equations 1 and 2 and the sum over crops of section 3.2, pair by pair; arrays (V, B, K)."""
     total, pairs = 0.0, 0
     for a in range(len(codes)):
         for v in range(len(scores)):
@@ -63,7 +65,7 @@ def unit(x):
 
 @pytest.fixture
 def scores():
-    """Of 5 crops of 24 photos for 10 prototypes: (5, 24, 10)."""
+    """Scores of 5 crops of 24 photos with 10 prototypes: (5, 24, 10)."""
     rng = np.random.default_rng(0)
     z, c = unit(rng.standard_normal((5, 24, 8))), unit(rng.standard_normal((10, 8)))
     return (z @ c.T).astype(np.float32)
@@ -75,7 +77,7 @@ def test_codes_equal_the_papers_equations(scores, epsilon):
     np.testing.assert_allclose(codes, plain_codes(scores[0], epsilon, 3), atol=1e-5)
 
 
-def test_photos_may_lie_along_several_axes(scores):
+def test_sinkhorn_takes_photos_along_several_axes(scores):
     codes = swav.sinkhorn(jnp.array(scores[:2]), 0.05, 3)
     flat = plain_codes(scores[:2].reshape(-1, 10), 0.05, 3)
     np.testing.assert_allclose(codes.reshape(-1, 10), flat, atol=1e-5)
@@ -93,11 +95,11 @@ def test_codes_do_not_overflow_at_a_small_epsilon_in_bfloat16(scores):
     np.testing.assert_allclose(np.asarray(codes).sum(1), 1, atol=1e-4)
 
 
-def test_rows_that_do_not_count_change_nothing(scores):
+def test_invalid_rows_do_not_change_the_codes(scores):
     wanted = swav.sinkhorn(jnp.array(scores[0]), 0.05, 3)
     more = np.concatenate([scores[0], scores[1]])
     valid = jnp.arange(len(more)) < len(scores[0])
-    codes = np.asarray(swav.sinkhorn(jnp.array(more), 0.05, 3, valid))
+    codes = np.asarray(swav.sinkhorn(jnp.array(more), 0.05, 3, valid=valid))
     np.testing.assert_allclose(codes[: len(scores[0])], wanted, atol=1e-6)
     assert not codes[len(scores[0]) :].any()
 
@@ -135,7 +137,7 @@ def test_codes_and_loss_equal_pytorchs():
         )
 
 
-def test_health_tells_collapse_from_life():
+def test_health_distinguishes_collapse_from_learning():
     rng = np.random.default_rng(1)
     alive = unit(rng.standard_normal((64, 8)))
     prototypes = unit(rng.standard_normal((12, 8)))
@@ -155,10 +157,10 @@ def test_health_tells_collapse_from_life():
         ({}, None),
         ({"cosine": 0.995}, "same features"),
         ({"dead_prototypes": 0.95}, "95% of the prototypes"),
-        ({"loss_per_ln_k": 0.999}, "sits at ln K"),
+        ({"loss_per_ln_k": 0.999}, "stays at ln K"),
     ],
 )
-def test_each_way_to_learn_nothing_is_named_with_remedies(changed, words):
+def test_diagnose_names_each_failure_with_remedies(changed, words):
     healthy = {"cosine": 0.3, "dead_prototypes": 0.1, "loss_per_ln_k": 0.8}
     found = swav.diagnose({**healthy, **changed})
     if words is None:
@@ -188,7 +190,7 @@ def made(chosen, photos=8, norm=False):
 
 
 @pytest.mark.slow
-def test_prototypes_keep_length_one_and_stay_while_frozen():
+def test_prototypes_have_length_one_and_no_gradient_while_frozen():
     objective, params, extra, batch = made(settings(frozen_steps=3))
     lengths = jnp.linalg.norm(params["prototypes"]["kernel"], axis=0)
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
@@ -205,7 +207,7 @@ def test_prototypes_keep_length_one_and_stay_while_frozen():
 
 
 @pytest.mark.slow
-def test_the_queue_takes_the_newest_first_and_counts_only_when_full():
+def test_the_queue_is_newest_first_and_used_only_when_full():
     objective, params, extra, batch = made(settings(queue=2, queue_start=1))
     plain, *_ = made(settings())
     step = jax.jit(lambda extra, n: objective.loss(params, extra, batch, jax.random.key(0), n))
@@ -230,7 +232,7 @@ def test_the_queue_takes_the_newest_first_and_counts_only_when_full():
 
 
 @pytest.mark.slow
-def test_codes_with_a_full_queue_are_those_of_all_photos_together():
+def test_codes_with_a_full_queue_are_computed_over_all_photos():
     objective, params, extra, batch = made(settings(queue=3))
     rng = np.random.default_rng(5)
     queue = unit(rng.standard_normal((8, 3, 2, 8))).astype(np.float32)
@@ -238,7 +240,7 @@ def test_codes_with_a_full_queue_are_those_of_all_photos_together():
     found, _ = jax.jit(objective.before_parts)(
         params, {**extra, "queue": queue}, parts, jax.random.key(0), 99
     )
-    # The batch's own embeddings, from the queue that they were moved to.
+    # The batch's own embeddings, which the step has put into the queue.
     _, (moved, _) = jax.jit(objective.loss)(params, {**extra, "queue": queue}, batch, None, 99)
     own = np.asarray(moved["queue"])[:, 0]
     for a in (0, 1):
@@ -249,8 +251,8 @@ def test_codes_with_a_full_queue_are_those_of_all_photos_together():
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_learn_what_the_whole_batch_does():
-    """Codes come from the whole batch, whatever is in a part."""
+def test_accumulating_over_parts_learns_the_same_as_the_whole_batch():
+    """The codes of each part are computed over the whole batch."""
     objective, params, extra, batch = made(settings(queue=2))
     differentiate = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
     (loss, (whole, _)), grads = differentiate(params, extra, batch, None, 0)
@@ -265,7 +267,7 @@ def test_parts_of_a_batch_learn_what_the_whole_batch_does():
         summed = jax.tree.map(lambda a, b: a + b / 2, summed, gradient)
     np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), summed, grads)
-    # Codes of each part by itself are others.
+    # Codes computed over a part alone would differ.
     alone = {name: x[0] for name, x in parts.items() if name != "codes"}
     plain, *_ = made(settings())
     by_itself, _ = jax.jit(plain.loss)(params, extra, alone, None, 0)
@@ -273,7 +275,7 @@ def test_parts_of_a_batch_learn_what_the_whole_batch_does():
 
 
 @pytest.mark.slow
-def test_the_heads_batchnorm_is_kept_and_used():
+def test_the_heads_batchnorm_statistics_are_updated():
     objective, params, extra, batch = made(settings(), norm=True)
     _, (after, _) = jax.jit(objective.loss)(params, extra, batch, None, 0)
     assert set(after["head"]) == {"norm1"}
@@ -281,18 +283,18 @@ def test_the_heads_batchnorm_is_kept_and_used():
 
 
 @pytest.mark.slow
-def test_statistics_are_taken_one_pass_a_resolution():
+def test_each_crop_size_updates_the_statistics_once():
     objective, params, extra, batch = made(settings())
     _, (after, _) = jax.jit(objective.loss)(params, extra, batch, None, 0)
     assert not np.allclose(after["trunk"]["mean"], 0)
-    # Two updates of momentum 0.9, one for each size, not five.
+    # Two updates with momentum 0.9, one per size, rather than five, one per crop.
     doubled = {"trunk": {"mean": jnp.ones(10)}, "head": {}}
     _, (later, _) = jax.jit(objective.loss)(params, doubled, batch, None, 0)
     np.testing.assert_allclose(later["trunk"]["mean"] - after["trunk"]["mean"], 0.81, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_metrics_say_how_far_below_ln_k_the_loss_is():
+def test_metrics_hold_the_loss_relative_to_ln_k():
     objective, params, extra, batch = made(settings())
     loss, (_, metrics) = jax.jit(objective.loss)(params, extra, batch, jax.random.key(0), 0)
     np.testing.assert_allclose(metrics["loss_per_ln_k"], loss / math.log(16), rtol=1e-6)
@@ -300,7 +302,7 @@ def test_metrics_say_how_far_below_ln_k_the_loss_is():
 
 
 @pytest.mark.slow
-def test_8_devices_give_the_same_codes_and_talk_of_prototypes_only(scores):
+def test_8_devices_give_the_same_codes_and_exchange_only_numbers_per_prototype(scores):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     codes = jax.jit(lambda s: swav.sinkhorn(s, 0.05, 3), out_shardings=sharding)
@@ -314,7 +316,7 @@ def test_8_devices_give_the_same_codes_and_talk_of_prototypes_only(scores):
 
     few, many = communicated(64), communicated(6400)
     assert few == many and few
-    # A maximum and a sum of one number a prototype.
+    # A maximum and a sum of one number per prototype.
     assert {(kind, size) for kind, size in few} == {("all-reduce", 10)}
 
 
@@ -323,8 +325,8 @@ def test_8_devices_give_the_same_codes_and_talk_of_prototypes_only(scores):
     not importlib.util.find_spec("libtpu"), reason="no TPU compiler: pip install libtpu"
 )
 @pytest.mark.parametrize("queue", [0, 3])
-def test_on_tpus_codes_talk_of_prototypes_only(queue):
-    """As the TPU compiler has it: bytes follow the prototypes, whatever the batch and the queue."""
+def test_tpus_exchange_only_numbers_per_prototype_for_codes(queue):
+    """In the TPU compiler's program the bytes do not depend on the batch or the queue."""
     mesh = jax.sharding.Mesh(np.array(plan.devices_of("v5e:2x4")), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -336,6 +338,6 @@ def test_on_tpus_codes_talk_of_prototypes_only(queue):
         found = hlo.collectives(codes.lower(shape).compile().as_text())
         return [(each.kind, each.elements) for each in found]
 
-    # A maximum and a sum of one number a prototype, in each iteration.
+    # A maximum and a sum of one number per prototype, in each iteration.
     for photos, prototypes in ((256, 3000), (2048, 3000), (256, 6000)):
         assert communicated(photos, prototypes) == [("all-reduce", prototypes)] * 2

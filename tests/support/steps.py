@@ -46,11 +46,11 @@ def build(data, fsdp, model=MODEL, average=0.0, side=SIDE, name="hashtag", parts
     sizes = [crops._replace(size=crops.size * side // SIDE) for crops in CROPS[name]]
     batch = state.abstract_batch(BATCH, side=side, max_labels=3, mesh=mesh)
     into_crops = functools.partial(cut, sizes=sizes)
-    init = state.initializer(objective, tx, average > 0, batch, into_crops)
+    init = state.initializer(objective, tx, average=average > 0, batch=batch, cut=into_crops)
     abstract = state.abstract_state(init, mesh)
     step = state.train_step(
-        objective, into_crops, tx, rate,
-        abstract=abstract, mesh=mesh, seed=0, decay=average, parts=parts,
+        objective, into_crops, tx=tx, rate=rate, abstract=abstract,
+        mesh=mesh, seed=0, decay=average, parts=parts,
     )  # fmt: skip
     return mesh, init, abstract, batch, step
 

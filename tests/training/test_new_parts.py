@@ -108,7 +108,7 @@ def test_a_new_protocol_is_one_function_and_one_line(place, monkeypatch):
         f"--config.evaluate_on={place / 'photos'}",
         "--config.evaluate_protocols=readable",
     )
-    evaluate = protocols.InTraining(config, dict, 4)
+    evaluate = protocols.InTraining(config, dict, batch_size=4)
     assert evaluate(lambda photos: (photos.mean((1, 2)), None), 16, 0) == {
         "readable_readable_photos": 0.75
     }

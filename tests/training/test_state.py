@@ -105,12 +105,12 @@ def test_the_averaged_network_has_averaged_statistics():
     rate = optim.schedule("constant", 0.01, total_steps=600, warmup_steps=0)
     tx = optim.build("sgd", rate, weight_decay=0.0, momentum=0.0)
     batch = {"key": jnp.zeros((8, 2), jnp.uint32)}
-    first = state.initializer(objective, tx, True, batch, same)
+    first = state.initializer(objective, tx, average=True, batch=batch, cut=same)
     step = state.train_step(
         objective,
         same,
-        tx,
-        rate,
+        tx=tx,
+        rate=rate,
         abstract=state.abstract_state(first, mesh),
         mesh=mesh,
         seed=0,
