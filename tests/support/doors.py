@@ -99,6 +99,8 @@ def run(*argv: str) -> None:
     if "Traceback" in said or code not in (0, 1, 2, None) or (code == 1 and argv[0] != "audit"):
         raise Faulty(f"exit code {code}: {said[-600:]}")
     if code == 2:
+        # After the line that a renamed command prints first.
+        said = said.removeprefix("hashvision: `drawn` is called `draw` now.\n")
         usage, _, sentence = said.strip().rpartition("error: ")
         raise UserError(sentence if usage else said.strip().removeprefix("hashvision: "))
 

@@ -54,9 +54,8 @@ def whole_swav(place):
         start(place, "whole-swav", *evaluation_flags(place), config="tiny_swav")
     )
     assert code == 0, err
-    assert (
-        "loss_per_ln_k" in out and "there are 12" in out and "step 10/24  knn_top1_labelled" in out
-    )
+    assert "loss_per_ln_k" in out and "this run has 12" in out
+    assert "step 10/24  knn_top1_labelled" in out
     return "whole-swav"
 
 
