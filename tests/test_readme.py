@@ -49,7 +49,9 @@ def place(tmp_path_factory):
     (place / ".venv" / "bin" / "python").chmod(0o755)
     shutil.copy(REPO / "requirements.txt", place / ".venv")
     recipe = place / "configs" / "demo.py"
-    few = "    config.steps, config.data.crops = 4, ((1, 32, 0.2, 1.0),)\n    return config"
+    few = """    config.steps, config.data.crops = 4, ((1, 32, 0.2, 1.0),)
+    config.model.unroll = 1
+    return config"""
     recipe.write_text(recipe.read_text().replace("    return config", few))
     draw.write(str(place / "runs" / "drawn" / "posts"), 120, 3)
     for name in ("posts.jsonl", "images"):
