@@ -1,6 +1,7 @@
 """The rooms of the house: imports go one way, and heavy packages stay where they belong."""
 
 import ast
+import collections
 import pathlib
 import subprocess
 import sys
@@ -90,3 +91,14 @@ sys.modules['tensorflow'] = None  # any import of it now fails
 import hashvision.training.program, hashvision.training.state
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_name_is_one_thing():
+    """No two public classes share a name, so that a reader never asks which one is meant."""
+    found = collections.Counter(
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, times in found.items() if times > 1] == []

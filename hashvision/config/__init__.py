@@ -7,7 +7,7 @@ that is None until objectives.fill sets it has the type that it has afterwards.
 import ml_collections
 
 
-class Data(ml_collections.ConfigDict):
+class DataConfig(ml_collections.ConfigDict):
     """The keys config.data.NAME."""
 
     lanes: int
@@ -20,7 +20,7 @@ class Data(ml_collections.ConfigDict):
     threads: int | None
 
 
-class Augment(ml_collections.ConfigDict):
+class AugmentConfig(ml_collections.ConfigDict):
     """The keys config.augment.NAME."""
 
     distortion: float
@@ -28,7 +28,7 @@ class Augment(ml_collections.ConfigDict):
     blur: float
 
 
-class Model(ml_collections.ConfigDict):
+class ModelConfig(ml_collections.ConfigDict):
     """The keys config.model.NAME."""
 
     name: str
@@ -40,7 +40,7 @@ class Model(ml_collections.ConfigDict):
     group_conv: str
 
 
-class Objective(ml_collections.ConfigDict):
+class ObjectiveConfig(ml_collections.ConfigDict):
     """The keys config.objective.NAME."""
 
     name: str
@@ -48,7 +48,7 @@ class Objective(ml_collections.ConfigDict):
     label_smoothing: float
 
 
-class Swav(ml_collections.ConfigDict):
+class SwavConfig(ml_collections.ConfigDict):
     """The keys config.swav.NAME."""
 
     prototypes: int
@@ -64,7 +64,7 @@ class Swav(ml_collections.ConfigDict):
     patience: int
 
 
-class Optimizer(ml_collections.ConfigDict):
+class OptimizerConfig(ml_collections.ConfigDict):
     """The keys config.optimizer.NAME."""
 
     name: str
@@ -81,20 +81,20 @@ class Optimizer(ml_collections.ConfigDict):
     average: float
 
 
-class Mesh(ml_collections.ConfigDict):
+class MeshConfig(ml_collections.ConfigDict):
     """The keys config.mesh.NAME."""
 
     fsdp: int
 
 
-class Hosts(ml_collections.ConfigDict):
+class HostsConfig(ml_collections.ConfigDict):
     """The keys config.hosts.NAME."""
 
     join: float
     lost: float
 
 
-class Checkpoint(ml_collections.ConfigDict):
+class CheckpointConfig(ml_collections.ConfigDict):
     """The keys config.checkpoint.NAME."""
 
     every: int
@@ -117,12 +117,12 @@ class Config(ml_collections.ConfigDict):
     evaluate_every: int
     log_every: int
     profile: tuple[int, ...]
-    data: Data
-    augment: Augment
-    model: Model
-    objective: Objective
-    swav: Swav
-    optimizer: Optimizer
-    mesh: Mesh
-    hosts: Hosts
-    checkpoint: Checkpoint
+    data: DataConfig
+    augment: AugmentConfig
+    model: ModelConfig
+    objective: ObjectiveConfig
+    swav: SwavConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    hosts: HostsConfig
+    checkpoint: CheckpointConfig

@@ -62,7 +62,7 @@ def stage_shapes(parameters: RegNetParameters) -> list[tuple[int, int, int]]:
     return shapes
 
 
-class Block(nn.Module):
+class YBlock(nn.Module):
     """The Y block: 1x1, grouped 3x3, squeeze-and-excitation, 1x1, with a bottleneck ratio of 1."""
 
     stride: int
@@ -113,7 +113,7 @@ class RegNetY(nn.Module):
         x = norm(name="stem_norm")(x, train, relu=True)
         for index, (width, depth, group) in enumerate(stage_shapes(self.parameters)):
             block = functools.partial(
-                Block,
+                YBlock,
                 width=width,
                 group=group,
                 norm=norm,

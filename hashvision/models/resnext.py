@@ -34,7 +34,7 @@ PARAMETERS = {
 }
 
 
-class Block(nn.Module):
+class Bottleneck(nn.Module):
     """The bottleneck: 1x1, grouped 3x3, 1x1."""
 
     stride: int
@@ -84,7 +84,7 @@ class ResNeXt(nn.Module):
         x = layers.max_pool(x)
         for index, depth in enumerate(depths):
             block = functools.partial(
-                Block,
+                Bottleneck,
                 inner=groups * group * 2**index,
                 width=STEM_WIDTH * EXPANSION * 2**index,
                 groups=groups,

@@ -39,13 +39,13 @@ def third_stage(name: str, form: str, depth: int, unroll: int) -> tuple[Stage, i
     if name in regnet.PARAMETERS:
         width, _, group = regnet.stage_shapes(regnet.PARAMETERS[name])[2]
         block = functools.partial(
-            regnet.Block, width=width, group=group, dtype=jnp.bfloat16, **parts
+            regnet.YBlock, width=width, group=group, dtype=jnp.bfloat16, **parts
         )
     else:
         found = resnext.PARAMETERS[name]
         width, inner = 1024, found.groups * found.group * 4
         block = functools.partial(
-            resnext.Block, inner=inner, width=width, groups=found.groups, **parts
+            resnext.Bottleneck, inner=inner, width=width, groups=found.groups, **parts
         )
     return Stage(block, depth, 1, unroll=unroll), width
 

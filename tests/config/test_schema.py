@@ -208,5 +208,5 @@ def test_the_types_of_config_agree_with_the_schema():
 
 def test_get_config_returns_instances_of_the_typed_classes():
     config = schema.get_config()
-    assert type(config) is Config and type(config.data).__name__ == "Data"
+    assert type(config) is Config and type(config.data).__name__ == "DataConfig"
     assert type(config.copy_and_resolve_references()) is Config

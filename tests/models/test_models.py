@@ -386,9 +386,9 @@ def test_initial_values(family):
     last_norm = functools.partial(norm.BatchNorm, scale_init=nn.initializers.zeros)
     parts = {"norm": norm.BatchNorm, "last_norm": last_norm, "conv": layers.GroupConv}
     if family == "regnet":
-        block = functools.partial(regnet.Block, width=96, group=16, dtype=jnp.float32, **parts)
+        block = functools.partial(regnet.YBlock, width=96, group=16, dtype=jnp.float32, **parts)
     else:
-        block = functools.partial(resnext.Block, inner=96, width=64, groups=6, **parts)
+        block = functools.partial(resnext.Bottleneck, inner=96, width=64, groups=6, **parts)
     stage = Stage(block, 4, 2)
     key = jax.random.key(0, impl="rbg")  # compiles fastest
     images = jnp.zeros((1, 4, 4, 32))
