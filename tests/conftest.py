@@ -18,7 +18,14 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as hashvision/__main__.py
 
+import jaxtyping
 import pytest
+
+# Checks the shapes and dtypes of arrays, and all other annotations, of these packages.
+jaxtyping.install_import_hook(
+    [f"hashvision.{name}" for name in ("models", "objectives", "pixels", "evaluation")],
+    "beartype.beartype",
+)
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 

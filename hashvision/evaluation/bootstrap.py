@@ -14,12 +14,14 @@ import typing
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from jaxtyping import Bool, Num, Real, UInt16
 
 RESAMPLES = 1000
 SEED = 20180502
 _CHUNK_COUNTS = 2**24  # counts in memory at a time: 32 MB
 
-Statistic = Callable[[np.ndarray], np.ndarray]
+Counts = Num[np.ndarray, "b N"]
+Statistic = Callable[[Counts], Real[np.ndarray, "*numbers b"]]
 
 
 class Estimate(typing.NamedTuple):
@@ -54,7 +56,7 @@ def estimate(
 
 def resamples(
     photos: int, *, number: int = RESAMPLES, seed: int = SEED, chunk: int | None = None
-) -> Iterator[np.ndarray]:
+) -> Iterator[UInt16[np.ndarray, "b N"]]:
     """Draws resamples of `photos` photos with replacement, in chunks.
 
     A resample is keyed by (seed, its number), so two networks evaluated on the same photos get the
@@ -79,7 +81,10 @@ def resamples(
         yield counts
 
 
-def mean_of(values: np.ndarray, eligible: np.ndarray | None = None) -> Statistic:
+def mean_of(
+    values: Real[np.ndarray, " N"] | Bool[np.ndarray, " N"],
+    eligible: Bool[np.ndarray, " N"] | None = None,
+) -> Statistic:
     """The statistic that averages one number per photo over the eligible photos.
 
     Args:
@@ -90,7 +95,7 @@ def mean_of(values: np.ndarray, eligible: np.ndarray | None = None) -> Statistic
     member = np.ones(len(values)) if eligible is None else np.asarray(eligible, np.float64)
     weighted = np.where(member > 0, values, 0.0)
 
-    def statistic(counts: np.ndarray) -> np.ndarray:
+    def statistic(counts: Counts) -> Real[np.ndarray, " b"]:
         denominator = counts @ member
         with np.errstate(invalid="ignore"):
             return (counts @ weighted) / denominator

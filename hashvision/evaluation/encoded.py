@@ -5,6 +5,7 @@ import typing
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Int64
 
 from hashvision.errors import UserError
 from hashvision.evaluation import bootstrap, features, labelled, matching
@@ -37,7 +38,7 @@ class MatchedClasses(typing.NamedTuple):
     """The vocabulary classes that the labels of a set name."""
 
     match: matching.ClassMatch
-    columns: np.ndarray  # int64 (C,), their class numbers, ascending
+    columns: Int64[np.ndarray, " C"]  # their class numbers, ascending
 
 
 class EncodedSet(typing.NamedTuple):
@@ -127,7 +128,9 @@ def skipped(*parts: tuple[labelled.Photos, features.Encoded]) -> dict[str, Any]:
     return {"count": len(names), "examples": [files.printable(each) for each in names[:_EXAMPLES]]}
 
 
-def top1(encoded: EncodedSet, predicted: np.ndarray, details: dict[str, Any]) -> Findings:
+def top1(
+    encoded: EncodedSet, predicted: Int[np.ndarray, " M"], details: dict[str, Any]
+) -> Findings:
     """Findings of a protocol that predicts one class per test photo.
 
     Args:

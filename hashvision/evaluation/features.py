@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Integer, UInt8
 from PIL import Image
 
 from hashvision.errors import UserError
@@ -34,7 +35,7 @@ class Encoder(typing.NamedTuple):
     independent sigmoids the logits would do, since each is the log-odds of its class.
     """
 
-    encode: Callable[[np.ndarray], tuple[Any, Any]]
+    encode: Callable[[UInt8[np.ndarray, "B R R 3"]], tuple[Any, Any]]
     resolution: int  # R
     step: int  # of training
     vocabulary: Mapping[str, Any]  # as in vocabulary.json; its classes name the K scores
@@ -45,9 +46,9 @@ class Encoder(typing.NamedTuple):
 class Encoded(typing.NamedTuple):
     """A network's outputs for N photos, n of which are readable."""
 
-    features: np.ndarray  # float32 (n, D)
-    scores: np.ndarray | None  # float32 (n, C), for the C requested classes, if any
-    readable: np.ndarray  # bool (N,)
+    features: Float32[np.ndarray, "n D"]
+    scores: Float32[np.ndarray, "n C"] | None  # of the C requested classes, if any
+    readable: Bool[np.ndarray, " N"]
 
     def of(self, photos: Photos, part: Photos) -> "Encoded":
         """The outputs for some of these photos.
@@ -70,7 +71,9 @@ class Encoded(typing.NamedTuple):
         return found
 
 
-def encode(encoder: Encoder, photos: Photos, classes: np.ndarray | None = None) -> Encoded:
+def encode(
+    encoder: Encoder, photos: Photos, classes: Integer[np.ndarray, " C"] | None = None
+) -> Encoded:
     """Runs the network over photos once: features, and the scores of the requested classes.
 
     Args:
@@ -123,7 +126,7 @@ def encode(encoder: Encoder, photos: Photos, classes: np.ndarray | None = None) 
 
 def decoded(
     images: Iterable[bytes], resolution: int, ahead: int = 256
-) -> Iterator[np.ndarray | None]:
+) -> Iterator[UInt8[np.ndarray, "R R 3"] | None]:
     """Decodes images on threads (Pillow releases the GIL) ahead of their use; yields them in order.
 
     Its memory is bounded: up to `ahead` crops, MOST_BYTES_AHEAD of files and one more file, and the
@@ -146,7 +149,7 @@ def decoded(
             yield crop.result()
 
 
-def decode(encoded: bytes, resolution: int) -> np.ndarray:
+def decode(encoded: bytes, resolution: int) -> UInt8[np.ndarray, "{resolution} {resolution} 3"]:
     """Decodes an image for evaluation: uint8 (R, R, 3).
 
     The image is turned upright, its short side is scaled to 8/7 of the resolution (bilinear,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float, Float32, Int, Integer
 
 from hashvision.evaluation.encoded import EncodedSet, Findings, top1
 
@@ -26,14 +27,14 @@ def evaluate(encoded: EncodedSet) -> Findings:
 
 
 def predict(
-    train: np.ndarray,
-    labels: np.ndarray,
-    test: np.ndarray,
+    train: Float[np.ndarray, "N D"],
+    labels: Integer[np.ndarray, " N"],
+    test: Float[np.ndarray, "M D"],
     *,
     classes: int,
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
-) -> np.ndarray:
+) -> Int[np.ndarray, " M"]:
     """Classifies each test photo by its k nearest training photos.
 
     Wu et al. 2018 (arXiv 1805.01978), section 3.4: with cosine similarity s_i to neighbour i,
@@ -62,7 +63,7 @@ def predict(
     return np.concatenate([np.argmax(chunk, axis=1) for chunk in votes])
 
 
-def normalize(features: np.ndarray) -> np.ndarray:
+def normalize(features: Float[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
     """Scales rows to unit length, float32 (N, D); a row of zeros stays zero."""
     features = np.asarray(features, np.float32)
     length = np.linalg.norm(features, axis=1, keepdims=True)
@@ -92,7 +93,7 @@ def _votes(
         yield votes.reshape(-1, classes)
 
 
-def nearest(similarities: np.ndarray, k: int) -> np.ndarray:
+def nearest(similarities: Float[np.ndarray, "M N"], k: int) -> Int[np.ndarray, "M {k}"]:
     """Column numbers of the k largest entries of each row, in ascending order.
 
     Ties at the k-th place go to the lower column, so that the neighbours are the same on every

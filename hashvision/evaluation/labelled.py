@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int64, Integer
 
 from hashvision import storage
 from hashvision.data import records, removals
@@ -28,7 +29,7 @@ class Photos(typing.NamedTuple):
 
     names: tuple[str, ...]  # path inside the dataset, or post id
     labels: tuple[tuple[str, ...], ...]
-    places: np.ndarray  # int64 (N,), ascending: the photos' positions for `read`
+    places: Int64[np.ndarray, " N"]  # ascending: the photos' positions for `read`
     read: Callable[[np.ndarray], Iterator[bytes]]  # ascending positions -> b"" for a missing file
 
     def images(self) -> Iterator[bytes]:
@@ -55,9 +56,9 @@ class Split(typing.NamedTuple):
 
     classes: tuple[str, ...]
     train: Photos
-    train_labels: np.ndarray  # int64 (N,), positions in classes
+    train_labels: Int64[np.ndarray, " N"]  # positions in classes
     test: Photos
-    test_labels: np.ndarray  # int64 (M,), positions in classes
+    test_labels: Int64[np.ndarray, " M"]  # positions in classes
     note: str  # how the split was made, for the report
 
 
@@ -145,7 +146,7 @@ def single_label(dataset: LabelledSet) -> Split:
     )
 
 
-def take(photos: Photos, indices: np.ndarray) -> Photos:
+def take(photos: Photos, indices: Integer[np.ndarray, " n"]) -> Photos:
     """The photos at the given positions, int (n,), in the order of `photos`."""
     rising = np.sort(indices)
     return Photos(

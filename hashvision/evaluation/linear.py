@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import threadpoolctl
+from jaxtyping import Bool, Float, Float64, Int, Integer
 from sklearn.linear_model import LogisticRegression
 
 from hashvision.evaluation.encoded import EncodedSet, Findings, top1
@@ -25,14 +26,14 @@ _WORTH_THREADS = 1e9
 class Probe(typing.NamedTuple):
     """A fitted probe; the logits are standardised features @ weights + bias."""
 
-    mean: np.ndarray  # float64 (D,), of the training features
-    scale: np.ndarray  # float64 (D,)
-    weights: np.ndarray  # float64 (D, C)
-    bias: np.ndarray  # float64 (C,)
+    mean: Float64[np.ndarray, " D"]  # of the training features
+    scale: Float64[np.ndarray, " D"]
+    weights: Float64[np.ndarray, "D C"]
+    bias: Float64[np.ndarray, " C"]
     l2: float
     held_out: dict[float, float]  # L2 -> top-1 accuracy on the held-out part of train
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
+    def predict(self, features: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
         """Predicts class numbers, int64 (N,), from features float (N, D)."""
         standard = (np.asarray(features, np.float64) - self.mean) / self.scale
         return np.argmax(standard @ self.weights + self.bias, axis=1)
@@ -48,8 +49,8 @@ def evaluate(encoded: EncodedSet) -> Findings:
 
 
 def fit(
-    features: np.ndarray,
-    labels: np.ndarray,
+    features: Float[np.ndarray, "N D"],
+    labels: Integer[np.ndarray, " N"],
     classes: int,
     *,
     grid: tuple[float, ...] = L2_GRID,
@@ -88,7 +89,9 @@ def fit(
     return Probe(mean=mean, scale=scale, weights=weights, bias=bias, l2=chosen, held_out=tops)
 
 
-def held_out(labels: np.ndarray, share: float = HELD_OUT_SHARE, seed: int = 0) -> np.ndarray:
+def held_out(
+    labels: Integer[np.ndarray, " N"], share: float = HELD_OUT_SHARE, seed: int = 0
+) -> Bool[np.ndarray, " N"]:
     """Marks a share of each class for validation: at least one photo, but never the only one.
 
     Args:
@@ -109,7 +112,9 @@ def held_out(labels: np.ndarray, share: float = HELD_OUT_SHARE, seed: int = 0) -
     return marks
 
 
-def standardization(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardization(
+    features: Float[np.ndarray, "N D"],
+) -> tuple[Float64[np.ndarray, " D"], Float64[np.ndarray, " D"]]:
     """Mean and standard deviation of each feature, float64 (D,); 1 for a constant feature.
 
     A feature counts as constant up to float32 rounding; otherwise the rounding noise of a dead

@@ -6,6 +6,7 @@ bootstrap resample.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int
 
 from hashvision.errors import UserError
 from hashvision.evaluation import bootstrap
@@ -45,7 +46,9 @@ def evaluate(encoded: EncodedSet) -> Findings:
     )
 
 
-def estimates(scores: np.ndarray, positives: np.ndarray) -> dict[str, bootstrap.Estimate]:
+def estimates(
+    scores: Float[np.ndarray, "N C"], positives: Bool[np.ndarray, "N C"]
+) -> dict[str, bootstrap.Estimate]:
     """mAP, precision_at_1 and recall_at_5 with their intervals, in [0, 1].
 
     mAP ranks all N photos; the other two average over the photos with at least one positive class.
@@ -60,13 +63,15 @@ def estimates(scores: np.ndarray, positives: np.ndarray) -> dict[str, bootstrap.
     }
 
 
-def mean_average_precision(scores: np.ndarray, positives: np.ndarray) -> bootstrap.Statistic:
+def mean_average_precision(
+    scores: Float[np.ndarray, "N C"], positives: Bool[np.ndarray, "N C"]
+) -> bootstrap.Statistic:
     """The statistic mAP: the mean over the classes with a positive photo in the resample.
 
     It returns float (2, B): mAP, and mAP without the bias of average precision.
     """
 
-    def statistic(counts: np.ndarray) -> np.ndarray:
+    def statistic(counts: bootstrap.Counts) -> Float[np.ndarray, "2 b"]:
         precision = _average_precisions(scores, positives, counts)
         defined = ~np.isnan(precision)
         with np.errstate(invalid="ignore"):
@@ -76,8 +81,10 @@ def mean_average_precision(scores: np.ndarray, positives: np.ndarray) -> bootstr
 
 
 def average_precision(
-    scores: np.ndarray, positives: np.ndarray, counts: np.ndarray | None = None
-) -> np.ndarray:
+    scores: Float[np.ndarray, "N C"],
+    positives: Bool[np.ndarray, "N C"],
+    counts: bootstrap.Counts | None = None,
+) -> Float64[np.ndarray, "_ C"]:
     """Non-interpolated average precision of each class, over photos weighted by their counts.
 
     AP_c = sum_i n_i y_ic P_ic / sum_i n_i y_ic, where P_ic, the precision at photo i, is the share
@@ -139,7 +146,9 @@ def _average_precisions(
     return precision
 
 
-def precision_at_1(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
+def precision_at_1(
+    scores: Float[np.ndarray, "N C"], positives: Bool[np.ndarray, "N C"]
+) -> Float64[np.ndarray, " N"]:
     """Whether each photo shows its best class: float64 (N,).
 
     Average it over the photos that show at least one of the C classes.
@@ -148,7 +157,9 @@ def precision_at_1(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
     return np.take_along_axis(positives, best, axis=1)[:, 0].astype(np.float64)
 
 
-def recall_at_k(scores: np.ndarray, positives: np.ndarray, k: int = 5) -> np.ndarray:
+def recall_at_k(
+    scores: Float[np.ndarray, "N C"], positives: Bool[np.ndarray, "N C"], k: int = 5
+) -> Float64[np.ndarray, " N"]:
     """The share of each photo's classes among its k best: float64 (N,), 0 for a photo without any.
 
     The denominator is the number of the photo's classes, even if that exceeds k. Average it over
@@ -158,12 +169,12 @@ def recall_at_k(scores: np.ndarray, positives: np.ndarray, k: int = 5) -> np.nda
     return found / np.maximum(positives.sum(axis=1), 1)
 
 
-def top_classes(scores: np.ndarray, k: int) -> np.ndarray:
+def top_classes(scores: Float[np.ndarray, "N C"], k: int) -> Int[np.ndarray, "N _"]:
     """The k best classes of each photo, int64 (N, min(k, C)), best first, lower numbers on ties."""
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
-def baselines(positives: np.ndarray) -> dict[str, float]:
+def baselines(positives: Bool[np.ndarray, "N C"]) -> dict[str, float]:
     """The metrics of scores that ignore the photos, over the classes with a positive photo.
 
     Returns:
@@ -183,7 +194,9 @@ def baselines(positives: np.ndarray) -> dict[str, float]:
     }
 
 
-def random_average_precision(positives: int | np.ndarray, photos: int) -> np.ndarray:
+def random_average_precision(
+    positives: int | Int[np.ndarray, "*classes"], photos: int
+) -> float | Float[np.ndarray, "*classes"]:
     """Expected average precision of `photos` photos in random order.
 
     With m positives among n photos, a positive photo has each rank k with equal probability, and

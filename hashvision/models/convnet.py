@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from hashvision.config import Config
 from hashvision.errors import UserError
@@ -82,7 +83,7 @@ class Stage(nn.Module):
     unroll: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B _ _ D"]:
         """Maps (B, H, W, C) to (B, H / stride, W / stride, width)."""
 
         def apply(block: nn.Module, carry: jax.Array) -> tuple[jax.Array, None]:

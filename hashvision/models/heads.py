@@ -3,8 +3,8 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from hashvision.models import layers
 from hashvision.models.norm import BatchNorm, Groups
@@ -25,7 +25,7 @@ class ProjectionHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, features: Float[Array, "B D"], train: bool) -> Float32[Array, "B E"]:
         """Maps features (B, D) to embeddings, float32 (B, widths[-1])."""
         x = features
         for number, width in enumerate(self.widths):

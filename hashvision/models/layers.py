@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -50,7 +51,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def gathered(parameter: jax.Array) -> jax.Array:
+def gathered(parameter: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Gathers a sharded parameter, so that every device has all of it.
 
     Without this XLA would instead shard the activations like the kernel, and gather those.
@@ -75,7 +76,7 @@ def _kernel(module: nn.Module, shape: tuple[int, ...], init: Any) -> jax.Array:
     """The module's parameter `kernel` in the module's dtype, gathered and without padding."""
     stored = stored_shape(shape)
 
-    def padded(rng: jax.Array, dtype: Any) -> jax.Array:
+    def padded(rng: PRNGKeyArray, dtype: Any) -> jax.Array:
         kernel = init(rng, shape, dtype)
         return jnp.pad(kernel, [(0, more - size) for size, more in zip(shape, stored, strict=True)])
 
@@ -83,7 +84,9 @@ def _kernel(module: nn.Module, shape: tuple[int, ...], init: Any) -> jax.Array:
     return gathered(kernel.astype(module.dtype))[..., : shape[-1]]
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int, *, groups: int = 1) -> jax.Array:
+def conv(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "h w _ D"], stride: int, *, groups: int = 1
+) -> Float[Array, "B _ _ D"]:
     """Convolution with PyTorch's symmetric padding of (size - 1) // 2 on each side.
 
     Args:
@@ -109,7 +112,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, *, groups: int = 1) -> ja
 
 
 @jax.custom_vjp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def matmul(x: Float[Array, "*rows C"], kernel: Float[Array, "C D"]) -> Float[Array, "*rows D"]:
     """The product x @ kernel, with gradients that need no copy of x or dy on CPU.
 
     With autodiff, XLA for CPU would write a transposed copy of one of them to compute the kernel's
@@ -173,7 +176,7 @@ def _xla_max_pool_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def max_pool(x: jax.Array) -> jax.Array:
+def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B (H+1)//2 (W+1)//2 C"]:
     """The maximum of each 3x3 window, stride 2, padding 1: (B, H, W, C) to (B, H / 2, W / 2, C).
 
     Among equal values the first gets the gradient, as in PyTorch. XLA's own gradient takes a dozen
@@ -191,7 +194,7 @@ def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 max_pool.defvjp(lambda x: (_max_of_windows(x), x), _max_pool_backward)
 
 
-def merge_groups(kernel: jax.Array, merge: int) -> jax.Array:
+def merge_groups(kernel: Float[Array, "h w g D"], merge: int) -> Float[Array, "h w {merge}*g D"]:
     """Merges neighbouring groups of a kernel; the convolution stays the same.
 
     Args:
@@ -210,8 +213,12 @@ def merge_groups(kernel: jax.Array, merge: int) -> jax.Array:
 
 
 def block_conv(
-    x: jax.Array, kernel: jax.Array, stride: int, *, block: int = CPU_BLOCK
-) -> jax.Array:
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "h w g C"],
+    stride: int,
+    *,
+    block: int = CPU_BLOCK,
+) -> Float[Array, "B _ _ C"]:
     """Grouped convolution as dense convolutions over blocks of at most `block` channels.
 
     A block holds at least one group. The last block is narrower than the others if they do not
@@ -227,8 +234,12 @@ def block_conv(
 
 
 def packed_conv(
-    x: jax.Array, kernel: jax.Array, stride: int, *, lanes: int = TPU_LANES
-) -> jax.Array:
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "h w g C"],
+    stride: int,
+    *,
+    lanes: int = TPU_LANES,
+) -> Float[Array, "B _ _ C"]:
     """Grouped convolution with groups merged up to `lanes` channels; see GROUP_CONV_FORMS."""
     group, features = kernel.shape[2:]
     if features <= TPU_BLOCKS * max(1, lanes // group) * group:
@@ -240,12 +251,16 @@ def packed_conv(
     return native_conv(x, merge_groups(kernel, merge), stride)
 
 
-def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def native_conv(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "h w g C"], stride: int
+) -> Float[Array, "B _ _ C"]:
     """XLA's own grouped convolution."""
     return conv(x, kernel, stride, groups=x.shape[-1] // kernel.shape[2])
 
 
-def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int, form: str) -> jax.Array:
+def grouped_conv(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "h w g C"], stride: int, form: str
+) -> Float[Array, "B _ _ C"]:
     """Grouped convolution in the given form; each device convolves its own part of the batch.
 
     XLA's partitioner for CPU and GPU would gather the whole batch on every device for a grouped
@@ -284,7 +299,7 @@ class GroupConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ {self.features}"]:
         """Maps (B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), features)."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         x, kernel = x.astype(self.dtype), _kernel(self, shape, fan_out_normal)
@@ -306,7 +321,7 @@ class Dense(nn.Module):
     kernel_init: Any = fan_out_normal
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B C"]) -> Float[Array, "B {self.features}"]:
         """Maps (B, C) to (B, features)."""
         shape = (x.shape[-1], self.features)
         kernel = _kernel(self, shape, self.kernel_init)
@@ -315,7 +330,7 @@ class Dense(nn.Module):
 
 
 @jax.custom_vjp
-def gated(x: jax.Array, gates: jax.Array) -> jax.Array:
+def gated(x: Float[Array, "B H W C"], gates: Float[Array, "B C"]) -> Float[Array, "B H W C"]:
     """Multiplies the channels of x, (B, H, W, C), by gates, (B, C)."""
     return x * gates[:, None, None, :]
 
@@ -339,7 +354,7 @@ class SqueezeExcite(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Scales the channels of (B, H, W, C) by gates in (0, 1) computed from their means."""
         pooled = checkpoint_name(jnp.mean(x, (1, 2), dtype=jnp.float32), KEPT)
         hidden = nn.relu(Dense(self.hidden, self.dtype, name="reduce")(pooled))

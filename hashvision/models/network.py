@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float, PRNGKeyArray
 
 Tree = Any  # a nested dict of arrays
 
@@ -33,20 +33,23 @@ class Network(NamedTuple):
         Only networks that draw random numbers in training need `rng`.
     """
 
-    init: Callable[[jax.Array, jax.Array], Variables]
-    apply: Callable[..., tuple[jax.Array, Tree]]
+    init: Callable[[PRNGKeyArray, Float[Array, "B ..."]], Variables]
+    apply: Callable[..., tuple[Float[Array, "B D"], Tree]]
 
 
 def from_module(module: nn.Module) -> Network:
     """Turns a Flax module whose call takes (inputs, train) into a Network."""
 
-    def init(rng: jax.Array, inputs: jax.Array) -> Variables:
+    def init(rng: PRNGKeyArray, inputs: Float[Array, "B ..."]) -> Variables:
         found = module.init(rng, inputs, train=False)
         return Variables(found["params"], found.get(_STATISTICS, {}))
 
     def apply(
-        variables: Variables, inputs: jax.Array, train: bool, rng: jax.Array | None = None
-    ) -> tuple[jax.Array, Tree]:
+        variables: Variables,
+        inputs: Float[Array, "B ..."],
+        train: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B D"], Tree]:
         collections = {"params": variables.params, _STATISTICS: variables.statistics}
         if not train:
             predicted: Any = module.apply(collections, inputs, train=False)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Float32
 
 from hashvision.models.layers import KEPT
 
@@ -27,14 +28,14 @@ class Groups(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def batch_normalize(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    near: jax.Array,
+    x: Float[Array, "B *space C"],
+    scale: Float32[Array, " C"],
+    bias: Float32[Array, " C"],
+    near: Float32[Array, " C"],
     groups: Groups | None,
     epsilon: float,
     relu: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, "B *space C"], Float32[Array, "G C"], Float32[Array, "G C"]]:
     """Normalises each group by its own statistics (Ioffe and Szegedy 2015, algorithm 1).
 
     The backward pass is written by hand. It stores only x in its own dtype; autodiff would store a
@@ -56,7 +57,9 @@ def batch_normalize(
     return _batch_normalize_forward(x, scale, bias, near, groups, epsilon, relu)[0]
 
 
-def statistics(x: jax.Array, near: jax.Array, groups: Groups | None) -> tuple[jax.Array, jax.Array]:
+def statistics(
+    x: Float[Array, "B *space C"], near: Float32[Array, " C"], groups: Groups | None
+) -> tuple[Float32[Array, "G C"], Float32[Array, "G C"]]:
     """Mean and variance of each group, float32 (groups, C).
 
     For float32 the variance takes a second pass, since E[x^2] - E[x]^2 cancels badly if the mean is
@@ -155,7 +158,9 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, relu: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B *space C"], train: bool, relu: bool = False
+    ) -> Float[Array, "B *space C"]:
         """Normalises (B, ..., C) over all axes but the last; `relu` adds a ReLU.
 
         If there are several crops per photo, those of a photo are neighbouring rows.

@@ -4,9 +4,9 @@ import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 from hashvision.config import Config
 from hashvision.models import layers
@@ -74,7 +74,9 @@ class YBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool
+    ) -> Float[Array, "B _ _ {self.width}"]:
         """Maps (B, H, W, C) to (B, H / stride, W / stride, width)."""
         y = self.conv(self.width, 1, name="conv1")(x)
         y = self.norm(name="norm1")(y, train, relu=True)
@@ -103,7 +105,7 @@ class RegNetY(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool) -> Float32[Array, "B D"]:
         """Maps normalised images (B, H, W, 3) to features, float32 (B, width of the last stage)."""
         conv = functools.partial(layers.GroupConv, form=self.group_conv, dtype=self.dtype)
         norm = functools.partial(BatchNorm, self.norm_groups, dtype=self.dtype)

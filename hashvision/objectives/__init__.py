@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, UInt8
 
 from hashvision.config import Config, derive
 from hashvision.config.objectives import OBJECTIVES
 
 Tree = Any  # a nested dict of arrays
 Batch = dict[str, jax.Array]
+Metrics = dict[str, Float[Array, ""]]
+Loss = tuple[Float[Array, ""], tuple[Tree, Metrics]]  # (loss, (changed members of extra, metrics))
 
 
 class Objective(NamedTuple):
@@ -39,16 +42,16 @@ class Objective(NamedTuple):
       patience: the run stops after `diagnose` has found a cause for this many steps.
     """
 
-    init: Callable[[jax.Array, Batch], tuple[Tree, Tree]]
-    loss: Callable[
-        [Tree, Tree, Batch, jax.Array, jax.Array],
-        tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]],
+    init: Callable[[PRNGKeyArray, Batch], tuple[Tree, Tree]]
+    loss: Callable[[Tree, Tree, Batch, PRNGKeyArray, Int[Array, ""]], Loss]
+    predict: Callable[
+        [Tree, Tree, UInt8[Array, "B H W 3"]],
+        tuple[Float32[Array, "B D"], Float32[Array, "B K"] | None],
     ]
-    predict: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, jax.Array | None]]
     after_update: Callable[[Tree], Tree] = lambda params: params
-    before_parts: Callable[[Tree, Tree, Batch, jax.Array, jax.Array], tuple[Batch, Tree]] = (
-        lambda params, extra, parts, rng, step: (parts, {})
-    )
+    before_parts: Callable[
+        [Tree, Tree, Batch, PRNGKeyArray, Int[Array, ""]], tuple[Batch, Tree]
+    ] = lambda params, extra, parts, rng, step: (parts, {})
     watch: tuple[str, ...] = ()
     diagnose: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
     patience: int = 0

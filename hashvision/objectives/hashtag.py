@@ -4,19 +4,20 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, UInt8
 
 from hashvision import models
 from hashvision.config import Config
 from hashvision.errors import UserError
 from hashvision.models.layers import gathered
-from hashvision.objectives import Batch, Objective, Tree
+from hashvision.objectives import Batch, Loss, Objective, Tree
 from hashvision.pixels import augment, crops
 
 # Label vectors are padded with this value, which is no class number.
 NO_LABEL = -1
 
 
-def sum_of_tags(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def sum_of_tags(logits: Float[Array, "B K"], labels: Int[Array, "B T"]) -> Float[Array, " B"]:
     """The sum of each photo's logits over its tags, float32 (B,); arguments as for the losses.
 
     It compares instead of gathering: XLA fuses that, while the gradient of a gather is a scatter,
@@ -28,7 +29,9 @@ def sum_of_tags(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum(logits * times.astype(logits.dtype), axis=1)
 
 
-def softmax_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def softmax_loss(
+    logits: Float[Array, "B K"], labels: Int[Array, "B T"], smoothing: float = 0.0
+) -> Float[Array, " B"]:
     """Cross-entropy of the softmax against a target of 1/k for each of a photo's k tags.
 
     Mahajan et al. 2018, section 2.3. With smoothing e the target becomes (1 - e)/k for the tags
@@ -48,7 +51,9 @@ def softmax_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -
     return jax.nn.logsumexp(logits, axis=1) - target
 
 
-def sigmoid_loss(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def sigmoid_loss(
+    logits: Float[Array, "B K"], labels: Int[Array, "B T"], smoothing: float = 0.0
+) -> Float[Array, " B"]:
     """Binary cross-entropy of each class, summed over the classes.
 
     Mahajan et al. 2018, section 2.3, compare the softmax with it; the softmax was better. With
@@ -114,7 +119,7 @@ def objective(
     """
     loss_of = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[loss]
 
-    def init(rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+    def init(rng: PRNGKeyArray, batch: Batch) -> tuple[Tree, Tree]:
         trunk_rng, head_rng = jax.random.split(rng)
         images = augment.normalize(batch["crops0"][:, 0])
         variables = trunk.init(trunk_rng, images)
@@ -127,8 +132,8 @@ def objective(
         return {"trunk": variables.params, "head": head}, {"trunk": variables.statistics}
 
     def loss_fn(
-        params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
+        params: Tree, extra: Tree, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
+    ) -> Loss:
         del step
         # Random draws for a photo are keyed by its record; only the trunk uses `rng`.
         images = augment.augmented(batch["crops0"][:, 0], batch["key"], augmentation)
@@ -140,7 +145,9 @@ def objective(
         metrics = {"precision_at_1": jnp.mean(jnp.any(top, axis=1).astype(jnp.float32))}
         return value, ({"trunk": statistics}, metrics)
 
-    def predict(params: Tree, extra: Tree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(
+        params: Tree, extra: Tree, images: UInt8[Array, "B H W 3"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B K"]]:
         variables = models.Variables(params["trunk"], extra["trunk"])
         features, _ = trunk.apply(variables, augment.normalize(images), train=False)
         logits = head_logits(params["head"], features)
@@ -150,7 +157,7 @@ def objective(
     return Objective(init=init, loss=loss_fn, predict=predict)
 
 
-def head_logits(head: Tree, features: jax.Array) -> jax.Array:
+def head_logits(head: Tree, features: Float32[Array, "B D"]) -> Float32[Array, "B K"]:
     """Logits float32 (B, K) of features float32 (B, D), computed in float32."""
     kernel = gathered(head["kernel"])
     product = jnp.dot(features, kernel, precision=jax.lax.Precision.HIGHEST)

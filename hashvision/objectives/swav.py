@@ -7,12 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray, UInt8
 
 from hashvision import models
 from hashvision.config import Config, derive
 from hashvision.errors import UserError
 from hashvision.models.layers import gathered
-from hashvision.objectives import Batch, Objective, Tree
+from hashvision.objectives import Batch, Loss, Metrics, Objective, Tree
 from hashvision.pixels import augment, crops
 
 # A prototype with less than this share of an even part of the batch counts as dead.
@@ -71,8 +72,12 @@ def from_config(config: Config, classes: int, platform: str) -> Objective:
 
 
 def sinkhorn(
-    scores: jax.Array, epsilon: float, iterations: int, *, valid: jax.Array | None = None
-) -> jax.Array:
+    scores: Float[Array, "*photos K"],
+    epsilon: float,
+    iterations: int,
+    *,
+    valid: Bool[Array, "*photos"] | None = None,
+) -> Float32[Array, "*photos K"]:
     """Codes: an even soft assignment of photos to prototypes (equations 3 to 5).
 
     The alternating normalisation of Sinkhorn and Knopp, in the log domain and float32, so that it
@@ -94,7 +99,7 @@ def sinkhorn(
         log = jnp.where(valid[..., None], log, -jnp.inf)
     photos = tuple(range(log.ndim - 1))
 
-    def iterate(_: int, log: jax.Array) -> jax.Array:
+    def iterate(_: Int[Array, ""], log: jax.Array) -> jax.Array:
         log = log - jax.nn.logsumexp(log, axis=photos)
         row = jax.nn.logsumexp(log, axis=-1, keepdims=True)
         return log - jnp.where(jnp.isfinite(row), row, 0.0)
@@ -102,7 +107,9 @@ def sinkhorn(
     return jnp.exp(lax.fori_loop(0, iterations, iterate, log))
 
 
-def swapped_loss(scores: jax.Array, codes: jax.Array, temperature: float) -> jax.Array:
+def swapped_loss(
+    scores: Float[Array, "B V K"], codes: Float[Array, "B A K"], temperature: float
+) -> Float[Array, ""]:
     """Mean cross-entropy of each crop's prediction with the codes of the other crops (eqs. 2, 6).
 
     Args:
@@ -122,7 +129,9 @@ def swapped_loss(scores: jax.Array, codes: jax.Array, temperature: float) -> jax
     return (own - every) / (photos * assigned * (crops - 1))
 
 
-def health(scores: jax.Array, embeddings: jax.Array, temperature: float) -> dict[str, jax.Array]:
+def health(
+    scores: Float[Array, "B K"], embeddings: Float[Array, "B E"], temperature: float
+) -> Metrics:
     """Metrics that distinguish a run that learns from one that has collapsed or not yet started to.
 
     Args:
@@ -171,7 +180,7 @@ def diagnose(scalars: Mapping[str, float]) -> str | None:
     return None
 
 
-def unit(x: jax.Array) -> jax.Array:
+def unit(x: Float[Array, "*rows E"]) -> Float32[Array, "*rows E"]:
     """Scales rows to length 1, in float32."""
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
@@ -195,7 +204,7 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
     """
     assigned = settings.assigned
 
-    def init(rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+    def init(rng: PRNGKeyArray, batch: Batch) -> tuple[Tree, Tree]:
         trunk_rng, head_rng, prototypes_rng = jax.random.split(rng, 3)
         images = augment.normalize(batch["crops0"][:, 0])
         network = trunk.init(trunk_rng, images)
@@ -217,7 +226,9 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
             extra["queue"] = jnp.zeros(shape, jnp.float32)
         return params, extra
 
-    def embed(params: Tree, extra: Tree, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Tree]:
+    def embed(
+        params: Tree, extra: Tree, batch: Batch, rng: PRNGKeyArray
+    ) -> tuple[Float32[Array, "B V E"], Tree]:
         """Embeddings of length 1, float32 (B, V, E), and the new statistics."""
         features, first = [], 0
         statistics = extra["trunk"]
@@ -240,8 +251,11 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
         return embeddings, {"trunk": statistics, "head": head_statistics}
 
     def assign(
-        embeddings: jax.Array, prototypes: jax.Array, extra: Tree, step: jax.Array
-    ) -> tuple[jax.Array, Tree]:
+        embeddings: Float32[Array, "B A E"],
+        prototypes: Float32[Array, "E K"],
+        extra: Tree,
+        step: Int[Array, ""],
+    ) -> tuple[Float32[Array, "B A K"], Tree]:
         """Codes float32 (B, A, K) of the batch's embeddings (B, A, E), and the updated queue."""
         embeddings, prototypes = lax.stop_gradient((embeddings, prototypes))
         together, valid, changed = embeddings[:, None], None, {}
@@ -254,15 +268,17 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
             changed["queue"] = jnp.where(step >= settings.queue_start, together[:, :-1], queue)
         scores = _products(together, prototypes)
 
-        def codes_of_crop(scores: jax.Array) -> jax.Array:
+        def codes_of_crop(
+            scores: Float32[Array, "*photos K"],
+        ) -> Float32[Array, "*photos K"]:
             return sinkhorn(scores, settings.epsilon, settings.iterations, valid=valid)
 
         codes = jax.vmap(codes_of_crop, in_axes=2, out_axes=2)(scores)
         return codes[:, 0], changed
 
     def loss_fn(
-        params: Tree, extra: Tree, batch: Batch, rng: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
+        params: Tree, extra: Tree, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
+    ) -> Loss:
         prototypes = params["prototypes"]["kernel"]
         frozen = step < settings.frozen_steps
         prototypes = jnp.where(frozen, lax.stop_gradient(prototypes), prototypes)
@@ -279,7 +295,7 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
         return value, (changed, metrics)
 
     def before_parts(
-        params: Tree, extra: Tree, parts: Batch, rng: jax.Array, step: jax.Array
+        params: Tree, extra: Tree, parts: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Batch, Tree]:
         """Computes the codes over the whole batch, and adds them to each of its parts."""
 
@@ -296,7 +312,9 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
         kernel = params["prototypes"]["kernel"]
         return {**params, "prototypes": {"kernel": unit(kernel.T).T}}
 
-    def predict(params: Tree, extra: Tree, images: jax.Array) -> tuple[jax.Array, None]:
+    def predict(
+        params: Tree, extra: Tree, images: UInt8[Array, "B H W 3"]
+    ) -> tuple[Float32[Array, "B D"], None]:
         variables = models.Variables(params["trunk"], extra["trunk"])
         return trunk.apply(variables, augment.normalize(images), train=False)[0], None
 
@@ -312,6 +330,8 @@ def objective(trunk: models.Network, head: models.Network, settings: Settings) -
     )
 
 
-def _products(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
+def _products(
+    embeddings: Float32[Array, "*rows E"], prototypes: Float32[Array, "E K"]
+) -> Float32[Array, "*rows K"]:
     """Scores float32 (..., K) of embeddings (..., E), computed in float32."""
     return jnp.dot(embeddings, gathered(prototypes), precision=lax.Precision.HIGHEST)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt8, UInt32
 
 from hashvision.config import Config
 
@@ -53,7 +54,9 @@ def from_config(config: Config) -> Augmentation:
     return Augmentation(distortion=wanted.distortion, grey=wanted.grey, blur=wanted.blur)
 
 
-def augmented(crops: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
+def augmented(
+    crops: UInt8[Array, "B H W 3"], keys: UInt32[Array, "B 2"], augmentation: Augmentation
+) -> Float[Array, "B H W 3"]:
     """Augments and normalises crops, in the order of SwAV's code: flip, colour, grey, blur.
 
     Args:
@@ -74,17 +77,17 @@ def augmented(crops: jax.Array, keys: jax.Array, augmentation: Augmentation) -> 
     return standardize(images)
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(images: UInt8[Array, "*B 3"]) -> Float[Array, "*B 3"]:
     """Maps uint8 (..., 3) to float32 with about zero mean and unit variance per channel."""
     return standardize(images.astype(jnp.float32) / 255)
 
 
-def standardize(images: jax.Array) -> jax.Array:
+def standardize(images: Float[Array, "*B 3"]) -> Float[Array, "*B 3"]:
     """Maps float32 (..., 3) in [0, 1] to about zero mean and unit variance per channel."""
     return (images - jnp.array(MEAN, jnp.float32)) / jnp.array(STD, jnp.float32)
 
 
-def crop_keys(keys: jax.Array, first: int, count: int) -> jax.Array:
+def crop_keys(keys: UInt32[Array, "B 2"], first: int, count: int) -> UInt32[Array, "B {count} 2"]:
     """Keys for crops first to first + count - 1 of each photo.
 
     Args:
@@ -103,7 +106,7 @@ def crop_keys(keys: jax.Array, first: int, count: int) -> jax.Array:
     return jax.vmap(lambda key: jax.vmap(lambda crop: of_crop(key, crop))(crops))(keys)
 
 
-def draw_key(key: jax.Array, purpose: int) -> jax.Array:
+def draw_key(key: UInt32[Array, "2"], purpose: int) -> PRNGKeyArray:
     """Makes the JAX key for one purpose from the key, uint32 (2,), of a photo or crop."""
     return jax.random.fold_in(jax.random.wrap_key_data(key), purpose)
 
@@ -122,7 +125,7 @@ def _per_image(
     return jax.vmap(apply)(images, keys)
 
 
-def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
+def flip(images: Shaped[Array, "B H W 3"], keys: UInt32[Array, "B 2"]) -> Shaped[Array, "B H W 3"]:
     """Mirrors each image left to right with probability 1/2.
 
     Args:
@@ -136,24 +139,24 @@ def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
     return jnp.where(draw[:, None, None, None], images[:, :, ::-1], images)
 
 
-def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
+def brightness(image: Float[Array, "H W 3"], factor: Float[Array, ""]) -> Float[Array, "H W 3"]:
     """Blends an image (H, W, 3) with black; `factor` 0 gives black, 1 the image."""
     return jnp.clip(image * factor, 0, 1)
 
 
-def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
+def contrast(image: Float[Array, "H W 3"], factor: Float[Array, ""]) -> Float[Array, "H W 3"]:
     """Blends an image (H, W, 3) with its mean grey; `factor` 0 gives that grey, 1 the image."""
     mean = jnp.mean(luma(image))
     return jnp.clip(mean + (image - mean) * factor, 0, 1)
 
 
-def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
+def saturation(image: Float[Array, "H W 3"], factor: Float[Array, ""]) -> Float[Array, "H W 3"]:
     """Blends an image (H, W, 3) with its grey version; `factor` 0 gives grey, 1 the image."""
     grey = luma(image)
     return jnp.clip(grey + (image - grey) * factor, 0, 1)
 
 
-def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
+def hue(image: Float[Array, "H W 3"], turn: Float[Array, ""]) -> Float[Array, "H W 3"]:
     """Rotates the hue of an image (H, W, 3) by `turn` turns; HSV saturation and value stay.
 
     Uses the closed form of HSV to RGB, which has no case distinction: channel c at hue h is
@@ -172,14 +175,17 @@ def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
-def luma(image: jax.Array) -> jax.Array:
+def luma(image: Float[Array, "*B 3"]) -> Float[Array, "*B 1"]:
     """The grey values (..., 1) of an RGB image (..., 3)."""
     return jnp.sum(image * jnp.array(_LUMA, jnp.float32), -1, keepdims=True)
 
 
 def distort(
-    images: jax.Array, keys: jax.Array, strength: float, probability: float = 0.8
-) -> jax.Array:
+    images: Float[Array, "B H W 3"],
+    keys: UInt32[Array, "B 2"],
+    strength: float,
+    probability: float = 0.8,
+) -> Float[Array, "B H W 3"]:
     """Colour distortion of SimCLR and SwAV: brightness, contrast, saturation and hue.
 
     The three factors are uniform in 1 +- 0.8 strength, but not negative. The turn of the hue is
@@ -210,7 +216,9 @@ def distort(
     return _per_image(one, images, keys, _DISTORT)
 
 
-def grey(images: jax.Array, keys: jax.Array, probability: float = 0.2) -> jax.Array:
+def grey(
+    images: Float[Array, "B H W 3"], keys: UInt32[Array, "B 2"], probability: float = 0.2
+) -> Float[Array, "B H W 3"]:
     """Turns each image grey with the given probability; arguments as in `distort`."""
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
@@ -220,11 +228,11 @@ def grey(images: jax.Array, keys: jax.Array, probability: float = 0.2) -> jax.Ar
 
 
 def blur(
-    images: jax.Array,
-    keys: jax.Array,
+    images: Float[Array, "B H W 3"],
+    keys: UInt32[Array, "B 2"],
     probability: float = 0.5,
     deviations: tuple[float, float] = (0.1, 2.0),
-) -> jax.Array:
+) -> Float[Array, "B H W 3"]:
     """Blurs each image by a Gaussian, with the given probability.
 
     The blur along an axis is a product with a matrix of weights, which suits matrix units. At the

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from hashvision.config import Config
 from hashvision.pixels import augment
@@ -38,7 +39,7 @@ def from_config(config: Config) -> list[Crops]:
     return [Crops(*size) for size in config.data.crops]
 
 
-def box(shape: jax.Array, key: jax.Array, crops: Crops) -> jax.Array:
+def box(shape: Int[Array, "2"], key: PRNGKeyArray, crops: Crops) -> Float[Array, "4"]:
     """Draws the box of a crop, like torchvision's RandomResizedCrop.
 
     Area, logarithm of the aspect ratio and position are uniform. The result is the first of ten
@@ -67,7 +68,9 @@ def box(shape: jax.Array, key: jax.Array, crops: Crops) -> jax.Array:
     return jnp.where(fits[first], drawn, middle)
 
 
-def weights(start: jax.Array, length: jax.Array, size: int, side: int) -> jax.Array:
+def weights(
+    start: Float[Array, ""], length: Float[Array, ""], size: int, side: int
+) -> Float[Array, "{size} {side}"]:
     """The matrix that cuts an interval from a line of pixels and resizes it.
 
     The filter is the triangle of Pillow and tf.image.resize: bilinear when the interval grows, and
@@ -91,7 +94,9 @@ def weights(start: jax.Array, length: jax.Array, size: int, side: int) -> jax.Ar
     return inside / jnp.sum(inside, axis=1, keepdims=True)
 
 
-def resized(photos: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
+def resized(
+    photos: UInt8[Array, "B S S 3"], boxes: Float[Array, "B n 4"], size: int
+) -> UInt8[Array, "B n {size} {size} 3"]:
     """Cuts boxes out of photos and resizes them (bilinear, antialiased).
 
     Args:

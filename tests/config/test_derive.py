@@ -8,7 +8,7 @@ from hashvision.config import derive, recipes
 from hashvision.errors import UserError
 from places import CONFIGS
 
-IMAGENET = 1_281_167
+IMAGENET = 1_281_167.0
 
 
 def swav(batch_size, *overrides, recipe="base"):
@@ -39,7 +39,7 @@ def test_derived_settings_match_the_authors_two_recipes(batch, peak, queue, froz
 
 
 def test_a_small_dataset_gets_few_prototypes():
-    config, why = filled(64, photos=5000)
+    config, why = filled(64, photos=5000.0)
     assert config.swav.prototypes == 60 and config.swav.queue == 0
     assert "5 to 250 prototypes for codes over 64 photos; this run has 60" in why[-1]
 

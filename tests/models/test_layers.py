@@ -94,7 +94,7 @@ def test_grouped_forms_equal_plain_numpy(channels, group, stride):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_dense_conv_equals_plain_numpy(size, stride):
     x, kernel = drawn("x", 2, 7, 8, 3), drawn("kernel", size, size, 3, 5)
-    y = layers.conv(x, kernel, stride)
+    y = layers.conv(jnp.asarray(x), jnp.asarray(kernel), stride)
     plain = plain_grouped_conv(x, kernel, stride)
     np.testing.assert_allclose(y, plain, rtol=1e-4, atol=1e-5)
 
@@ -102,12 +102,13 @@ def test_dense_conv_equals_plain_numpy(size, stride):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_of_a_1x1_convolution_equal_plain_numpy(stride):
     x, kernel = drawn("x", 2, 7, 6, 5), drawn("kernel", 1, 1, 5, 3)
-    y, pull = jax.vjp(functools.partial(layers.conv, stride=stride), x, kernel)
+    conv = functools.partial(layers.conv, stride=stride)
+    y, pull = jax.vjp(conv, jnp.asarray(x), jnp.asarray(kernel))
     dy = drawn("dy", *y.shape)
     plain_dx = np.zeros(x.shape)
     plain_dx[:, ::stride, ::stride] = dy.astype(np.float64) @ kernel[0, 0].T
     plain_dkernel = np.einsum("bhwc,bhwd->cd", x[:, ::stride, ::stride].astype(np.float64), dy)
-    dx, dkernel = pull(dy)
+    dx, dkernel = pull(jnp.asarray(dy))
     np.testing.assert_allclose(dx, plain_dx, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dkernel[0, 0], plain_dkernel, rtol=1e-5, atol=1e-6)
 
@@ -149,18 +150,18 @@ def plain_max_pool(x: np.ndarray, dy: np.ndarray | None = None) -> tuple[np.ndar
 def test_max_pool_and_its_gradient_equal_plain_numpy(size, equal):
     x = drawn("x", 2, *size, 3)
     x = np.round(x) if equal else x - 2  # negative, so that zero padding would show
-    y, pull = jax.vjp(layers.max_pool, x)
+    y, pull = jax.vjp(layers.max_pool, jnp.asarray(x))
     dy = drawn("dy", *y.shape)
     plain, plain_dx = plain_max_pool(x, dy)
     np.testing.assert_array_equal(y, plain)
-    np.testing.assert_allclose(pull(dy)[0], plain_dx, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.asarray(dy))[0], plain_dx, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_group_conv_module_has_one_kernel_shape_in_every_form(form):
     module = layers.GroupConv(24, 3, 2, groups=3, form=form, dtype=jnp.bfloat16)
     x = drawn("x", 2, 6, 6, 24)
-    y, variables = module.init_with_output(jax.random.key(0), x)
+    y, variables = module.init_with_output(jax.random.key(0), jnp.asarray(x))
     assert y.dtype == jnp.bfloat16
     kernel = variables["params"]["kernel"]
     assert kernel.dtype == jnp.float32 and kernel.shape == (3, 3, 8, 24)
@@ -173,7 +174,8 @@ def test_few_merged_groups_are_separate_convolutions_and_many_are_one(groups, se
     x, kernel = drawn("x", 2, 4, 4, groups * 4), drawn("kernel", 3, 3, 2, groups * 4)
     packed = functools.partial(layers.packed_conv, stride=1, lanes=4)
     plain = plain_grouped_conv(x, kernel, 1)
-    np.testing.assert_allclose(packed(x, kernel), plain, rtol=1e-5, atol=1e-5)
+    y = packed(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
     text = str(jax.make_jaxpr(packed)(x, kernel))
     assert text.count("conv_general_dilated") == (groups if separate else 1)
 
@@ -245,7 +247,7 @@ def test_squeeze_excite_equals_plain_numpy(dtype):
     pooled = x.mean((1, 2))
     hidden = np.maximum(pooled @ reduce["kernel"] + reduce["bias"], 0)
     gates = 1 / (1 + np.exp(-(hidden @ expand["kernel"] + expand["bias"])))
-    y = module.apply(variables, jnp.asarray(x, dtype))
+    y = module.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(x, dtype))
     assert isinstance(y, jax.Array) and y.dtype == dtype
     tolerance = 1e-6 if dtype == jnp.float32 else 0.02
     np.testing.assert_allclose(
@@ -255,7 +257,8 @@ def test_squeeze_excite_equals_plain_numpy(dtype):
 
 def test_gradients_of_gates_equal_plain_numpy():
     x, gates, dy = drawn("x", 3, 4, 5, 6), drawn("gates", 3, 6), drawn("dy", 3, 4, 5, 6)
-    dx, dgates = jax.vjp(layers.gated, x, gates)[1](jnp.asarray(dy))
+    _, pull = jax.vjp(layers.gated, jnp.asarray(x), jnp.asarray(gates))
+    dx, dgates = pull(jnp.asarray(dy))
     np.testing.assert_allclose(dx, dy * gates[:, None, None], rtol=1e-6)
     np.testing.assert_allclose(dgates, (dy * x).sum((1, 2)), rtol=1e-5)
 

@@ -152,7 +152,7 @@ def train_step() -> tuple[dict[str, np.ndarray], jax.Array, jax.Array, Any, Any]
     """Golden, loss, features, new statistics and gradients of RegNetY-200MF in training mode."""
     golden, variables = load("timm_regnety_002")
     model = models.build("regnety_200mf", group_conv="native")
-    images = weights_rule.images(str(golden["train_key"]), TRAIN_SHAPE)
+    images = jnp.asarray(weights_rule.images(str(golden["train_key"]), TRAIN_SHAPE))
     shape = golden["train_features"].shape
     weights = weights_rule.uniform("loss", golden["train_features"].size).reshape(shape)
 
@@ -262,7 +262,7 @@ def toy_stage(depth: int, **options: Any) -> Stage:
     return Stage(functools.partial(ToyBlock, width=16), depth, 2, **options)
 
 
-TOY_IMAGES = weights_rule.images("toy", (4, 10, 12, 8))
+TOY_IMAGES = jnp.asarray(weights_rule.images("toy", (4, 10, 12, 8)))
 
 
 @functools.cache
@@ -271,10 +271,12 @@ def toy_variables(depth: int) -> Any:
     shapes = jax.eval_shape(
         lambda key: toy_stage(depth).init(key, TOY_IMAGES, False), jax.random.key(0)
     )
-    return jax.tree.map_with_path(
-        lambda path, leaf: np.abs(weights_rule.draw(jax.tree_util.keystr(path), leaf.shape)) + 0.1,
-        shapes,
-    )
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        drawn = weights_rule.draw(jax.tree_util.keystr(path), leaf.shape)
+        return jnp.asarray(np.abs(drawn) + 0.1)
+
+    return jax.tree.map_with_path(draw, shapes)
 
 
 @functools.cache
@@ -435,6 +437,6 @@ def test_bfloat16_keeps_parameters_statistics_and_features_in_float32(name):
 def test_bfloat16_features_are_close_to_float32_features():
     golden, variables = load("timm_regnety_002")
     model = models.build("regnety_200mf", group_conv="native", dtype=jnp.bfloat16)
-    images = weights_rule.images("images", EVAL_SHAPE)
+    images = jnp.asarray(weights_rule.images("images", EVAL_SHAPE))
     features = jax.jit(lambda variables: model.apply(variables, images, False))(variables)
     np.testing.assert_allclose(features, golden["features"], atol=0.05)

@@ -64,6 +64,7 @@ def norm_variables(channels: int) -> Any:
 
 def normalize(x: Any, variables: Any, relu: bool = False, **options: Any) -> tuple[jax.Array, Any]:
     """Output and statistics of a training step of BatchNorm."""
+    variables, x = jax.tree.map(jnp.asarray, (variables, x))
     y, after = norm.BatchNorm(**options).apply(variables, x, True, relu, mutable=["batch_stats"])
     return y, after["batch_stats"]
 
@@ -116,7 +117,8 @@ def test_gradients_of_batch_norm_equal_plain_numpy(groups, crops, relu):
     def output(x: jax.Array, params: Any) -> jax.Array:
         return normalize(x, {**variables, "params": params}, relu, groups=cut)[0]
 
-    dx, params = jax.vjp(output, x, variables["params"])[1](dy)
+    _, pull = jax.vjp(output, *jax.tree.map(jnp.asarray, (x, variables["params"])))
+    dx, params = pull(jnp.asarray(dy))
     if relu:
         dy = np.where(plain_batch_norm(x, variables, groups, crops)[0] > 0, dy, 0)
     plain = plain_batch_norm_gradients(x, variables["params"]["scale"], dy, groups, crops)
@@ -150,7 +152,8 @@ def test_batch_norm_with_two_groups_normalizes_the_halves_separately():
 
 def test_batch_norm_in_evaluation_uses_the_running_statistics_unchanged():
     x, variables = drawn("x", 3, 2, 2, 6), norm_variables(6)
-    y, after = norm.BatchNorm().apply(variables, x, False, mutable=["batch_stats"])
+    as_jax = jax.tree.map(jnp.asarray, (variables, x))
+    y, after = norm.BatchNorm().apply(*as_jax, False, mutable=["batch_stats"])
     old = variables["batch_stats"]
     plain = (x - old["mean"]) / np.sqrt(old["var"] + 1e-5)
     plain = plain * variables["params"]["scale"] + variables["params"]["bias"]
@@ -161,7 +164,7 @@ def test_batch_norm_in_evaluation_uses_the_running_statistics_unchanged():
 def test_batch_norm_does_not_cancel_far_from_zero():
     # E[x^2] - E[x]^2 would give this input a standard deviation of 15.8.
     x = (1000 + 0.05 * np.sqrt(3) * drawn("x", 32, 16, 16, 4)).astype(np.float32)
-    variables = norm.BatchNorm().init(jax.random.key(0), x, True)
+    variables = norm.BatchNorm().init(jax.random.key(0), jnp.asarray(x), True)
     y, after = normalize(x, variables)
     plain, mean, var = plain_batch_norm(x, variables)
     assert np.std(y) == pytest.approx(1, abs=0.01)
@@ -230,7 +233,8 @@ def test_batch_norm_takes_float32_statistics_of_bfloat16():
 
 
 def test_batch_norm_init_does_not_update_the_statistics():
-    variables = norm.BatchNorm().init(jax.random.key(0), drawn("x", 2, 2, 2, 3) + 4, True)
+    x = jnp.asarray(drawn("x", 2, 2, 2, 3) + 4)
+    variables = norm.BatchNorm().init(jax.random.key(0), x, True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
     np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
 
@@ -251,7 +255,7 @@ def test_batch_norm_on_8_devices_equals_one(number):
         def output(x: jax.Array) -> Any:
             return normalize(x, variables, groups=groups)
 
-        y, pull, after = jax.vjp(output, x, has_aux=True)
+        y, pull, after = jax.vjp(output, jnp.asarray(x), has_aux=True)
         return y, after, pull(jnp.square(y))[0]
 
     with jax.set_mesh(mesh):

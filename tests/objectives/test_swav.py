@@ -211,7 +211,9 @@ def test_the_queue_is_newest_first_and_used_only_when_full():
     objective, params, extra, batch = made(settings(queue=2, queue_start=1))
     plain, *_ = made(settings())
     step = jax.jit(lambda extra, n: objective.loss(params, extra, batch, jax.random.key(0), n))
-    reference = jax.jit(lambda extra: plain.loss(params, extra, batch, jax.random.key(0), 0))
+    reference = jax.jit(
+        lambda extra: plain.loss(params, extra, batch, jax.random.key(0), jnp.int32(0))
+    )
     without = {name: value for name, value in extra.items() if name != "queue"}
     wanted, (without, _) = reference(without)
     loss, (extra, _) = step(extra, 0)
@@ -241,7 +243,9 @@ def test_codes_with_a_full_queue_are_computed_over_all_photos():
         params, {**extra, "queue": queue}, parts, jax.random.key(0), 99
     )
     # The batch's own embeddings, which the step has put into the queue.
-    _, (moved, _) = jax.jit(objective.loss)(params, {**extra, "queue": queue}, batch, None, 99)
+    _, (moved, _) = jax.jit(objective.loss)(
+        params, {**extra, "queue": queue}, batch, jax.random.key(0), 99
+    )
     own = np.asarray(moved["queue"])[:, 0]
     for a in (0, 1):
         together = np.concatenate([own[:, a], queue[:, :, a].reshape(-1, 8)])
@@ -255,14 +259,14 @@ def test_accumulating_over_parts_learns_the_same_as_the_whole_batch():
     """The codes of each part are computed over the whole batch."""
     objective, params, extra, batch = made(settings(queue=2))
     differentiate = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
-    (loss, (whole, _)), grads = differentiate(params, extra, batch, None, 0)
+    (loss, (whole, _)), grads = differentiate(params, extra, batch, jax.random.key(0), 0)
     parts = {name: x.reshape(4, 2, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
     parts, moved = jax.jit(objective.before_parts)(params, extra, parts, jax.random.key(0), 0)
     np.testing.assert_allclose(moved["queue"], whole["queue"], atol=1e-6)
     losses, summed = [], jax.tree.map(jnp.zeros_like, params)
     for part in (0, 1):
         own = jax.tree.map(lambda x, part=part: x[part], parts)
-        (value, _), gradient = differentiate(params, {**extra, **moved}, own, None, 0)
+        (value, _), gradient = differentiate(params, {**extra, **moved}, own, jax.random.key(0), 0)
         losses.append(value)
         summed = jax.tree.map(lambda a, b: a + b / 2, summed, gradient)
     np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-6)
@@ -270,14 +274,14 @@ def test_accumulating_over_parts_learns_the_same_as_the_whole_batch():
     # Codes computed over a part alone would differ.
     alone = {name: x[0] for name, x in parts.items() if name != "codes"}
     plain, *_ = made(settings())
-    by_itself, _ = jax.jit(plain.loss)(params, extra, alone, None, 0)
+    by_itself, _ = jax.jit(plain.loss)(params, extra, alone, jax.random.key(0), 0)
     assert abs(by_itself - losses[0]) > 1e-3
 
 
 @pytest.mark.slow
 def test_the_heads_batchnorm_statistics_are_updated():
     objective, params, extra, batch = made(settings(), norm=True)
-    _, (after, _) = jax.jit(objective.loss)(params, extra, batch, None, 0)
+    _, (after, _) = jax.jit(objective.loss)(params, extra, batch, jax.random.key(0), 0)
     assert set(after["head"]) == {"norm1"}
     assert np.any(after["head"]["norm1"]["mean"] != extra["head"]["norm1"]["mean"])
 
@@ -285,11 +289,11 @@ def test_the_heads_batchnorm_statistics_are_updated():
 @pytest.mark.slow
 def test_each_crop_size_updates_the_statistics_once():
     objective, params, extra, batch = made(settings())
-    _, (after, _) = jax.jit(objective.loss)(params, extra, batch, None, 0)
+    _, (after, _) = jax.jit(objective.loss)(params, extra, batch, jax.random.key(0), 0)
     assert not np.allclose(after["trunk"]["mean"], 0)
     # Two updates with momentum 0.9, one per size, rather than five, one per crop.
     doubled = {"trunk": {"mean": jnp.ones(10)}, "head": {}}
-    _, (later, _) = jax.jit(objective.loss)(params, doubled, batch, None, 0)
+    _, (later, _) = jax.jit(objective.loss)(params, doubled, batch, jax.random.key(0), 0)
     np.testing.assert_allclose(later["trunk"]["mean"] - after["trunk"]["mean"], 0.81, atol=1e-5)
 
 

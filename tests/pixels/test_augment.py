@@ -29,9 +29,9 @@ def test_flip_mirrors_half_and_only_left_to_right():
 
 def test_flip_depends_only_on_the_key_on_8_devices():
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (16, 4, 4, 3), np.uint8)
-    keys = rng.integers(0, 2**32, (16, 2), np.uint32)
-    whole = augment.flip(jnp.array(images), jnp.array(keys))
+    images = jnp.array(rng.integers(0, 256, (16, 4, 4, 3), np.uint8))
+    keys = jnp.array(rng.integers(0, 2**32, (16, 2), np.uint32))
+    whole = augment.flip(images, keys)
     alone = [augment.flip(images[i : i + 1], keys[i : i + 1])[0] for i in range(16)]
     np.testing.assert_array_equal(whole, np.stack(alone))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

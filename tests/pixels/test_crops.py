@@ -106,11 +106,11 @@ def test_a_batch_of_photos_becomes_one_of_crops():
     for number, wanted in enumerate(SIZES):
         cut = np.asarray(found[f"crops{number}"])
         assert cut.shape == (4, wanted.per_photo, wanted.size, wanted.size, 3)
-        keys = augment.crop_keys(given["key"], first, wanted.per_photo)
+        keys = augment.crop_keys(jnp.array(given["key"]), first, wanted.per_photo)
         for photo in range(4):
             for crop in range(wanted.per_photo):
                 key = augment.draw_key(keys[photo, crop], augment.CROP)
-                box = crops.box(given["shape"][photo], key, wanted)
+                box = crops.box(jnp.array(given["shape"][photo]), key, wanted)
                 top, left, height, width = (int(x) for x in box)
                 part = given["photos"][photo, top : top + height, left : left + width]
                 size = (wanted.size, wanted.size)
@@ -122,13 +122,13 @@ def test_a_batch_of_photos_becomes_one_of_crops():
 
 
 def test_further_sizes_do_not_change_the_first_crops():
-    given = batch(3)
+    given = jax.tree.map(jnp.array, batch(3))
     alone = crops.cut(given, SIZES[:1])["crops0"]
     np.testing.assert_array_equal(crops.cut(given, SIZES)["crops0"], alone)
 
 
 def test_crops_are_the_same_on_8_devices():
-    given = batch(8)
+    given = jax.tree.map(jnp.array, batch(8))
     whole = crops.cut(given, SIZES)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))

@@ -22,7 +22,7 @@ def cut(batch):
 
 
 def augmented(images):
-    return augment.augmented(images, KEYS, SWAV)
+    return augment.augmented(images, jnp.array(KEYS), SWAV)
 
 
 def logits(kernel, features):

@@ -451,7 +451,11 @@ def damaged(name, contents, words):
         *damaged("config.json", ["{}"], "lacks seed; copy it again"),
         *damaged("dataset.json", [None], "not the workdir of a run"),
         *damaged("dataset.json", ANYTHING, "dataset.json"),
-        *damaged("dataset.json", ["{}", '{"dataset": 5, "manifest": {}}'], "not a file that `train` writes"),
+        *damaged(
+            "dataset.json",
+            ["{}", '{"dataset": 5, "manifest": {}}'],
+            "not a file that `train` writes",
+        ),
         *damaged(
             "dataset.json", ['{"dataset": "set", "manifest": {"rarest": {}}}'], "the invalid shards"
         ),
