@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import weights_rule
 
 # By name: this project does not depend on them, so neither the type checker nor a reader's editor
