@@ -150,8 +150,8 @@ def test_each_crop_has_its_own_key():
 
 @pytest.mark.slow
 def test_augmented_pixels_are_the_same_alone_and_on_8_devices():
-    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
-    keys = keys_of(16)
+    images = jnp.array(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8))
+    keys = jnp.array(keys_of(16))
 
     def augmented(images, keys):
         return augment.augmented(

@@ -86,7 +86,7 @@ def test_the_moving_average_covers_parameters_and_statistics():
 def test_the_averaged_network_has_averaged_statistics():
     """A weight grows by 1% per step, so its average is far below it and needs other statistics."""
     layer = from_module(BatchNorm())
-    x = 1 + np.random.default_rng(0).standard_normal((64, 4), np.float32)
+    x = jnp.asarray(1 + np.random.default_rng(0).standard_normal((64, 4), np.float32))
 
     def apply(params, stats, train):
         return layer.apply(Variables(params["norm"], stats), params["weight"] * x, train)
