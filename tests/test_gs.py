@@ -127,6 +127,7 @@ def test_errors_are_one_sentence(cloud, capsys, tmp_path):
         assert words in one_sentence(capsys, *arguments)
 
 
+@pytest.mark.slow
 def test_single_records_are_read_and_faults_are_stored_in_the_bucket(cloud, tmp_path):
     local = datasets.write(tmp_path / "set", size=64, shards=4)
     cloud.upload(local, "set")

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import threading
 import typing
@@ -230,7 +231,9 @@ def _fail_if_a_worker_ends() -> Iterator[None]:
         name = failed.thread.name if failed.thread else ""
         if name == "run_worker" and not ended:
             ended.append(failed.exc_value)
-            _thread.interrupt_main()
+            # A command in the background of a script ignores SIGINT; it stops on SIGTERM.
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            _thread.interrupt_main(signal.SIGTERM if ignored else signal.SIGINT)
         elif name not in _WORKER_THREADS:
             before(failed)
 

@@ -32,6 +32,7 @@ RECIPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_has_the_whole_schema_and_builds(recipe):
     config = load(recipe)

@@ -96,6 +96,7 @@ def test_a_line_cut_off_by_a_kill_does_not_damage_the_next(tmp_path):
     assert [fault.record for fault in reader.Faults(str(tmp_path)).unresolved] == [5]
 
 
+@pytest.mark.slow
 def test_the_order_of_finding_faults_does_not_matter(folder, tmp_path):
     (tmp_path / "other").mkdir()
     for record in (40, 41, 42, 44, 46):
@@ -150,6 +151,7 @@ def test_too_many_broken_records_are_reported_with_the_remedy(folder, tmp_path):
     assert len(take(folder, tmp_path, 8, share=0.02)[0]) == 8
 
 
+@pytest.mark.slow
 def test_a_fixed_record_is_included_again(folder, tmp_path, capsys):
     whole, _ = take(folder, tmp_path, 8)
     for _ in range(2):

@@ -118,6 +118,7 @@ def test_the_largest_of_the_small_bands_is_compared_whole(monkeypatch):
     assert pairs_of(bands.meetings(rows)) == expected
 
 
+@pytest.mark.slow
 def test_copies_meet_in_a_large_band(large):
     met = bands.meetings(large.rows)
     found = bands_benchmark.found(large, met)
@@ -128,6 +129,7 @@ def test_copies_meet_in_a_large_band(large):
     assert len(set(pairs_of(met))) == len(met)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_large_band_do_not_depend_on_the_order_of_rows():
     rows = bands_benchmark.band(2000, 1, seed=4).rows
     rows["order"] //= 50  # many begin alike
@@ -136,6 +138,7 @@ def test_pairs_of_a_large_band_do_not_depend_on_the_order_of_rows():
     assert pairs_of(bands.meetings(shuffled)) == expected
 
 
+@pytest.mark.slow
 def test_posts_of_a_large_band_meet_photos_of_lower_rank(large):
     rows = large.rows.copy()
     rows["rank"][large.earlier] = 0
@@ -147,6 +150,7 @@ def test_posts_of_a_large_band_meet_photos_of_lower_rank(large):
     assert (rows["rank"][met["post"]["file"]] == POST).all()
 
 
+@pytest.mark.slow
 def test_each_of_many_copies_in_a_large_band_meets_an_earlier_one():
     """So only the first is kept, wherever it is, although copies fill many cells."""
     rows, random = bands_benchmark.band(4000, 1, seed=5).rows, np.random.default_rng(0)

@@ -116,6 +116,7 @@ def plain(matches: list[DuplicatePair]):
     return ends, also
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_kept_post_gets_all_its_copies(tmp_path, seed):
     matches = forest(seed)

@@ -157,6 +157,7 @@ def test_max_pool_and_its_gradient_equal_plain_numpy(size, equal):
     np.testing.assert_allclose(pull(jnp.asarray(dy))[0], plain_dx, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_group_conv_module_has_one_kernel_shape_in_every_form(form):
     module = layers.GroupConv(24, 3, 2, groups=3, form=form, dtype=jnp.bfloat16)

@@ -244,6 +244,7 @@ def test_batch_norm_refuses_a_batch_that_does_not_divide():
         normalize(drawn("x", 6, 2, 2, 3), norm_variables(3), groups=norm.Groups(1, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 4, 8, 16])
 def test_batch_norm_on_8_devices_equals_one(number):
     """With more groups than devices, and with fewer; devices exchange only sums."""

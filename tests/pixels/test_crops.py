@@ -33,6 +33,7 @@ def plain_box(height, width, draws, wanted):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(90, 140), (140, 90), (1, 1), (3, 400), (400, 3)])
 @pytest.mark.parametrize("wanted", [Crops(1, 24, 0.3), Crops(1, 24, 0.05, 0.14)])
 def test_boxes_equal_torchvisions(shape, wanted):
@@ -47,6 +48,7 @@ def test_boxes_equal_torchvisions(shape, wanted):
     assert (found[:, :2] + found[:, 2:] <= np.array(shape)).all()
 
 
+@pytest.mark.slow
 def test_boxes_cover_the_ranges_of_area_and_ratio():
     keys = jax.random.split(jax.random.key(0), 1000)
     wanted = Crops(1, 24, 0.3)
@@ -61,6 +63,7 @@ def padded(pixels, side=SIDE):
     return np.pad(pixels, ((0, side - height), (0, side - width), (0, 0)), constant_values=255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [16, 48, 130])
 def test_boxes_are_resized_as_by_pillow_and_tensorflow(size):
     """Boxes shrink and grow; the padding is white, so that a leak from it would show."""
@@ -97,6 +100,7 @@ def batch(count):
     }
 
 
+@pytest.mark.slow
 def test_a_batch_of_photos_becomes_one_of_crops():
     given = batch(4)
     found = jax.jit(lambda batch: crops.cut(batch, SIZES))(given)
@@ -121,12 +125,14 @@ def test_a_batch_of_photos_becomes_one_of_crops():
     assert len({*crops_of_one}) == 5
 
 
+@pytest.mark.slow
 def test_further_sizes_do_not_change_the_first_crops():
     given = jax.tree.map(jnp.array, batch(3))
     alone = crops.cut(given, SIZES[:1])["crops0"]
     np.testing.assert_array_equal(crops.cut(given, SIZES)["crops0"], alone)
 
 
+@pytest.mark.slow
 def test_crops_are_the_same_on_8_devices():
     given = jax.tree.map(jnp.array, batch(8))
     whole = crops.cut(given, SIZES)

@@ -47,6 +47,7 @@ def test_products_of_pixels_and_scores_ask_for_a_precision(function, arguments, 
     assert precision.requested(function, *arguments) == wanted
 
 
+@pytest.mark.slow
 def test_crops_on_a_tpu_differ_by_at_most_one_level():
     boxes = jnp.array([[(0, 0, 90, 60), (10, 20, 60, 40), (40, 3, 31, 50)]], jnp.float32)
     photos = jnp.array(PIXELS[:1])
@@ -55,6 +56,7 @@ def test_crops_on_a_tpu_differ_by_at_most_one_level():
     assert levels.max() <= 1 and levels.mean() < 0.005  # 0.15 with one product of bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_blur_on_a_tpu_is_within_a_hundredth_of_a_level(probability):
     images = jnp.array(RNG.random((2, 24, 24, 3), np.float32))

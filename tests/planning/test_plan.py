@@ -123,6 +123,7 @@ def test_lanes_round_channels_up_and_merge_groups_if_cheaper():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "gflops"), [("32x8d", 16.4), ("32x48d", 153.0)])
 def test_model_flops_match_the_paper(variant, gflops):
     """Table 3 of WSL: 16 and 153 billion multiplications per photo at 224 pixels.

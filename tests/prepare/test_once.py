@@ -88,6 +88,7 @@ def ids(folder):
     return set(source.rows(0, len(source))["id"].tolist()), source.key()
 
 
+@pytest.mark.slow
 def test_each_dropped_post_has_its_reason(made):
     folder, manifest, written, _ = made
     assert dropped(manifest) == {
@@ -164,6 +165,7 @@ def test_the_report_names_each_pair_and_shows_it(made):
     assert not (folder / "set" / "spool").exists()
 
 
+@pytest.mark.slow
 def test_keep_copies_of_removed_keeps_the_copies_of_others(made, tmp_path, capsys):
     folder, _, before, options = made
     options = {**options, "keep_copies_of_removed": True}
@@ -177,6 +179,7 @@ def test_keep_copies_of_removed_keeps_the_copies_of_others(made, tmp_path, capsy
     assert (reasons["removed"], reasons["removed_copy"], reasons["duplicate_photo"]) == (8, 4, 5)
 
 
+@pytest.mark.slow
 def test_keep_duplicates_still_drops_leaks_and_removed_photos(made, tmp_path):
     folder, _, _, options = made
     options = {**options, "keep_duplicates": True}

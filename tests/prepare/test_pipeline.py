@@ -138,6 +138,7 @@ def vocabulary_of(folder: pathlib.Path) -> dict:
     return json.loads((folder / "vocabulary.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_post_is_accounted_for(made):
     output, manifest, _ = made
     assert json.loads((output / "manifest.json").read_text()) == manifest
@@ -252,6 +253,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_without_wordnet_it_says_so_and_replaces_the_former_dataset(
     made, tmp_path: pathlib.Path, capsys
 ):
@@ -275,6 +277,7 @@ def test_without_wordnet_it_says_so_and_replaces_the_former_dataset(
 IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), pytest.param(IN_PROCESSES, marks=pytest.mark.slow)])
 def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags):
     output, manifest, dump = made
@@ -291,6 +294,7 @@ def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags)
     assert contents(again) == contents(output)
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_no_files(made, tmp_path: pathlib.Path):
     _, _, dump = made
     output = tmp_path / "output"
@@ -350,6 +354,7 @@ def test_a_key_in_the_dataset_is_refused(made, tmp_path):
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_key_replaced_during_the_run_is_an_error(made, tmp_path, monkeypatch):
     whole = folder.finish
 
@@ -417,6 +422,7 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     assert set(classes["dog"]["tags"]) >= {"dog", "dogs", "canisfamiliaris", "domesticdog"}
 
 
+@pytest.mark.slow
 def test_a_post_lost_by_the_runner_is_an_error(made, tmp_path: pathlib.Path, monkeypatch):
     whole = reading.ReadPosts._read
 

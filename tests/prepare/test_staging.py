@@ -93,6 +93,7 @@ def test_foreign_files_in_the_output_are_named_and_kept(posts, tmp_path, manifes
     assert contents(made) == {"manifest.json": before["manifest.json"]}
 
 
+@pytest.mark.slow
 def test_a_dataset_of_each_version_is_replaced_with_all_its_files(posts, tmp_path):
     for number, manifest in enumerate((OLD, NEW)):
         output = put(tmp_path / f"set{number}", manifest_json=json.dumps(manifest))
@@ -348,6 +349,7 @@ def test_a_stopped_run_removes_its_photos(tmp_path, number):
         env={**os.environ, "PYTHONPATH": str(REPO)},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as at a terminal
     )
     while not list(tmp_path.glob("set.preparing-*/spool/*")):
         assert running.poll() is None
@@ -359,7 +361,8 @@ def test_a_stopped_run_removes_its_photos(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_prepare(tmp_path):
+@pytest.mark.parametrize("sigint", [signal.SIG_DFL, signal.SIG_IGN])  # terminal, background
+def test_a_killed_worker_ends_prepare(tmp_path, sigint):
     posts = write_posts(tmp_path / "in", 2000)
     command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
     driver = subprocess.Popen(
@@ -368,6 +371,7 @@ def test_a_killed_worker_ends_prepare(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
     try:
         while not list(tmp_path.glob("set.preparing-*/spool/*")):

@@ -104,6 +104,7 @@ def test_a_damaged_tar_is_read_up_to_the_damage(tmp_path: pathlib.Path):
     assert read(tmp_path, "x.tar/b.jpg") == "broken_archive"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", hostile.HARMFUL_TARS)
 def test_malicious_tars_are_dropped(tmp_path: pathlib.Path, kind: str):
     (tmp_path / "x.tar").write_bytes(hostile.HARMFUL_TARS[kind])

@@ -243,6 +243,7 @@ class Reads(Run):
         agree(self, audit.audit_run(str(self.path), as_list(every)), set(range(SIZE)))
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_batches_that_were_read(tmp_path):
     run = Reads(tmp_path)
     run.flip(9)
@@ -260,6 +261,7 @@ def test_counts_are_those_of_the_batches_that_were_read(tmp_path):
     run.agrees()
 
 
+@pytest.mark.slow
 def test_broken_records_are_not_shown_in_repeated_steps(tmp_path):
     run = Reads(tmp_path)
     run.read(0, 8)

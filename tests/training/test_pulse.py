@@ -151,6 +151,7 @@ def send(path, line):
     return b""
 
 
+@pytest.mark.slow
 def test_hosts_hear_of_each_other(tmp_path):
     with speaking(tmp_path) as (first, (one, two)):
         one.beat(None)
