@@ -339,17 +339,28 @@ def processes_of(group: int) -> list[int]:
     return found
 
 
+WITH_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.Handlers(int(sys.argv[1])))
+os.execv(sys.executable, [sys.executable, "-m", "hashvision", *sys.argv[2:]])
+"""
+
+
+def with_sigint(handler):
+    """hashvision as it starts at a terminal (SIG_DFL), or in the background of a script."""
+    return [sys.executable, "-c", WITH_SIGINT, str(int(handler))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_removes_its_photos(tmp_path, number):
     posts = write_posts(tmp_path / "in", 2000)
-    command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
+    command = [*with_sigint(signal.SIG_DFL), "prepare", f"--posts={posts}"]
     running = subprocess.Popen(
         [*command, f"--output={tmp_path / 'set'}"],
         env={**os.environ, "PYTHONPATH": str(REPO)},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as at a terminal
     )
     while not list(tmp_path.glob("set.preparing-*/spool/*")):
         assert running.poll() is None
@@ -364,14 +375,13 @@ def test_a_stopped_run_removes_its_photos(tmp_path, number):
 @pytest.mark.parametrize("sigint", [signal.SIG_DFL, signal.SIG_IGN])  # terminal, background
 def test_a_killed_worker_ends_prepare(tmp_path, sigint):
     posts = write_posts(tmp_path / "in", 2000)
-    command = [sys.executable, "-m", "hashvision", "prepare", f"--posts={posts}"]
+    command = [*with_sigint(sigint), "prepare", f"--posts={posts}"]
     driver = subprocess.Popen(
         [*command, f"--output={tmp_path / 'set'}", *IN_PROCESSES],
         env={**os.environ, "PYTHONPATH": str(REPO)},
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
     try:
         while not list(tmp_path.glob("set.preparing-*/spool/*")):
