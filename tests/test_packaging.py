@@ -32,6 +32,13 @@ def test_a_recipe_is_found_by_its_name_from_anywhere(recipe, tmp_path, monkeypat
     assert recipes.read(recipe).values == recipes.read(recipe_file(recipe)).values
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_recipe(tmp_path, monkeypatch):
+    """A workdir may well be called demo."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert recipes.read("demo").values == recipes.read(recipe_file("demo")).values
+
+
 def test_an_unknown_recipe_is_refused_with_the_nearest_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="There is no recipe dmo; did you mean demo?"):

@@ -102,10 +102,10 @@ def _find(file: str) -> tuple[str, str]:
       UserError: there is no such recipe.
     """
     path, _, variant = file.partition(":")
+    if path in _names():  # first, since a workdir here may have the same name
+        return os.path.join(folder(), f"{path}.py"), variant
     if os.path.exists(path):
         return path, variant
-    if path in _names():
-        return os.path.join(folder(), f"{path}.py"), variant
     if path.endswith(".py") or os.path.dirname(path):
         raise UserError(
             f"The config {path} does not exist; `hashvision config --list` lists recipes."

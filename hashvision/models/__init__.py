@@ -28,7 +28,7 @@ __all__ = [
     "trunk",
 ]
 
-# A family is a module with PARAMETERS (network name -> parameters) and from_config.
+# A family is a module with PARAMETERS (network name -> parameters), build and from_config.
 FAMILIES: tuple[Any, ...] = (resnext, regnet)
 
 
@@ -62,14 +62,12 @@ def projection_head(config: Config) -> Network:
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """The Flax module called `name`; options are the fields of RegNetY or ResNeXt.
+    """The Flax module called `name`; options are the fields of its family's module.
 
     Raises:
       UserError: no network has this name.
     """
-    family = _family(name)
-    module = RegNetY if family is regnet else ResNeXt
-    return module(family.PARAMETERS[name], **options)
+    return _family(name).build(name, **options)
 
 
 def _family(name: str) -> Any:

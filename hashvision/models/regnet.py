@@ -135,6 +135,11 @@ class RegNetY(nn.Module):
         return jnp.mean(x, (1, 2), dtype=jnp.float32)
 
 
+def build(name: str, **fields: Any) -> RegNetY:
+    """The network called `name`, one of PARAMETERS, with other fields of RegNetY as given."""
+    return RegNetY(PARAMETERS[name], **fields)
+
+
 def from_config(config: Config, platform: str) -> RegNetY:
     """The network called config.model.name; see convnet.options."""
-    return RegNetY(PARAMETERS[config.model.name], **options(config, platform))
+    return build(config.model.name, **options(config, platform))

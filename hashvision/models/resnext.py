@@ -106,6 +106,11 @@ class ResNeXt(nn.Module):
         return jnp.mean(x, (1, 2), dtype=jnp.float32)
 
 
+def build(name: str, **fields: Any) -> ResNeXt:
+    """The network called `name`, one of PARAMETERS, with other fields of ResNeXt as given."""
+    return ResNeXt(PARAMETERS[name], **fields)
+
+
 def from_config(config: Config, platform: str) -> ResNeXt:
     """The network called config.model.name; see convnet.options."""
-    return ResNeXt(PARAMETERS[config.model.name], **options(config, platform))
+    return build(config.model.name, **options(config, platform))

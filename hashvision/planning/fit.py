@@ -6,9 +6,16 @@ from typing import NamedTuple
 from hashvision import objectives
 from hashvision.config import Config
 from hashvision.errors import UserError
-from hashvision.planning import plan as plans
-from hashvision.planning.plan import DoesNotFit, Plan, Target
-from hashvision.training import program as programs
+from hashvision.planning.plan import (
+    DoesNotFit,
+    Plan,
+    Target,
+    bytes_per_device,
+    devices_of,
+    memory_of,
+    plan,
+)
+from hashvision.training import program
 
 # Per stage, from the fastest to the one that takes least memory. The first stages come first: their
 # activations are largest.
@@ -66,8 +73,8 @@ def fit(config: Config, target: Target) -> Best:
     config = config.copy_and_resolve_references()
     for line in objectives.fill(config, target.photos):
         print(line, flush=True)
-    devices = plans.devices_of(target.topology)
-    memory = plans.memory_of(target.topology, devices)
+    devices = devices_of(target.topology)
+    memory = memory_of(target.topology, devices)
     count = len(devices)
     parts = accumulate_values(config.batch_size, count, config.model.norm_photos)
     if len(parts) < len(accumulate_values(config.batch_size, count, 1)):
@@ -80,13 +87,13 @@ def fit(config: Config, target: Target) -> Best:
 
     def state_fits(fsdp: int) -> bool:
         wide = Choice(fsdp=fsdp, accumulate=1, remat=REMAT[0]).applied(config)
-        state = programs.build(
+        state = program.build(
             config=wide, classes=target.classes, epoch_length=target.photos, devices=devices
         ).abstract
-        return not memory or plans.bytes_per_device(state) <= STATE_SHARE * memory
+        return not memory or bytes_per_device(state) <= STATE_SHARE * memory
 
     def attempt(choice: Choice) -> Plan:
-        return plans.plan(choice.applied(config), target)
+        return plan(choice.applied(config), target)
 
     widths = [width for width in range(1, count + 1) if count % width == 0]
     return search(widths=widths, parts=parts, state_fits=state_fits, attempt=attempt)

@@ -19,7 +19,7 @@ from hashvision.config import Config
 from hashvision.data import stream
 from hashvision.errors import UserError
 from hashvision.planning import flops, hlo
-from hashvision.training import program as programs
+from hashvision.training.program import Program, build
 
 # XLA's EffortLevel O1 skips most of the work of making each fusion fast, which is most of a
 # compilation. O0 takes half the time of O1, but reports up to four times the cycles of a full
@@ -242,7 +242,7 @@ def plan(config: Config, target: Target) -> Plan:
     stream.check_lanes(config.batch_size, config.data.lanes, hosts)
     for line in objectives.fill(config, photos):
         print(line, flush=True)
-    program = programs.build(config=config, classes=classes, epoch_length=photos, devices=devices)
+    program = build(config=config, classes=classes, epoch_length=photos, devices=devices)
     start = time.monotonic()
     with jax.set_mesh(program.mesh):
         lowered = program.step.lower(program.abstract, program.abstract_batch)
@@ -433,7 +433,7 @@ def bytes_per_device(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def forward_pass(config: Config, program: programs.Program, classes: int, photos: float) -> Any:
+def forward_pass(config: Config, program: Program, classes: int, photos: float) -> Any:
     """The jaxpr of a step's loss for the whole batch, from which `model_flops` is counted.
 
     The network is the published one: convolution groups are not merged and channels not padded.
@@ -441,7 +441,7 @@ def forward_pass(config: Config, program: programs.Program, classes: int, photos
     """
     plain = config.copy_and_resolve_references()
     plain.model.group_conv, plain.mesh.fsdp = "native", 1
-    objective = programs.build(
+    objective = build(
         config=plain, classes=classes, epoch_length=photos, devices=jax.devices()[:1]
     ).objective
     batch = jax.eval_shape(program.cut, program.abstract_batch)

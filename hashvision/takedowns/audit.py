@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hashvision import storage
-from hashvision.data import dataset as datasets
 from hashvision.data import reader, removals
+from hashvision.data.dataset import MANIFEST, Dataset, fingerprint
+from hashvision.data.dataset import load as load_dataset
 from hashvision.errors import UserError
 from hashvision.takedowns import replay
 from hashvision.training import run
@@ -31,7 +32,7 @@ _NO_COPIES = (
 class DatasetAudit(typing.NamedTuple):
     """Which records of a dataset a removal list names."""
 
-    source: datasets.Dataset
+    source: Dataset
     listed: Sequence[removals.Removal]
     found: replay.Named
 
@@ -94,7 +95,7 @@ class DatasetAudit(typing.NamedTuple):
 class RemovedRecord(typing.NamedTuple):
     """A record that the removal list names, and how often each checkpoint saw it."""
 
-    source: datasets.Dataset
+    source: Dataset
     lines: dict[int, bool]  # numbers of the lines that name it, and whether only by a copy
     shown: replay.Shown
 
@@ -107,7 +108,7 @@ class RunAudit(typing.NamedTuple):
     listed: Sequence[removals.Removal]
     checkpoints: list[int]  # steps, ascending
     records: list[RemovedRecord]  # named by the list, the most often shown first
-    sources: list[datasets.Dataset]  # datasets that the run was trained on
+    sources: list[Dataset]  # datasets that the run was trained on
 
     @property
     def code(self) -> int:
@@ -204,7 +205,7 @@ def audit_dataset(path: str, listed: removals.RemovalList) -> DatasetAudit:
     Raises:
       UserError: the folder is not a dataset, or its key cannot be read.
     """
-    source = datasets.load(path)
+    source = load_dataset(path)
     found = replay.named(source, listed.lines, source.names(listed))
     return DatasetAudit(source=source, listed=listed.lines, found=found)
 
@@ -218,10 +219,10 @@ def verify_dataset(path: str) -> str:
     Raises:
       UserError: the folder is not a dataset, or a file in it is missing or damaged.
     """
-    source = datasets.load(path)
+    source = load_dataset(path)
     source.verify()
     report = f"{path} is intact: {len(source.shards):,} shards of {int(source.shard_bytes.sum()):,}"
-    report += f" bytes, {len(source):,} records and their index match {datasets.MANIFEST}."
+    report += f" bytes, {len(source):,} records and their index match {MANIFEST}."
     if source.version == 1:
         report += " It is of version 1, which has digests of the shards only."
     return report
@@ -287,7 +288,7 @@ def _intervals(workdir: str, end: int, given: str | None) -> list[replay.Interva
     folder, manifest = run.last_dataset(workdir)
     last = {
         "dataset": folder,
-        "fingerprint": datasets.fingerprint(manifest),
+        "fingerprint": fingerprint(manifest),
         "keep_copies_of_removed": False,
     }
     starts = [{**last, **start} for start in run.starts(workdir)]
@@ -295,7 +296,7 @@ def _intervals(workdir: str, end: int, given: str | None) -> list[replay.Interva
         nothing = {kind: [] for kind in removals.KINDS}
         starts = [{**last, "step": 0, "removed": nothing}, *starts]
     starts = [start for start in starts if start["step"] < end]
-    opened: dict[str, datasets.Dataset] = {}
+    opened: dict[str, Dataset] = {}
     for start in starts:
         if start["fingerprint"] not in opened:
             opened[start["fingerprint"]] = _open(workdir, start, given)
@@ -322,15 +323,15 @@ def _barred(start: dict[str, typing.Any]) -> removals.Names:
     return removals.Names(values, keep_copies=start["keep_copies_of_removed"])
 
 
-def _open(workdir: str, start: dict[str, typing.Any], given: str | None) -> datasets.Dataset:
+def _open(workdir: str, start: dict[str, typing.Any], given: str | None) -> Dataset:
     """Opens the dataset of a start, in the folder given or in its former one."""
     noted, states = start["dataset"], []
     for path in filter(None, (given, noted)):
         if not storage.exists(os.path.join(path, "manifest.json")):
             states.append(f"{path} does not exist")
             continue
-        source = datasets.load(path)
-        if datasets.fingerprint(source.manifest) == start["fingerprint"]:
+        source = load_dataset(path)
+        if fingerprint(source.manifest) == start["fingerprint"]:
             return source
         states.append(f"{path} is another dataset")
     raise UserError(
@@ -339,7 +340,7 @@ def _open(workdir: str, start: dict[str, typing.Any], given: str | None) -> data
     )
 
 
-def _where(source: datasets.Dataset, position: int, copy: bool) -> dict[str, typing.Any]:
+def _where(source: Dataset, position: int, copy: bool) -> dict[str, typing.Any]:
     shard = int(source.shard_of(np.array([position]))[0])
     return {
         "shard": shard,
@@ -349,7 +350,7 @@ def _where(source: datasets.Dataset, position: int, copy: bool) -> dict[str, typ
     }
 
 
-def _place(source: datasets.Dataset, position: int, copy: bool) -> str:
+def _place(source: Dataset, position: int, copy: bool) -> str:
     where = _where(source, position, copy)
     return f"{where['shard']}:{where['position']}{' (copy)' * copy}"
 

@@ -66,6 +66,10 @@ class ViT(nn.Module):
         return jnp.mean(nn.LayerNorm(dtype=self.dtype)(x), 1, dtype=jnp.float32)
 
 
+def build(name: str, **fields: Any) -> ViT:
+    return ViT(PARAMETERS[name], **fields)
+
+
 def from_config(config: Config, platform: str) -> ViT:
     """The network called config.model.name; only model.dtype is one of its options."""
-    return ViT(PARAMETERS[config.model.name], convnet.DTYPES[config.model.dtype])
+    return build(config.model.name, dtype=convnet.DTYPES[config.model.dtype])
