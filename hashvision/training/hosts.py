@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from hashvision.errors import UserError
-from hashvision.training.pulse import AGAIN, BEAT, RESUME, Place, Pulse, start
+from hashvision.training.pulse import AGAIN, BEAT, FINAL, RESUME, Place, Pulse, start
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _WATCHED = "HASHVISION_WATCHED"  # set for the process that computes
@@ -123,7 +123,7 @@ def _watch(
         code = child.poll()
         pulse.beat(code)
         lost = pulse.lost(join_seconds, lost_seconds, code is not None and code > 0)
-        if code in (0, 2, AGAIN):
+        if code in FINAL:
             return code
         if lost:
             sentence, code = lost

@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 from hashvision import storage
 
 AGAIN = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command resumes the run
+FINAL = (0, 2, AGAIN)  # codes after which a host no longer looks for what ended its training
 BEAT = 1.0  # seconds between two heartbeats
 RESUME = "run the same command on all hosts to resume"
 
@@ -221,11 +222,16 @@ class FirstHost(Pulse):
         return self._reports.known()
 
     def end(self, code: int) -> None:
-        """Records the last report and stays until the other live hosts have received it."""
+        """Records the last report and stays until the other live hosts have received it.
+
+        A host whose training failed is live: this report may be what it waits for, as the cause.
+        """
         self.beat(code)
         now = time.monotonic()
         while time.monotonic() - now < _LAST_REPORT and any(
-            each.code is None and each.silent < _LAST_REPORT and self._answered.get(host, 0) < now
+            each.code not in FINAL
+            and each.silent < _LAST_REPORT
+            and self._answered.get(host, 0) < now
             for host, each in self.known().items()
         ):
             time.sleep(BEAT / 10)

@@ -132,10 +132,16 @@ def started(path, count=3):
 
 @contextlib.contextmanager
 def speaking(path, count=3):
-    """As `started`; at the end the first host reports that it is done."""
+    """As `started`; at the end the first host reports that it is done, and does not wait."""
     first, others = started(path, count)
     yield first, others
-    first.end(0)
+    end_at_once(first)
+
+
+def end_at_once(first):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pulse, "_LAST_REPORT", 0.0)
+        first.end(0)
 
 
 def address(path):
@@ -151,7 +157,6 @@ def send(path, line):
     return b""
 
 
-@pytest.mark.slow
 def test_hosts_hear_of_each_other(tmp_path):
     with speaking(tmp_path) as (first, (one, two)):
         one.beat(None)
@@ -176,16 +181,20 @@ def test_the_first_host_is_lost_when_it_stops_answering(tmp_path):
     assert "host 0 of 3" in found[0] and "silent for 0.5 s" in found[0]
 
 
-def test_the_first_host_stays_until_the_others_have_its_last_report(tmp_path):
+@pytest.mark.parametrize("code", [None, -6])
+def test_the_first_host_stays_until_the_others_have_its_last_report(tmp_path, code):
+    """Also those whose training was aborted by the first host's failure, and who look for it."""
     first, (one, two) = started(tmp_path)
     one.beat(None)
-    two.beat(None)
+    two.beat(code)
     ending = threading.Thread(target=first.end, args=(2,))
     ending.start()
     time.sleep(0.2)
     assert ending.is_alive()
     one.beat(None)
-    two.beat(None)
+    time.sleep(0.2)
+    assert ending.is_alive()
+    two.beat(code)
     ending.join(60)
     assert one.lost(JOIN, LOST)[1] == two.lost(JOIN, LOST)[1] == 2
 
@@ -225,7 +234,7 @@ def test_another_port_is_opened_if_the_preferred_one_is_in_use(tmp_path):
         other = pulse.start(Place(f"localhost:{port - 1}", 2, 1), str(tmp_path))
         other.beat(None)
         assert other.known() and address(tmp_path)["port"] != port
-        first.end(0)
+        end_at_once(first)
 
 
 @pytest.mark.parametrize(
