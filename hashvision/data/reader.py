@@ -196,10 +196,12 @@ class BatchReader:
             "labels": [max_labels],
             "key": [2],
         }
+        # AutoGraph has nothing to convert in it, and would take a second to find out.
+        read = tf.autograph.experimental.do_not_convert(self._read)
         dataset = (
             tf.data.Dataset.from_generator(locations, output_signature=signature)
             .unbatch()
-            .map(self._read, num_parallel_calls=self._threads, deterministic=True)
+            .map(read, num_parallel_calls=self._threads, deterministic=True)
             .padded_batch(stream.host_batch, padded_shapes, drop_remainder=True)
             .prefetch(2)
         )

@@ -320,17 +320,18 @@ def _fingerprints(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     Integer addition is exact in any order, so the result does not depend on the mesh, and no array
     moves between devices.
     """
+    return {name: _fingerprint(x) for name, x in leaves.items()}
 
-    def fingerprint(x: jax.Array) -> jax.Array:
-        if jnp.issubdtype(x.dtype, jnp.floating):
-            x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis in range(x.ndim):
-            stride = math.prod(x.shape[axis + 1 :]) % 2**32
-            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
-        return jnp.sum(x.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
 
-    return {name: fingerprint(x) for name, x in leaves.items()}
+@jax.jit  # traced once for all arrays of a shape
+def _fingerprint(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        stride = math.prod(x.shape[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+    return jnp.sum(x.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _is_storage_error(error: Exception) -> bool:
