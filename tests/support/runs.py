@@ -1,5 +1,7 @@
 """Starts training runs as processes, waits for them, and reads what they write; for tests."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -15,13 +17,14 @@ import orbax.checkpoint as ocp
 
 import datasets
 from full_disk import NOTHING_COMPILED
+from hashvision.commands.main import main
 from places import REPO
 
 TINY = """
 import base
 from hashvision.models import regnet
 
-regnet.PARAMETERS["tiny"] = regnet.RegNetParameters(3, 8, 8.0, 2.0, 8)
+regnet.PARAMETERS["tiny"] = regnet.RegNetParameters(2, 8, 8.0, 2.0, 8)
 
 
 def get_config():
@@ -217,9 +220,24 @@ def difference(one, other):
     return max(shares)
 
 
+def train_here(place, run, *overrides, dataset="dataset", config="tiny"):
+    """Runs `train` in this process, on its 8 devices: (exit code, stdout, stderr).
+
+    It starts in a third of the time of a process of its own, but can be neither killed nor
+    compared bit by bit with a run on one device.
+    """
+    words = ["train", f"--workdir={place / run}", f"--config={place / config}.py"]
+    words += [f"--config.dataset={place / dataset}", *overrides]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main(words)
+    return code, out.getvalue(), err.getvalue()
+
+
 def refused(place, run, *overrides, **options):
-    code, _, err = finish(start(place, run, *overrides, **options))
-    assert code == 2 and "Traceback" not in err, err
+    """The one sentence of a `train` that must fail with exit code 2."""
+    code, _, err = train_here(place, run, *overrides, **options)
+    assert code == 2, err
     lines = [line for line in err.splitlines() if line.startswith("hashvision: ")]
     assert len(lines) == 1
     return lines[0]

@@ -16,6 +16,7 @@ from runs import all_finish, curve, finish, kill_host, make, start, start_hosts,
 pytestmark = pytest.mark.slow
 
 QUICK = ("--config.hosts.join=40", "--config.hosts.lost=6")
+LONGER = "--config.steps=60"  # so that a run is stopped long before its last step
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    code, _, err = finish(start(place, "alone"))
+    code, _, err = finish(start(place, "alone", LONGER))
     assert code == 0, err
     return curve(place, "alone")
 
@@ -39,9 +40,9 @@ def same_losses(found, wanted):
 def test_a_run_on_four_hosts_then_two_then_one_learns_the_same_as_on_one(place, alone):
     metrics = place / "elastic" / "metrics.jsonl"
     for count in (4, 2):
-        running = start_hosts(place, "elastic", count)
+        running = start_hosts(place, "elastic", count, LONGER)
         reached = max(curve(place, "elastic")) if metrics.exists() else 0
-        until(running[0], metrics, reached + 5)
+        until(running[0], metrics, reached + 3)
         running[-1].send_signal(signal.SIGTERM)  # to one host only
         ended = all_finish(running)
         assert [code for code, _, _ in ended] == [hosts.AGAIN] * count, ended
@@ -49,7 +50,7 @@ def test_a_run_on_four_hosts_then_two_then_one_learns_the_same_as_on_one(place, 
         assert (
             f"of {count} hosts" in ended[0][1] and "hosts" not in ended[1][1]
         )  # only host 0 prints
-    code, _, err = finish(start(place, "elastic"))
+    code, _, err = finish(start(place, "elastic", LONGER))
     assert code == 0, err
     same_losses(curve(place, "elastic"), alone)
 

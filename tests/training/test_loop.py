@@ -20,6 +20,7 @@ from runs import (
     refused,
     same,
     start,
+    train_here,
     until,
 )
 
@@ -216,13 +217,13 @@ def test_a_broken_shard_stops_the_run_and_once_repaired_the_run_resumes(place, w
 def test_each_start_notes_its_removal_list(place, whole):
     (place / "removals.csv").write_text("kind,value,reason,received_at\nowner,u3,left,2018-06-01\n")
     removals = f"--removals={place / 'removals.csv'}"
-    code, _, err = finish(start(place, "removed", "--config.steps=12"))
+    code, _, err = train_here(place, "removed", "--config.steps=6")
     assert code == 0, err
-    code, _, err = finish(start(place, "removed", removals))
+    code, _, err = train_here(place, "removed", removals)
     assert code == 0, err
     lines = (place / "removed" / "removed.jsonl").read_text().splitlines()
     starts = [json.loads(line) for line in lines]
     assert [(start["step"], len(start["removed"]["owner"])) for start in starts] == [
         (0, 0),
-        (12, 1),
+        (6, 1),
     ]

@@ -15,9 +15,11 @@ from hashvision.config import objectives as table
 from hashvision.config import schema
 from hashvision.evaluation import encoded, protocols
 from hashvision.evaluation.bootstrap import Estimate
+from hashvision.models import regnet
 from hashvision.training import loop
 from places import load
 from runs import make
+from steps import SMALLEST
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +86,8 @@ def test_a_new_objective_is_one_file_and_one_line(place, monkeypatch):
     name = schema.KEYS["objective.name"]
     takes = name.takes._replace(holds=lambda value: value in table.OBJECTIVES)
     monkeypatch.setitem(schema.KEYS, "objective.name", name._replace(takes=takes))
-    model = "--config.model.name=regnety_200mf"
+    monkeypatch.setitem(regnet.PARAMETERS, "smallest", SMALLEST.parameters)
+    model = "--config.model.name=smallest"
     lines = trained(place, "--config.objective.name=colour", model)
     assert lines[-1]["error"] < lines[0]["error"]
 
