@@ -37,7 +37,7 @@ def runs_here(command):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A copy of the repository with this environment, few posts and a recipe of few steps."""
+    """A copy of the repository with this environment, few posts, few steps and a small network."""
     place = tmp_path_factory.mktemp("clone") / "hashvision"
     tracked = subprocess.run(["git", "ls-files"], cwd=REPO, check=True, capture_output=True)
     for name in tracked.stdout.decode().splitlines():
@@ -53,6 +53,13 @@ def place(tmp_path_factory):
     config.model.unroll = 1
     return config"""
     recipe.write_text(recipe.read_text().replace("    return config", few))
+    networks = place / "hashvision" / "models" / "regnet.py"
+    demo = re.compile(r'"regnety_200mf": RegNetParameters\(.*?\)')
+    small, found = demo.subn(
+        '"regnety_200mf": RegNetParameters(2, 8, 8.0, 2.0, 8)', networks.read_text()
+    )
+    assert found == 1
+    networks.write_text(small)
     draw.write(str(place / "runs" / "drawn" / "posts"), 120, 3)
     for name in ("posts.jsonl", "images"):
         (place / name).symlink_to(place / "runs" / "drawn" / "posts" / name)

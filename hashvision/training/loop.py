@@ -63,9 +63,9 @@ def train(
         config = config.copy_and_resolve_references()
         for line in objectives.fill(config, photos.epoch_length, run.frozen_config(workdir)):
             say(line)
+        compilation.use_cache()
         built = program.build(config, len(source.class_counts), photos.epoch_length)
         classes = run.claim(workdir, config, source.vocabulary, source.manifest)
-        compilation.use_cache()
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         try:
             state = start.first_state(config, built, checkpoints)

@@ -15,7 +15,7 @@ FOLDER = REPO / "launch" / "colab"
 NAMES = ("01_hashtags", "02_swav", "03_fine_tune", "04_plan")
 
 # sitecustomize.py of every process that a notebook starts. It replaces the network of the demo by
-# one of three blocks, which compiles in seconds.
+# one of two blocks, which compiles in seconds.
 SMALL = """
 import importlib.machinery
 import sys
@@ -30,7 +30,7 @@ class Small(importlib.machinery.PathFinder):
 
             def exec_module(module):
                 execute(module)
-                module.PARAMETERS["regnety_200mf"] = module.RegNetParameters(3, 8, 8.0, 2.0, 8)
+                module.PARAMETERS["regnety_200mf"] = module.RegNetParameters(2, 8, 8.0, 2.0, 8)
 
             spec.loader.exec_module = exec_module
         return spec

@@ -234,9 +234,9 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     place = runs.make(folder)
     started = time.monotonic()
-    print("An undisturbed run on 2 hosts:", flush=True)
-    ended = Attempt(place, "whole", 2, f"--config.steps={arguments.steps}").wait()
-    assert [code for code, _, _ in ended] == [0, 0], ended
+    print("An undisturbed run on one host:", flush=True)
+    ended = Attempt(place, "whole", 1, f"--config.steps={arguments.steps}").wait()
+    assert [code for code, _, _ in ended] == [0], ended
     print(f"The same run with {arguments.kills} faults:", flush=True)
     chaos(place, "harmed", faults=arguments.kills, steps=arguments.steps, seed=arguments.seed)
     compared = compare(place, "whole", "harmed", arguments.steps)

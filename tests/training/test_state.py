@@ -1,5 +1,6 @@
 """Tests of the training step on 8 simulated devices: the results of one, an eighth of its work."""
 
+import functools
 import re
 
 import jax
@@ -37,6 +38,7 @@ def test_eight_devices_equal_one(single, data, fsdp):
     assert sizes[0] > sizes[1]  # kernels are padded
 
 
+@functools.cache
 def compiled(data, fsdp, model=MODEL):
     # Large enough that photos cost more than the update of replicated parameters, as in practice.
     mesh, _, abstract, batch, step = build(data, fsdp, model, side=96)
@@ -135,7 +137,7 @@ def test_the_abstract_state_has_the_shapes_and_dtypes_of_the_state():
     assert jnp.issubdtype(abstract.step.dtype, jnp.integer)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "parts"), [(1, 1, 2), (1, 1, 4), (8, 1, 2), (2, 4, 4)])
+@pytest.mark.parametrize(("data", "fsdp", "parts"), [(1, 1, 4), (8, 1, 2), (2, 4, 4)])
 def test_accumulating_over_parts_learns_the_same_as_the_whole_batch(data, fsdp, parts):
     parts_change_nothing("hashtag", data, fsdp, parts)
 
