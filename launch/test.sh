@@ -14,5 +14,7 @@ else
     .venv/bin/python -m ruff format --check .
     .venv/bin/basedpyright --pythonpath .venv/bin/python
 fi
-# tests/conftest.py puts slow files first; --no-loadscope-reorder keeps pytest-xdist from putting large ones first.
-exec .venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
+# A worker more than cores, because many tests wait for processes. tests/conftest.py puts slow files first;
+# --no-loadscope-reorder keeps pytest-xdist from putting large ones first.
+workers=$(.venv/bin/python -c 'import os; print(os.cpu_count() + 1)')
+exec .venv/bin/python -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

@@ -52,15 +52,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_is_kept() -> Iterator[None]:
-    """Forgets a test's folder of compiled programs, which may lie in a bucket that is gone."""
-    yield
+def compiled_programs_are_shared(request: pytest.FixtureRequest) -> None:
+    """Lets all tests of this checkout, also of later sessions, share what they compile.
+
+    Set again before each test, since `train` sets another folder, which may be gone. Processes that
+    tests start have the cache of the session, since a killed one may leave half a program in it.
+    """
     if "jax" in sys.modules:
         import jax
         from jax.experimental.compilation_cache import compilation_cache
 
-        if jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", None)
+        folder = str(request.config.rootpath / ".pytest_cache" / "compiled")
+        if jax.config.jax_compilation_cache_dir != folder:
+            jax.config.update("jax_compilation_cache_dir", folder)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
             compilation_cache.reset_cache()
 
 

@@ -340,7 +340,7 @@ def test_a_stopped_killed_and_damaged_run_in_a_bucket_equals_one_on_a_disk(
 
     run, removals = "--workdir=gs://bucket/run", "--removals=gs://bucket/dump/removals.csv"
     assert program.main(["audit", run, removals]) == 0
-    tiny = regnet.RegNetParameters(3, 8, 8.0, 2.0, 8)
+    tiny = regnet.RegNetParameters(2, 8, 8.0, 2.0, 8)
     monkeypatch.setitem(regnet.PARAMETERS, "tiny", tiny)
     test = "--dataset=gs://bucket/dump/test"
     assert program.main(["evaluate", run, removals, test, "--protocol=knn"]) == 0

@@ -76,6 +76,7 @@ def test_a_bit_flip_is_reported_and_excluded(folder, tmp_path, capsys):
     assert changed == 3  # once per epoch
 
 
+@pytest.mark.slow
 def test_faults_are_known_after_a_restart_on_other_hosts(folder, tmp_path):
     flip(folder, 41)
     flip(folder, 7)

@@ -84,6 +84,7 @@ def false_pairs(prints: list[Fingerprint]) -> list[tuple[int, int]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", edits.EDITS)
 def test_copies_are_found_whatever_the_edit(kind: str, photos):
     assert recall(kind, photos) >= 0.97

@@ -71,6 +71,7 @@ MEANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MEANS)
 def test_intervals_of_means_cover_the_truth_about_95_times_in_100(kind, monkeypatch):
     values, chances, eligible = MEANS[kind]

@@ -129,6 +129,7 @@ def test_another_run_is_not_disturbed(cloud):
     assert code == 2 and "another run is active" in out
 
 
+@pytest.mark.slow
 def test_overrides_arrive_unchanged(cloud):
     cloud.settings["WORKDIR"] = str(cloud.bucket / 'run "one" $HOME; `id`')
     overrides = [
@@ -162,6 +163,7 @@ def until(done):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_each_worker_knows_its_number_and_the_coordinator(cloud):
     for command in ("create", "setup"):
         cloud.launch(command)
@@ -176,6 +178,7 @@ def test_each_worker_knows_its_number_and_the_coordinator(cloud):
         ]
 
 
+@pytest.mark.slow
 def test_a_single_host_needs_no_coordinator(tmp_path):
     cloud = Cloud(tmp_path, workers=1)
     code, out, _ = cloud.launch("babysit", "configs/demo.py")
@@ -323,6 +326,7 @@ def test_missing_settings_gcloud_and_bucket_are_named(cloud):
     assert code == 2 and err.startswith("WORKDIR=runs/pod in ")
 
 
+@pytest.mark.slow
 def test_only_committed_code_is_sent(cloud):
     (cloud.repository / "configs" / "demo.py").write_text("# not committed\n")
     for command in ("setup", "train", "babysit"):
@@ -344,6 +348,7 @@ def test_only_committed_code_is_sent(cloud):
     assert code == 2 and "is not installed; run `setup`" in out
 
 
+@pytest.mark.slow
 def test_setup_installs_the_pins_of_the_commit_and_of_the_tpu(cloud):
     venv = next(cloud.folder.glob("image/hashvision/venv-*"))
     shutil.rmtree(venv)

@@ -214,6 +214,7 @@ def partitioned(form: str, gradients: bool) -> tuple[float, Any, Any, Any]:
         return flops(one), eight, one(x, kernel), eight(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "gradients"])
 @pytest.mark.parametrize("form", FORMS)
 def test_eight_devices_share_a_grouped_convolution(form, gradients):
@@ -271,6 +272,7 @@ def test_gradients_of_blocks_are_concatenated_and_not_padded():
     assert " pad[" not in str(gradient) and "concatenate[" in str(gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "larc", "adamw"])
 def test_padding_of_large_kernels_changes_nothing_and_stays_zero(monkeypatch, optimizer):
     """Three steps with and without padding give the same features and parameters."""

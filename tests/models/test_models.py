@@ -102,6 +102,7 @@ def test_weights_rule_still_draws_the_goldens_weights():
     np.testing.assert_array_equal(drawn, [758833846, 1917268047, -990663865, 113399986])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", PEERS)
 def test_torch_names_cover_every_variable(peer):
     _, variables = load(peer)
@@ -207,6 +208,7 @@ def test_training_step_equals_pytorch_in_gradients():
 # Published sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
 def test_parameter_counts_equal_the_published_ones(name):
     trunk, with_head = PUBLISHED[name]
@@ -319,6 +321,7 @@ def plain_stage(variables: Any, x: jax.Array, depth: int) -> tuple[jax.Array, li
     return x, statistics
 
 
+@pytest.mark.slow
 def test_a_stage_equals_its_blocks_one_after_another():
     variables = toy_variables(3)
     y, after = jax.jit(
@@ -366,6 +369,7 @@ def test_remat_of_a_scanned_stage_saves_memory():
     assert again < 0.7 * kept
 
 
+@pytest.mark.slow
 def test_a_loop_stores_only_its_input_and_the_outputs_of_convolutions():
     # It stores neither a ReLU's input or mask nor the inputs of convolutions.
     variables = toy_variables(5)

@@ -10,7 +10,7 @@ import pytest
 from hashvision.errors import UserError
 from hashvision.planning import fit, plan
 from made_up_plan import MADE_UP
-from places import CONFIGS
+from runs import make
 
 
 def made_up(state, activations, memory, tried=None):
@@ -93,10 +93,10 @@ def test_overrides_can_be_pasted_into_a_command():
 
 
 @pytest.mark.slow
-def test_fit_on_simulated_cpus_prints_what_to_paste():
-    command = [sys.executable, "-m", "hashvision", "plan", f"--config={CONFIGS / 'demo.py'}"]
-    command += ["--topology=cpu:2", "--fit", "--config.batch_size=8", "--config.model.unroll=1"]
-    command += ["--config.data.crops=((1, 32, 0.2, 1.0),)"]
+def test_fit_on_simulated_cpus_prints_what_to_paste(tmp_path):
+    config = f"--config={make(tmp_path) / 'tiny.py'}"
+    command = [sys.executable, "-m", "hashvision", "plan", config]
+    command += ["--topology=cpu:2", "--fit", "--config.batch_size=8"]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles in half the time
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

@@ -51,6 +51,7 @@ def launch(cloud, *arguments, **environment):
     return code, out, err, calls
 
 
+@pytest.mark.slow
 def test_prepare_is_given_the_runner_and_the_commit_as_a_wheel(cloud):
     code, _, err, calls = launch(cloud, *INPUTS, "--wordnet=gs://b/it's; wordnet.xml")
     assert (code, err) == (0, "")
@@ -72,6 +73,7 @@ def test_prepare_is_given_the_runner_and_the_commit_as_a_wheel(cloud):
     assert source == (REPO / "hashvision" / "prepare" / "graph.py").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_container_image_replaces_requirements(cloud):
     cloud.settings.update(IMAGE="docker.pkg.dev/p/image:1", REGION="europe-west4", WORKERS="7")
     code, _, _, calls = launch(cloud, *INPUTS)
@@ -89,6 +91,7 @@ def test_dry_run_only_prints(cloud):
     assert r"--output=gs://b/data\ set" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "settings", "sentence"),
     [

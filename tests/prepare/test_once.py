@@ -113,6 +113,7 @@ def test_each_dropped_post_has_its_reason(made):
     assert manifest["options"]["evaluation_sets"] == ["test"]
 
 
+@pytest.mark.slow
 def test_no_removed_or_private_post_is_named(made):
     folder, manifest, *_ = made
     dropped = manifest["posts"]["dropped"]
@@ -124,6 +125,7 @@ def test_no_removed_or_private_post_is_named(made):
         assert not {*gone} & {*cells}, path
 
 
+@pytest.mark.slow
 def test_a_removal_list_finds_copies_in_a_prepared_dataset(made, tmp_path):
     folder, *_ = made
     source = dataset.load(str(folder / "set"))

@@ -157,6 +157,7 @@ def test_every_post_is_accounted_for(made):
     assert manifest["images"] == 902
 
 
+@pytest.mark.slow
 def test_examples_of_dropped_posts_are_offsets_without_names(made):
     output, manifest, dump = made
     text = pathlib.Path(dump).read_bytes()
@@ -180,6 +181,7 @@ def test_examples_of_dropped_posts_are_offsets_without_names(made):
     assert examples and all(re.fullmatch(r"byte \d+", each) for each in examples)
 
 
+@pytest.mark.slow
 def test_synonyms_merge_and_spam_is_left_out(made):
     output, manifest, _ = made
     vocabulary = vocabulary_of(output)

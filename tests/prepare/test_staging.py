@@ -106,6 +106,7 @@ def test_a_dataset_of_each_version_is_replaced_with_all_its_files(posts, tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["set0", "set0.key", "set1", "set1.key"]
 
 
+@pytest.mark.slow
 def test_files_added_to_the_output_during_the_run_are_kept(posts, tmp_path, monkeypatch):
     output = put(tmp_path / "set", manifest_json=json.dumps(OLD))
     finish = folder.finish
@@ -163,6 +164,7 @@ def test_a_second_run_on_an_output_in_use_is_refused(posts, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_second_run_between_the_two_renames_is_refused(posts, tmp_path, monkeypatch):
     output = put(tmp_path / "set", manifest_json=json.dumps(OLD))
     move, seen = folder.storage.move, []
@@ -203,7 +205,8 @@ def fails(capsys, *arguments) -> str:
 IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 
-@pytest.mark.parametrize("flags", [(), pytest.param(IN_PROCESSES, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), IN_PROCESSES])
 # Python closes the other files of a failed graph when it collects them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_gives_one_sentence_and_leaves_no_files(posts, tmp_path, capfd, flags):
@@ -264,6 +267,7 @@ def test_errors_of_steps_are_raised_again(tmp_path):
 # Paths of the output
 
 
+@pytest.mark.slow
 def test_a_link_is_followed_and_the_dataset_replaced_where_it_leads(posts, tmp_path):
     target = put(tmp_path / "disk" / "v1", manifest_json=json.dumps(OLD))
     (target / "posts-train.tfrecord-00000-of-00009").write_text("a photo that was taken down")

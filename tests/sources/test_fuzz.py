@@ -70,6 +70,7 @@ def table(fuzzed: Fuzzed) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_each_post_has_an_expected_outcome(fuzzed: Fuzzed):
     print("\n" + table(fuzzed))
     assert len(fuzzed.dump.cases) >= 2000
@@ -88,11 +89,13 @@ def test_each_post_has_an_expected_outcome(fuzzed: Fuzzed):
     assert 0.1 < faulty.count("kept") / len(faulty) < 0.9
 
 
+@pytest.mark.slow
 def test_no_post_takes_more_than_5_seconds(fuzzed: Fuzzed):
     slowest = int(np.argmax(fuzzed.seconds))
     assert fuzzed.seconds[slowest] < 5, fuzzed.dump.cases[slowest].kind
 
 
+@pytest.mark.slow
 def test_every_kept_photo_is_a_plain_upright_jpeg(fuzzed: Fuzzed):
     import tensorflow as tf
 

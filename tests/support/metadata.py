@@ -25,7 +25,7 @@ def serving(events):
             pass
 
     server = http.server.HTTPServer(("localhost", 0), Metadata)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"localhost:{server.server_port}"
     server.shutdown()
     server.server_close()

@@ -243,12 +243,17 @@ def refused(place, run, *overrides, **options):
     return lines[0]
 
 
-def killed_and_restarted(place, run, config):
-    """Kills a run at step 17 with SIGKILL, then resumes it to its end."""
+def killed(place, run, config):
+    """Starts a run and kills it at step 17 with SIGKILL."""
     process = start(place, run, config=config)
     until(process, place / run / "metrics.jsonl", 17)
     process.send_signal(signal.SIGKILL)
     assert finish(process)[0] == -signal.SIGKILL
+
+
+def killed_and_restarted(place, run, config):
+    """Kills a run at step 17 with SIGKILL, then resumes it to its end."""
+    killed(place, run, config)
     code, out, err = finish(start(place, run, config=config))
     assert code == 0, err
     assert "steps 15 to 24" in out or "steps 10 to 24" in out or "steps 20 to 24" in out

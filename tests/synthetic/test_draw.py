@@ -95,6 +95,7 @@ def test_many_posts_are_drawn_on_all_cores_to_the_same_bytes(tmp_path, monkeypat
     assert hashes(tmp_path / "alone") == hashes(tmp_path / "pool")
 
 
+@pytest.mark.slow
 def test_a_post_does_not_depend_on_the_number_of_posts(dump, tmp_path):
     draw.write(tmp_path / "fewer", posts=20, test_per_class=1, size=64)
     fewer, more = read_posts(tmp_path / "fewer")[0], read_posts(dump)[0]
@@ -105,6 +106,7 @@ def test_a_post_does_not_depend_on_the_number_of_posts(dump, tmp_path):
     assert len(differing) <= 6  # three broken posts in each dump
 
 
+@pytest.mark.slow
 def test_posts_have_the_form_of_a_dump_with_each_kind_of_broken_file(dump):
     posts, broken = read_posts(dump)
     assert broken == 1
@@ -245,6 +247,7 @@ def nearest_accuracy(train, train_classes, test, classes) -> float:
     return float((votes.argmax(1) == classes).mean())
 
 
+@pytest.mark.slow
 def test_shape_predicts_the_kinds_and_colour_does_not(dump):
     train, train_classes = read_split(dump / "transfer" / "train")
     test, classes = read_split(dump / "transfer" / "test")

@@ -283,6 +283,7 @@ def test_records_of_a_restored_shard_are_shown_again_except_a_broken_first(tmp_p
     run.agrees()
 
 
+@pytest.mark.slow
 def test_a_shard_cut_short_while_it_is_read_loses_its_last_records_too(tmp_path):
     run = Reads(tmp_path)
     run.flip(55)

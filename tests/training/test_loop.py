@@ -14,7 +14,7 @@ from hashvision.training import hosts
 from runs import (
     REPO,
     finish,
-    killed_and_restarted,
+    killed,
     make,
     newest_checkpoint,
     refused,
@@ -41,36 +41,26 @@ def whole(place):
     return "whole"
 
 
-def test_a_run_killed_at_step_17_and_restarted_equals_an_uninterrupted_one(place, whole):
-    killed_and_restarted(place, "killed", "tiny")
-    same(place, "killed", whole)
+def notes(folder):
+    return [(folder / name).read_bytes() for name in ("removed.jsonl", "dataset.json")]
 
 
-def test_sigterm_saves_and_exits_with_75(place, whole):
-    process = start(place, "stopped")
-    until(process, place / "stopped" / "metrics.jsonl", 7)
+def test_a_second_run_is_refused_and_the_first_saves_at_sigterm_and_resumes(place, whole):
+    process, workdir = start(place, "stopped"), place / "stopped"
+    until(process, workdir / "metrics.jsonl", 3)
+    process.send_signal(signal.SIGSTOP)  # it would reach its end during the second run
+    noted = notes(workdir)
+    (place / "list.csv").write_text("kind,value,reason,received_at\nowner,u2,left,2018-06-01\n")
+    sentence = refused(place, "stopped", f"--removals={place / 'list.csv'}")
+    assert f"by process {process.pid} on " in sentence and notes(workdir) == noted
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     code, out, err = finish(process)
     assert code == hosts.AGAIN, err
     assert "Stopped at step" in out
+    assert not (workdir / "lock").exists()
     assert finish(start(place, "stopped"))[0] == 0
     same(place, "stopped", whole)
-
-
-def test_a_second_run_on_a_workdir_is_refused_and_the_first_continues(place, whole):
-    first = start(place, "shared", "--config.steps=100000")
-    until(first, place / "shared" / "metrics.jsonl", 3)
-    noted = [(place / "shared" / name).read_bytes() for name in ("removed.jsonl", "dataset.json")]
-    (place / "list.csv").write_text("kind,value,reason,received_at\nowner,u2,left,2018-06-01\n")
-    listed = f"--removals={place / 'list.csv'}"
-    assert f"by process {first.pid} on " in refused(place, "shared", listed)
-    noted_then = [
-        (place / "shared" / name).read_bytes() for name in ("removed.jsonl", "dataset.json")
-    ]
-    assert noted_then == noted
-    first.send_signal(signal.SIGTERM)
-    assert finish(first)[0] == hosts.AGAIN
-    assert not (place / "shared" / "lock").exists()
 
 
 def test_metrics_lines_have_the_documented_keys(place, whole):
@@ -182,11 +172,8 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes(place, whole):
     same(place, "full", whole)
 
 
-def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before(place, whole):
-    process = start(place, "damaged")
-    until(process, place / "damaged" / "metrics.jsonl", 17)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
+def test_a_killed_run_with_a_damaged_checkpoint_resumes_from_the_one_before(place, whole):
+    killed(place, "damaged", "tiny")
     newest = newest_checkpoint(place, "damaged")
     for path in newest.glob("default/d/*"):
         path.write_bytes(path.read_bytes()[:-9])

@@ -101,6 +101,7 @@ def test_sgd_equals_pytorchs_nesterov_with_decay_on_kernels_only():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted)
 
 
+@pytest.mark.slow
 def test_larc_equals_apexs_layer_by_layer():
     params, grads = trees()
     rate = lambda step: 2.0 - step  # noqa: E731
@@ -132,6 +133,7 @@ def test_larc_equals_apexs_layer_by_layer():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, wanted)
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_global_norm():
     params, grads = trees()
     tx = optim.build(
