@@ -6,15 +6,15 @@ set -euo pipefail
 setup requirements-test.txt
 
 selection=()
+workers=$(.venv/bin/python -c 'import os; print(os.cpu_count())')
 if [ "${1:-}" = quick ]; then
     shift
     selection=(-m "not slow and not realdata")
 else
+    workers=$((workers + 1)) # because many slow tests wait for processes
     .venv/bin/python -m ruff check .
     .venv/bin/python -m ruff format --check .
     .venv/bin/basedpyright --pythonpath .venv/bin/python
 fi
-# A worker more than cores, because many tests wait for processes. tests/conftest.py puts slow files first;
-# --no-loadscope-reorder keeps pytest-xdist from putting large ones first.
-workers=$(.venv/bin/python -c 'import os; print(os.cpu_count() + 1)')
+# tests/conftest.py puts slow files first; --no-loadscope-reorder keeps pytest-xdist from putting large ones first.
 exec .venv/bin/python -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

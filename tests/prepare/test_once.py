@@ -17,6 +17,8 @@ from hashvision.prepare import pipeline
 
 PHOTOS = 30
 
+pytestmark = pytest.mark.slow
+
 
 def edited(seed):
     return encoded(ImageOps.mirror(scene(seed)), 60)
@@ -88,7 +90,6 @@ def ids(folder):
     return set(source.rows(0, len(source))["id"].tolist()), source.key()
 
 
-@pytest.mark.slow
 def test_each_dropped_post_has_its_reason(made):
     folder, manifest, written, _ = made
     assert dropped(manifest) == {
@@ -113,7 +114,6 @@ def test_each_dropped_post_has_its_reason(made):
     assert manifest["options"]["evaluation_sets"] == ["test"]
 
 
-@pytest.mark.slow
 def test_no_removed_or_private_post_is_named(made):
     folder, manifest, *_ = made
     dropped = manifest["posts"]["dropped"]
@@ -125,7 +125,6 @@ def test_no_removed_or_private_post_is_named(made):
         assert not {*gone} & {*cells}, path
 
 
-@pytest.mark.slow
 def test_a_removal_list_finds_copies_in_a_prepared_dataset(made, tmp_path):
     folder, *_ = made
     source = dataset.load(str(folder / "set"))
@@ -167,7 +166,6 @@ def test_the_report_names_each_pair_and_shows_it(made):
     assert not (folder / "set" / "spool").exists()
 
 
-@pytest.mark.slow
 def test_keep_copies_of_removed_keeps_the_copies_of_others(made, tmp_path, capsys):
     folder, _, before, options = made
     options = {**options, "keep_copies_of_removed": True}
@@ -181,7 +179,6 @@ def test_keep_copies_of_removed_keeps_the_copies_of_others(made, tmp_path, capsy
     assert (reasons["removed"], reasons["removed_copy"], reasons["duplicate_photo"]) == (8, 4, 5)
 
 
-@pytest.mark.slow
 def test_keep_duplicates_still_drops_leaks_and_removed_photos(made, tmp_path):
     folder, _, _, options = made
     options = {**options, "keep_duplicates": True}

@@ -48,6 +48,8 @@ SYNSETS = [
 SPAM = ["love", "tbt", "friend", "photooftheday"]
 FILLER = "the a with on in and two young near old big sunny some this my".split()
 
+pytestmark = pytest.mark.slow
+
 
 def jpeg(seed: int, size: tuple[int, int] = (24, 16)) -> bytes:
     small = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
@@ -138,7 +140,6 @@ def vocabulary_of(folder: pathlib.Path) -> dict:
     return json.loads((folder / "vocabulary.json").read_text())
 
 
-@pytest.mark.slow
 def test_every_post_is_accounted_for(made):
     output, manifest, _ = made
     assert json.loads((output / "manifest.json").read_text()) == manifest
@@ -157,7 +158,6 @@ def test_every_post_is_accounted_for(made):
     assert manifest["images"] == 902
 
 
-@pytest.mark.slow
 def test_examples_of_dropped_posts_are_offsets_without_names(made):
     output, manifest, dump = made
     text = pathlib.Path(dump).read_bytes()
@@ -181,7 +181,6 @@ def test_examples_of_dropped_posts_are_offsets_without_names(made):
     assert examples and all(re.fullmatch(r"byte \d+", each) for each in examples)
 
 
-@pytest.mark.slow
 def test_synonyms_merge_and_spam_is_left_out(made):
     output, manifest, _ = made
     vocabulary = vocabulary_of(output)
@@ -255,7 +254,6 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.slow
 def test_without_wordnet_it_says_so_and_replaces_the_former_dataset(
     made, tmp_path: pathlib.Path, capsys
 ):
@@ -279,7 +277,6 @@ def test_without_wordnet_it_says_so_and_replaces_the_former_dataset(
 IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), pytest.param(IN_PROCESSES, marks=pytest.mark.slow)])
 def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags):
     output, manifest, dump = made
@@ -296,7 +293,6 @@ def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags)
     assert contents(again) == contents(output)
 
 
-@pytest.mark.slow
 def test_a_refused_run_leaves_no_files(made, tmp_path: pathlib.Path):
     _, _, dump = made
     output = tmp_path / "output"
@@ -356,7 +352,6 @@ def test_a_key_in_the_dataset_is_refused(made, tmp_path):
     assert not output.exists()
 
 
-@pytest.mark.slow
 def test_a_key_replaced_during_the_run_is_an_error(made, tmp_path, monkeypatch):
     whole = folder.finish
 
@@ -390,7 +385,6 @@ def test_shards_cut_the_hashes_evenly():
 
 
 @pytest.mark.realdata
-@pytest.mark.slow
 def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     manifest = pipeline.prepare(
         str(shared_data / "posts" / "posts.jsonl"),
@@ -424,7 +418,6 @@ def test_real_posts(tmp_path: pathlib.Path, shared_data: pathlib.Path):
     assert set(classes["dog"]["tags"]) >= {"dog", "dogs", "canisfamiliaris", "domesticdog"}
 
 
-@pytest.mark.slow
 def test_a_post_lost_by_the_runner_is_an_error(made, tmp_path: pathlib.Path, monkeypatch):
     whole = reading.ReadPosts._read
 
@@ -437,7 +430,6 @@ def test_a_post_lost_by_the_runner_is_an_error(made, tmp_path: pathlib.Path, mon
     assert list(tmp_path.iterdir()) == [tmp_path / "lost.key"]
 
 
-@pytest.mark.slow
 def test_keep_untagged_keeps_photos_without_text(tmp_path):
     """Photos without any text: there is nothing to count and nothing to name."""
     lines = []
