@@ -18,7 +18,7 @@ from hashvision import objectives
 from hashvision.config import recipes
 from hashvision.data import dataset, stream
 from hashvision.errors import UserError
-from hashvision.models import layers
+from hashvision.models import layers, regnet
 from hashvision.planning import flops, plan
 from hashvision.training import program
 from made_up_plan import MADE_UP
@@ -36,6 +36,8 @@ SMALL = (
 def test_bytes_per_device_are_the_bytes_of_its_shards(monkeypatch):
     """Uses the devices of this process in place of a TPU topology."""
     monkeypatch.setattr(plan, "devices_of", lambda topology: jax.devices())
+    shallow = regnet.PARAMETERS["regnety_200mf"]._replace(depth=4)
+    monkeypatch.setitem(regnet.PARAMETERS, "regnety_200mf", shallow)
     config = recipes.load(str(CONFIGS / "demo.py"), list(SMALL))
     found = plan.plan(config, plan.Target("v5e:2x4", 100, 5000.0))
     built = program.build(config, 100, 5000.0)

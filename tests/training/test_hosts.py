@@ -16,7 +16,8 @@ from runs import all_finish, curve, finish, kill_host, make, start, start_hosts,
 pytestmark = pytest.mark.slow
 
 QUICK = ("--config.hosts.join=40", "--config.hosts.lost=6")
-LONGER = "--config.steps=60"  # so that a run is stopped long before its last step
+# So that a run is stopped long before its last step, and saves when it is stopped.
+LONGER = ("--config.steps=60", "--config.checkpoint.every=40")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    code, _, err = finish(start(place, "alone", LONGER))
+    code, _, err = finish(start(place, "alone", *LONGER))
     assert code == 0, err
     return curve(place, "alone")
 
@@ -40,7 +41,7 @@ def same_losses(found, wanted):
 def test_a_run_on_four_hosts_then_two_then_one_learns_the_same_as_on_one(place, alone):
     metrics = place / "elastic" / "metrics.jsonl"
     for count in (4, 2):
-        running = start_hosts(place, "elastic", count, LONGER)
+        running = start_hosts(place, "elastic", count, *LONGER)
         reached = max(curve(place, "elastic")) if metrics.exists() else 0
         until(running[0], metrics, reached + 3)
         running[-1].send_signal(signal.SIGTERM)  # to one host only
@@ -50,7 +51,7 @@ def test_a_run_on_four_hosts_then_two_then_one_learns_the_same_as_on_one(place, 
         assert (
             f"of {count} hosts" in ended[0][1] and "hosts" not in ended[1][1]
         )  # only host 0 prints
-    code, _, err = finish(start(place, "elastic", LONGER))
+    code, _, err = finish(start(place, "elastic", *LONGER))
     assert code == 0, err
     same_losses(curve(place, "elastic"), alone)
 
