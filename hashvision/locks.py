@@ -316,6 +316,8 @@ class _RemoteObject:
             yield
         except (ValueError, NotImplementedError, TimeoutError) as error:
             message = str(error).split(" [")[0][:300]
+            # The block holds only calls of TensorStore, so another status, as of a URL it cannot
+            # parse, is about the path too.
             number = numbers.get(message.partition(":")[0], errno.EINVAL)
             if isinstance(error, TimeoutError):
                 number, message = errno.EIO, f"no answer within {_TIMEOUT:g} s"

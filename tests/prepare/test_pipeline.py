@@ -277,7 +277,7 @@ def test_without_wordnet_it_says_so_and_replaces_the_former_dataset(
 IN_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 
-@pytest.mark.parametrize("flags", [(), pytest.param(IN_PROCESSES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flags", [(), IN_PROCESSES])
 def test_the_same_dump_gives_the_same_bytes(made, tmp_path: pathlib.Path, flags):
     output, manifest, dump = made
     again = tmp_path / "again"
